@@ -6,6 +6,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+# Imported here, the pipeline travels with every saved model or configuration: transformers copies what a file imports.
+try:
+    from .pipeline_ncpl import TASK, ScalingForecastPipeline
+except ImportError:
+    from pipeline_ncpl import TASK, ScalingForecastPipeline
+
 # Qwen3-1.7B, the published backbone; pad_token_id is its `<|endoftext|>`.
 QWEN3_1_7B: dict[str, Any] = {
     "vocab_size": 151936,
@@ -57,6 +63,20 @@ class NCPLConfig(PreTrainedConfig):
     prompt_version: Literal[1, 2] = 1
     # The heads are not tied to the word embeddings; the backbone's own flag says what a causal-LM checkpoint does.
     tie_word_embeddings: bool = False
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A text model's own configuration, as in a backbone's folder, becomes the `text_config`."""
+        config, kwargs = super().get_config_dict(*args, **kwargs)
+        if config.get("model_type", cls.model_type) != cls.model_type:
+            config = {"text_config": config}
+        return config, kwargs
+
+    def to_dict(self) -> dict[str, Any]:
+        """As usual, with the entry by which `pipeline("scaling-forecast")` finds its class."""
+        # Always afresh: transformers puts classes into the entry it has loaded, and JSON cannot hold those.
+        entry = {"impl": f"pipeline_ncpl.{ScalingForecastPipeline.__name__}", "pt": ["AutoModel"]}
+        return super().to_dict() | {"custom_pipelines": {TASK: entry}}
 
 
 NCPLConfig.register_for_auto_class()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 try:
@@ -121,9 +121,7 @@ class NCPLForecaster(NCPLPreTrainedModel):
         Raises:
             OSError: the backbone is not found, or holds no weights.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-        text_config = AutoConfig.from_pretrained(backbone, **hub)
-        return cls.from_pretrained(backbone, config=NCPLConfig(text_config=text_config, **config or {}), **kwargs)
+        return cls.from_pretrained(backbone, **config or {}, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -162,6 +160,10 @@ class NCPLForecaster(NCPLPreTrainedModel):
             `NCPLOutput`, or a tuple with `return_dict=False`. `logits[:, t - 1]` is the prediction for target `t`.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids: missing, give input_ids or inputs_embeds")

@@ -1,0 +1,27 @@
+"""Everything offline, seeded, and on real tiny models."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before any Hugging Face library is imported: no network, and no cache of the user's.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=tempfile.mkdtemp(prefix="ncpl-test-"))
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data_dir():
+    """Real run logs, which the repository does not hold: `NCPL_DATA_DIR`, else `../shared/data`."""
+    folder = Path(os.environ.get("NCPL_DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not (folder / "marin").is_dir():
+        pytest.skip(f"no real run logs at {folder}; set NCPL_DATA_DIR")
+    return folder
