@@ -42,6 +42,7 @@ class NCPLConfig(PreTrainedConfig):
         huber_delta: residual in nats at which the Huber loss turns from square to linear.
         number_token_id: id that stands for a number in `input_ids`.
         prompt_version: 1 is the published prompt, which published weights need; 2 is ours.
+        curves: whether it was trained on points of loss curves, and so can forecast them.
 
     Raises:
         ValueError: a value of the wrong type, or a name that is not among those listed.
@@ -61,6 +62,7 @@ class NCPLConfig(PreTrainedConfig):
     huber_delta: float | int = 0.05
     number_token_id: int = 0
     prompt_version: Literal[1, 2] = 1
+    curves: bool = False
     # The heads are not tied to the word embeddings; the backbone's own flag says what a causal-LM checkpoint does.
     tie_word_embeddings: bool = False
 
@@ -74,7 +76,6 @@ class NCPLConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As usual, with the entry by which `pipeline("scaling-forecast")` finds its class."""
-        # Always afresh: transformers puts classes into the entry it has loaded, and JSON cannot hold those.
         entry = {"impl": f"pipeline_ncpl.{ScalingForecastPipeline.__name__}", "pt": ["AutoModel"]}
         return super().to_dict() | {"custom_pipelines": {TASK: entry}}
 

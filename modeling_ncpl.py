@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 try:
     from .configuration_ncpl import NCPLConfig
@@ -60,8 +61,10 @@ class NumberEmbedding(nn.Module):
         self.fc_out = nn.Linear(2 * hidden, hidden)
 
     def forward(self, values: Tensor) -> Tensor:
-        features = self._features(values.float()).to(self.fc_in.weight.dtype)
-        return self.fc_out(torch.relu(self.fc_in(features)))
+        # Autocast to bf16 would leave a learning rate three digits.
+        with maybe_autocast(values.device.type, enabled=False):
+            features = self._features(values.float()).to(self.fc_in.weight.dtype)
+            return self.fc_out(torch.relu(self.fc_in(features)))
 
     def _features(self, values: Tensor) -> Tensor:
         if self.kind == "mlp":
@@ -183,7 +186,8 @@ class NCPLForecaster(NCPLPreTrainedModel):
             return_dict=True,
         )
         hidden = backbone.last_hidden_state
-        logits = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        with maybe_autocast(hidden.device.type, enabled=False):
+            logits = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
         output = NCPLOutput(
             loss=None if labels is None else self._loss(logits, labels, loss_mask),
             logits=logits,

@@ -9,9 +9,9 @@ from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 try:
-    from .processing_ncpl import check_config
+    from .processing_ncpl import check_config, training_order
 except ImportError:
-    from processing_ncpl import check_config
+    from processing_ncpl import check_config, training_order
 
 TASK = "scaling-forecast"
 
@@ -66,7 +66,7 @@ class ScalingForecastPipeline(Pipeline):
         return {}, {} if level is None else {"level": level}, {}
 
     def preprocess(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {"configs": check_config(config, self.processor.strict)}
+        return {"configs": training_order(check_config(config, self.processor.strict))}
 
     def _forward(self, model_inputs: Mapping[str, Any], level: float = 0.9) -> dict[str, torch.Tensor]:
         """Encodes here rather than in `preprocess`: only the processor knows how a batch of prompts is padded."""
@@ -74,7 +74,13 @@ class ScalingForecastPipeline(Pipeline):
         configs = [configs] if isinstance(configs, Mapping) else configs
         batch = self.processor(configs)
         logits = self.model(**self.ensure_tensor_on_device(**batch)).logits
-        return {"loss": torch.from_numpy(self.processor.losses(logits, batch["loss_mask"], configs))}
+        losses = self.processor.losses(logits, batch["loss_mask"], configs)
+        forecast = {"loss": losses}
+        if (calibration := self.processor.calibration) is not None:
+            forecast["lower"], forecast["upper"] = calibration.interval(configs, losses, level)
+            forecast["divergence"] = calibration.divergence(configs)
+            forecast["extrapolation"] = calibration.extrapolation(configs)
+        return {name: torch.as_tensor(values, dtype=torch.float64) for name, values in forecast.items()}
 
     def postprocess(self, model_outputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
         return {name: value.item() for name, value in model_outputs.items()}

@@ -172,8 +172,8 @@ def check_config(config: Config, strict: bool = True) -> dict[str, Any]:
         if name is None:
             if strict:
                 near = get_close_matches(_plain(given), _NAMES, 1, 0.5)
-                hint = f", did you mean {_NAMES[near[0]]!r}?" if near else "."
-                raise ValueError(f"{given}: not a known field{hint} Known: {', '.join(FIELDS)}")
+                hint = f"did you mean {_NAMES[near[0]]!r}? " if near else ""
+                raise ValueError(f"{given}: not a known field, {hint}known: {', '.join(FIELDS)}")
             checked[str(given)] = value
             continue
         if name in checked:
@@ -194,18 +194,32 @@ def _check_value(field: Field, value: Any, strict: bool) -> Any:
     if field.kind in ("text", "flag"):
         if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
             raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
-        if field.kind == "flag" and str(value).lower() not in ("true", "false", "0", "1", "0.0", "1.0"):
-            raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+        if field.kind == "flag":
+            if str(value).lower() not in ("true", "false", "0", "1", "0.0", "1.0"):
+                raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+            return str(value).lower() in ("true", "1", "1.0")
+        if field.name in REQUIRED:
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+            # The logs write names in lower case; "AdamW" would be another word to the model.
+            return value.strip().lower()
         return value
     number = _number(field, value)
     if not math.isfinite(number):
         raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+    if field.kind == "count" and number == int(number):
+        # Tables make whole numbers floats where a cell is missing; as text, 128.0 is not 128.
+        number = int(number)
     if not strict:
         return number
     if not (field.low <= number <= field.high or (number == 0 and field.zero)):
-        factors = (1e-3, 1e-6, 1e-9, 1e3, 1e6, 1e9)
-        guess = next((number * f for f in factors if number > 0 and field.low <= number * f <= field.high), None)
-        hint = f"; did you mean {guess:.6g}?" if guess is not None and number != 0 else ""
+        # First, plain parameters and tokens instead of millions and billions of them.
+        plain = {"million": 1e-6, "billion": 1e-9}.get(field.unit.split()[0], 1e-3)
+        factors = (plain, 1e-3, 1e3, 1e-6, 1e6, 1e-9, 1e9)
+        guesses = (number * factor for factor in factors if field.low <= number * factor <= field.high)
+        # A whole number is off by a unit only if it stays whole.
+        guess = next((g for g in guesses if field.kind != "count" or g == int(g)), None)
+        hint = f"; did you mean {guess:.6g}?" if guess is not None else ""
         raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}{hint}")
     if field.kind == "count" and number != int(number):
         raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")

@@ -1,0 +1,185 @@
+"""Forecasts against what real runs gave: model, prior and the paper's predictions on identical runs."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from datasets_scripts.runs import SOURCES, SPLITS, data_hash, load_runs
+from ncpl.configs import check_configs
+from ncpl.forecaster import Forecaster
+from ncpl.metrics import regression_metrics
+from ncpl.record import git_state, hardware, versions
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DEFAULT_SPLITS = ("in_val", "ood_val")
+
+PREDICTORS = {
+    "model": "model",
+    "prior": "its prior",
+    "ncpl_1p7b": "paper's NCPL-1.7B",
+    "chinchilla": "paper's Chinchilla",
+}
+"""Predictor, a column of `forecast_runs` -> what people read."""
+
+_PAPER = {"ncpl_1p7b": "float64", "chinchilla": "float64"}
+
+
+def forecast_runs(
+    forecaster: Forecaster,
+    data_dir: str | Path | None = None,
+    splits: Sequence[str] = DEFAULT_SPLITS,
+    level: float = 0.9,
+) -> pd.DataFrame:
+    """Forecasts for logged runs beside what they gave.
+
+    Args:
+        forecaster: what is judged.
+        data_dir: folder of the run logs (`datasets_scripts.runs.load_runs`), which may hold the paper's predictions as
+            `SOURCE_ncpl_paper_predictions.csv`; None downloads the public logs.
+        splits: among `train`, `in_val` and `ood_val`.
+        level: coverage of the interval.
+
+    Returns:
+        A row for each run, losses in nats per token: `source`, `split`, `name`, `observed`; `model`, its `prior`, and
+        `ncpl_1p7b` and `chinchilla`, NaN where the paper's predictions are not at hand; and `lower`, `upper`,
+        `divergence` and `extrapolation` as `predict` gives them.
+
+    Raises:
+        ValueError: an unknown split, logs that are missing or malformed, or a checkpoint that cannot read them.
+
+    >>> from datasets_scripts import SAMPLE_DIR
+    >>> runs = forecast_runs(Forecaster.from_pretrained(), SAMPLE_DIR)
+    >>> sorted(runs["source"].unique())
+    ['marin', 'steplaw']
+    """
+    for split in splits:
+        if split not in SPLITS:
+            near = get_close_matches(split, SPLITS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}{hint}")
+    tables = []
+    for source in SOURCES:
+        runs = load_runs(source, data_dir)
+        paper = _paper_predictions(source, data_dir)
+        for split in dict.fromkeys(splits):
+            rows = list(runs[split])
+            names = [row["name"] for row in rows]
+            # Not strict: what really ran is never refused.
+            configs = check_configs([{**row["conf"], "max step": row["max_step"]} for row in rows], False, names)
+            forecast = forecaster.predict_checked(configs, level).rename(columns={"loss": "model"})
+            logged = pd.DataFrame(
+                {
+                    "source": source,
+                    "split": split,
+                    "name": names,
+                    "observed": [row["final_loss"] for row in rows],
+                    "prior": forecaster.processor.law(configs),
+                }
+            )
+            tables.append(pd.concat([logged, forecast], axis=1).merge(paper, how="left", on=["name", "split"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def evaluation_report(
+    runs: pd.DataFrame, model: str, data_dir: str | Path | None = None, level: float = 0.9
+) -> dict[str, Any]:
+    """Errors for each source and split, with where they come from.
+
+    Args:
+        runs: what `forecast_runs` gave.
+        model: name of the checkpoint.
+        data_dir, level: as they were there.
+
+    Returns:
+        `model`, `level`, `data` (source -> hash), `hardware`, `versions`, `commit`, `dirty` and `cells`: for each
+        source and split `runs` (how many are compared), `left_out` (runs that the paper did not predict), `errors`
+        (predictor -> `mae`, `rmse`, `spearman`, `bias` in nats), and, from a calibrated checkpoint, `coverage` and
+        `width`.
+    """
+    return {
+        "model": model,
+        "level": level,
+        "data": {source: data_hash(source, data_dir) for source in runs["source"].unique().tolist()},
+        "hardware": hardware(),
+        "versions": versions(),
+        **(git_state() or {"commit": None, "dirty": None}),
+        "cells": [_cell(cell) for _, cell in runs.groupby(["source", "split"], sort=False)],
+    }
+
+
+def table(report: dict[str, Any]) -> "Table":
+    """A report's cells for people."""
+    from rich import box
+    from rich.table import Table
+
+    calibrated = any("coverage" in cell for cell in report["cells"])
+    shown = Table(box=box.SIMPLE_HEAD, title=f"{report['model']}: errors in nats per token", title_justify="left")
+    for column in ("source", "split"):
+        shown.add_column(column)
+    shown.add_column("runs", justify="right")
+    shown.add_column("predictor")
+    for column in ("MAE", "RMSE", "Spearman", "bias"):
+        shown.add_column(column, justify="right")
+    if calibrated:
+        shown.add_column(f"in {report['level'] * 100:g} % interval", justify="right")
+        shown.add_column("mean width", justify="right")
+    for cell in report["cells"]:
+        best = min(errors["mae"] for errors in cell["errors"].values())
+        for i, (name, errors) in enumerate(cell["errors"].items()):
+            style = "[bold]{}[/bold]" if errors["mae"] == best else "{}"
+            row = [cell["source"], cell["split"], str(cell["runs"])] if i == 0 else ["", "", ""]
+            row += [PREDICTORS[name], style.format(f"{errors['mae']:.4f}"), f"{errors['rmse']:.4f}"]
+            row += [f"{errors['spearman']:.4f}", f"{errors['bias']:+.4f}"]
+            if calibrated and i == 0:
+                row += [f"{cell['coverage']:.1%}", f"{cell['width']:.4f}"]
+            shown.add_row(*row, end_section=i == len(cell["errors"]) - 1)
+    left_out = sum(cell["left_out"] for cell in report["cells"])
+    if left_out:
+        shown.caption = f"{left_out} runs are left out: the paper did not predict them"
+    return shown
+
+
+def comparable(runs: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
+    """The predictors that there are for some runs of `forecast_runs`, and the runs that all of them predict."""
+    predictors = [name for name in PREDICTORS if not runs[name].isna().all()]
+    return predictors, runs.dropna(subset=predictors)
+
+
+def _cell(runs: pd.DataFrame) -> dict[str, Any]:
+    predictors, compared = comparable(runs)
+    cell: dict[str, Any] = {
+        "source": runs["source"].iloc[0],
+        "split": runs["split"].iloc[0],
+        "runs": len(compared),
+        "left_out": len(runs) - len(compared),
+        "errors": {},
+    }
+    for name in predictors:
+        errors = regression_metrics(compared[name], compared["observed"])
+        cell["errors"][name] = {key: value for key, value in errors.items() if key != "n"}
+    if not compared["lower"].isna().any():
+        inside = compared["observed"].between(compared["lower"], compared["upper"])
+        cell["coverage"] = float(inside.mean())
+        cell["width"] = float((compared["upper"] - compared["lower"]).mean())
+    return cell
+
+
+def _paper_predictions(source: str, data_dir: str | Path | None) -> pd.DataFrame:
+    """The published model's and the paper's Chinchilla's predictions, one for each run; none where there is no file."""
+    name = f"{source}_ncpl_paper_predictions.csv"
+    folders = [] if data_dir is None else [Path(data_dir).expanduser(), Path(data_dir).expanduser() / source]
+    file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if file is None:
+        return pd.DataFrame(columns=["name", "split", *_PAPER]).astype(_PAPER)
+    found = pd.read_csv(file)
+    missing = [column for column in ("name", "split", *_PAPER) if column not in found]
+    if missing:
+        raise ValueError(f"{file}: column {missing[0]!r} is missing, it has {list(found)}")
+    if found.duplicated(["name", "split"]).any():
+        raise ValueError(f"{file}: run {found['name'][found.duplicated(['name', 'split'])].iloc[0]!r} is there twice")
+    return found[["name", "split", *_PAPER]].astype(_PAPER)

@@ -1,0 +1,177 @@
+"""transformers' Trainer for forecasters: published schedule and optimizer, forecasts measured, throughput logged."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from ncpl.packing import PlainCollator
+from ncpl.recipe import Stage
+from ncpl.record import peak_flops
+
+
+class BatchSampler(Sampler[int]):
+    """A new random order each epoch, in which the items of one optimizer step stand sorted by length.
+
+    The micro-batches of a step then pad little, and their gradients sum to the same. The order depends on seed and
+    epoch alone, so an interrupted epoch can be gone on with.
+
+    Args:
+        lengths: prompt length of each item, tokens.
+        batch_size: items an optimizer step.
+        seed: of the order.
+
+    >>> list(BatchSampler([5, 1, 3], batch_size=3, seed=0))
+    [1, 2, 0]
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.lengths))
+        for start in range(0, len(order), self.batch_size):
+            yield from sorted(order[start : start + self.batch_size].tolist(), key=lambda i: self.lengths[i])
+
+
+class ForecasterTrainer(Trainer):
+    """transformers' Trainer with the published schedule and optimizer, targets for predictions, and throughput."""
+
+    data_collator: Any
+    lr_scheduler: Any
+
+    def __init__(self, *args: Any, stage: Stage, sampler: BatchSampler, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stage, self.sampler = stage, sampler
+        self.plain = PlainCollator(self.processing_class)
+        self._work: Tensor | None = None
+        self._since = 0.0
+
+    def _get_train_sampler(self, train_dataset: Sized | None = None) -> BatchSampler:
+        return self.sampler
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        return self._one_row_a_target(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return self._one_row_a_target(super().get_test_dataloader, test_dataset)
+
+    def _one_row_a_target(self, make: Callable[[Any], DataLoader], dataset: Any) -> DataLoader:
+        """Forecasts are gathered over processes and put in order row by row, which a pack has not."""
+        collator, self.data_collator = self.data_collator, self.plain
+        try:
+            return make(dataset)
+        finally:
+            self.data_collator = collator
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Every parameter decays, as in the published training; the Trainer would leave out norms and biases."""
+        return [name for name, _ in model.named_parameters()]
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: self.stage.rate(step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, and each row's predicted and true residual in nats, in place of all tokens' logits."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs)
+        at = inputs["loss_mask"].int().argmax(-1, keepdim=True)
+        predicted = output["logits"].float().gather(1, at - 1).squeeze(1)
+        return output["loss"].detach(), predicted, inputs["labels"].gather(1, at).squeeze(1)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        targets = torch.stack([batch["loss_mask"].sum() for batch in batches]).float().mean()
+        self._targets = self.accelerator.reduce(targets, "mean")
+        return batches, None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's mean over the micro-batch's targets, weighted by their number: micro-batches and processes then
+        sum to the mean over the whole batch, also where they hold unequal numbers of targets."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss * (inputs["loss_mask"].sum() / self._targets)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        if self._work is None:
+            # Evaluations and checkpoints stand between a logged step and the next, and do not count.
+            self._work, self._since = torch.zeros(2, dtype=torch.long, device=self.args.device), time.perf_counter()
+        pad = self.processing_class.tokenizer.pad_token_id
+        # Summed on the device and read when the loss is logged: no synchronisation of its own.
+        self._work += torch.stack([(inputs["input_ids"] != pad).sum(), inputs["loss_mask"].sum()])
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._work is not None:
+            tokens, targets = self.accelerator.reduce(self._work).tolist()
+            seconds = time.perf_counter() - self._since
+            logs |= {"tokens_per_s": tokens / seconds, "targets_per_s": targets / seconds}
+            if peak := peak_flops(self.stage.bf16):
+                used = self._flops_a_token() * tokens / seconds
+                logs["mfu"] = used / (peak * self.accelerator.num_processes)
+            self._work = None
+        super().log(logs, start_time)
+
+    def _flops_a_token(self) -> int:
+        """Two a weight forwards, two for the activations' gradients, and two for the weight's own where it trains."""
+        weights = [(p.numel(), p.requires_grad) for name, p in self.model.named_parameters() if "embed" not in name]
+        return sum((6 if trained else 4) * n for n, trained in weights)
+
+
+class Epochs(TrainerCallback):
+    """Tells the sampler the epoch, also when one is gone on with (accelerate's own way misses a wrapped sampler)."""
+
+    def __init__(self, sampler: BatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.epoch = int(round(state.epoch or 0, 6))
+
+
+class Bars(ProgressCallback):
+    """The Trainer's progress bars, with one short line an evaluation in place of all metrics."""
+
+    def __init__(self, line: Callable[[Any, dict[str, float]], str | None]) -> None:
+        super().__init__()
+        self.line = line
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and (text := self.line(state, logs or {})):
+            self.training_bar.write(text)
+
+
+class Lines(PrinterCallback):
+    """The same lines where the output is piped and bars are off."""
+
+    def __init__(self, line: Callable[[Any, dict[str, float]], str | None]) -> None:
+        self.line = line
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and (text := self.line(state, logs or {})):
+            print(text, flush=True)

@@ -1,0 +1,452 @@
+"""The `ncpl` command.
+
+It lives outside the package because importing `ncpl` imports torch: `ncpl --help` must not wait for that, so every
+command imports what it needs when it runs.
+"""
+
+import json
+import math
+import os
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from ncpl import Forecaster
+
+# Without markup `--help` needs no rich, which would take most of its time.
+app = typer.Typer(name="ncpl", add_completion=False, rich_markup_mode=None)
+
+Configs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG",
+        help="Files (YAML, JSON, JSON lines, CSV) and FIELD=VALUE. With files, the values change each configuration.",
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Checkpoint folder or Hub id; default: the embedded ncpl-mini.")]
+Level = Annotated[
+    float, typer.Option(help="Coverage of the interval, between 0 and 1.", parser=lambda text: _coverage(text))
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.callback(invoke_without_command=True)
+def ncpl(
+    context: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Forecast what an LLM pretraining run will give, before it is run.
+
+    \b
+    Example:
+      ncpl predict examples/marin-1b.yaml
+    """
+    if show_version:
+        print(f"ncpl {version('ncpl')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
+    """Forecast the final loss of configurations.
+
+    \b
+    Examples:
+      ncpl predict examples/marin-1b.yaml examples/steplaw-1b.yaml
+      ncpl predict examples/marin-1b.yaml learning_rate=2e-3 batch_size=256
+    """
+    from ncpl.configs import check_configs, read_configs
+
+    rows, origins = read_configs(configs)
+    forecaster = _load(model)
+    # Checked here already, where their files are known.
+    checked = check_configs(rows, forecaster.processor.strict, origins if len(rows) > 1 else None)
+    forecast = forecaster.predict(checked, level)
+    if as_json:
+        _print_json([{"configuration": origin, **row} for origin, row in zip(origins, _records(forecast), strict=True)])
+        return
+    forecast.insert(0, "configuration", origins)
+    _print(_forecast_rows(forecast, level))
+    if forecaster.calibration is not None:
+        _note_extrapolation(origins, forecaster.calibration.extrapolation_by_field(checked))
+
+
+@app.command()
+def curve(
+    configs: Configs,
+    model: Model = None,
+    points: Annotated[int, typer.Option(help="Points, evenly spaced over the run.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Forecast the loss curve of a run, with a checkpoint trained on curves.
+
+    \b
+    Example:
+      ncpl curve examples/marin-1b.yaml --model outputs/ncpl-intermediate
+    """
+    from ncpl.configs import read_configs
+
+    rows, origins = read_configs(configs)
+    if len(rows) > 1:
+        raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
+    forecast = _load(model).curve(rows[0], points)
+    if as_json:
+        _print_json(_records(forecast))
+    else:
+        names = {"tokens": "billion tokens", "loss": "loss (nats per token)"}
+        _print([{names.get(name, name): _cell(value) for name, value in row.items()} for row in _records(forecast)])
+
+
+@app.command()
+def sweep(
+    configs: Configs,
+    model: Model = None,
+    level: Level = 0.9,
+    output: Annotated[
+        Path | None, typer.Option(help="File for all rows (.csv, .parquet), of a grid of any size.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast every combination of some fields' values.
+
+    FIELD=A,B,C gives a field's values, FIELD=LOW:HIGH:COUNT so many of them in equal ratios.
+
+    \b
+    Example:
+      ncpl sweep examples/marin-1b.yaml lr=1e-3:1e-2:9 batch_size=64,128,256
+    """
+    from ncpl.configs import read_grid
+
+    _check_folder(output)
+    config, grid = read_grid(configs)
+    forecaster = _load(model)
+    if output is None:
+        forecast = forecaster.sweep(config, grid, level)
+        shown = forecast if as_json or len(forecast) <= _ROWS else forecast.nsmallest(_ROWS, "loss")
+        if len(shown) < len(forecast):
+            _note(f"the {_ROWS} lowest losses of {len(forecast)}; --output FILE or --json gives all")
+    else:
+        from ncpl.sweep import write_sweep
+
+        shown = write_sweep(forecaster, config, grid, output, level, _ROWS)
+        if os.environ.get("RANK", "0") != "0":
+            # `accelerate launch` runs several processes; one of them speaks.
+            return
+        _note(f"all rows are in {output}; these are the lowest losses")
+    if as_json:
+        _print_json(_records(shown))
+    else:
+        _print(_forecast_rows(shown, level))
+
+
+@app.command()
+def optimize(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
+    """Find the values within bounds that give the lowest forecast loss.
+
+    FIELD=LOW:HIGH makes a field free within its bounds.
+
+    \b
+    Example:
+      ncpl optimize examples/marin-1b.yaml lr=1e-4:1e-2 batch_size=32:1024
+    """
+    from ncpl.configs import read_bounds
+
+    config, bounds = read_bounds(configs)
+    best = _load(model).optimize(config, bounds, level).to_frame().T
+    if as_json:
+        _print_json(_records(best)[0])
+    else:
+        _print(_forecast_rows(best, level))
+
+
+@app.command()
+def evaluate(
+    model: Model = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run logs; default: download the public ones.")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="train, in_val or ood_val; repeat for several.")] = None,
+    level: Level = 0.9,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Image file for predicted against observed losses.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare forecasts with what logged runs gave.
+
+    Errors for each source and split, beside those of the model's prior and, where the data folder holds them, of the
+    paper's predictions for the same runs.
+
+    \b
+    Example:
+      ncpl evaluate --data-dir logs --output result.json --figure scatter.png
+    """
+    _check_folder(output)
+    _check_folder(figure)
+    import datasets
+
+    from ncpl.evaluation import DEFAULT_SPLITS, evaluation_report, forecast_runs, table
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    forecaster = _load(model)
+    runs = forecast_runs(forecaster, data_dir, split or DEFAULT_SPLITS, level)
+    report = evaluation_report(runs, model or "ncpl-mini", data_dir, level)
+    if output is not None:
+        _write(output, json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
+    if figure is not None:
+        from ncpl.figures import scatter
+
+        scatter(runs, figure)
+    if as_json:
+        _print_json(report)
+    else:
+        _print(table(report))
+
+
+@app.command()
+def push(
+    names: Annotated[list[str], typer.Argument(metavar="[FOLDER] REPO", help="What to push, and where: owner/name.")],
+    space: Annotated[bool, typer.Option("--space", help="Push the demo Space; takes REPO alone.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Push the runs of marin or steplaw; takes REPO alone.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the run logs; default: the public ones.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, created if need be, or refs/pr/N.")] = None,
+    pr: Annotated[bool, typer.Option("--pr", help="Open a pull request.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Name for the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Repo id of an adapter's base, if it names a folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Push a checkpoint, an adapter, a data set or the Space to the Hugging Face Hub, in one commit.
+
+    Example: ncpl push outputs/ncpl-mini me/ncpl-mini --tag v1
+
+    Example: ncpl push --dataset marin me/ncpl-marin
+    """
+    alone = space or dataset is not None
+    if len(names) != (1 if alone else 2) or (space and dataset is not None):
+        raise ValueError(f"push: got {' '.join(names)}, expected FOLDER REPO, --space REPO, or --dataset SOURCE REPO")
+    from ncpl import hub
+
+    repo_id = names[-1]
+    options: hub.PushOptions = {"revision": revision, "create_pr": pr, "tag": tag, "message": message}
+    options["private"] = private or None
+    if space:
+        pushed = hub.push_space(repo_id, **options)
+    elif dataset is not None:
+        pushed = hub.push_dataset(dataset, repo_id, data_dir=data_dir, **options)
+    else:
+        pushed = hub.push(names[0], repo_id, base_model=base_model, **options)
+    if as_json:
+        _print_json({"url": pushed.url, "commit": pushed.commit, "changed": list(pushed.changed)})
+    else:
+        print(pushed)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint or an adapter, with its result files.")],
+    repo: Annotated[str, typer.Argument(help="Where it will go: owner/name.")],
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint's model card, README.md, from the result files beside it.
+
+    Those are training_record.json, evaluation.json (of ncpl evaluate --output) and widget.json, forecasts for the
+    card's examples, which is made here if there is none.
+
+    Example: ncpl card outputs/ncpl-mini me/ncpl-mini
+    """
+    from ncpl import cards
+
+    text = cards.checkpoint_card(folder, repo)
+    widget = folder / cards.WIDGET
+    if not widget.exists() and (folder / "config.json").exists():
+        _write(widget, json.dumps(cards.widget_examples(folder), indent=2) + "\n")
+        text = cards.checkpoint_card(folder, repo)
+    _write(folder / "README.md", text)
+    if as_json:
+        _print_json({"card": str(folder / "README.md")})
+    else:
+        print(folder / "README.md")
+
+
+@app.command()
+def convert(
+    published: Annotated[str, typer.Argument(help="Folder with pytorch_model.bin, the file, or a repo id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, absent or empty.")],
+    backbone: Annotated[
+        str, typer.Option(help="Folder or repo id of the language model, for configuration and tokenizer.")
+    ] = "Qwen/Qwen3-1.7B",
+    revision: Annotated[str | None, typer.Option(help="Of the published repository.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a published NCPL checkpoint to a folder that AutoModel loads, and verify it.
+
+    Example: ncpl convert OptimizerStudy/NCPL-final ncpl-qwen3-1.7b
+    """
+    from ncpl.convert import convert
+
+    written = convert(published, out, backbone, revision)
+    if as_json:
+        _print_json({"folder": str(written)})
+    else:
+        print(written)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder or repo id of an adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Write an adapter's changes into its base: a checkpoint without adapter.
+
+    Example: ncpl merge me/ncpl-mini-lora merged
+    """
+    from ncpl.hub import fetch
+    from ncpl.training import merge_adapter
+
+    merge_adapter(fetch(adapter), out)
+    if as_json:
+        _print_json({"folder": str(out)})
+    else:
+        print(out)
+
+
+def main() -> None:
+    """Runs the command; a user's error becomes one line and exit status 2."""
+    warnings.showwarning = lambda message, *_: _note(str(message))
+    try:
+        sys.exit(app(prog_name="ncpl", standalone_mode=False))
+    except typer.exceptions.TyperException as error:
+        _fail(error.format_message())
+    except ValueError as error:
+        _fail(str(error))
+
+
+# Rows of a sweep that a person is shown.
+_ROWS = 30
+# Configurations whose extrapolation is spelt out.
+_NOTES = 5
+_FORECAST = ("loss", "lower", "upper", "divergence", "extrapolation")
+
+
+def _load(model: str | None) -> "Forecaster":
+    from transformers.utils import logging
+
+    from ncpl import Forecaster
+
+    if model is None or Path(model).is_dir() or not sys.stderr.isatty():
+        # A folder's weights are there at once; a download deserves its bar.
+        logging.disable_progress_bar()
+    return Forecaster.from_pretrained(model)
+
+
+def _forecast_rows(forecast: "pd.DataFrame", level: float) -> list[dict[str, str]]:
+    """Inputs as they are, then the loss, and what the calibration says where there is one."""
+    rows = []
+    for row in _records(forecast):
+        cells = {name: _cell(value) for name, value in row.items() if name not in _FORECAST}
+        cells["loss (nats per token)"] = f"{row['loss']:.4f}"
+        if not math.isnan(row["lower"]):
+            cells[f"{level * 100:g} % interval"] = f"{row['lower']:.4f} to {row['upper']:.4f}"
+            cells["P(divergence)"] = f"{row['divergence']:.3f}"
+            cells["extrapolation"] = f"{row['extrapolation']:.2f}"
+        rows.append(cells)
+    return rows
+
+
+def _note_extrapolation(origins: list[str], distances: list[dict[str, float]]) -> None:
+    """Says what lies outside the training runs; distances are logarithms of factors."""
+    outside = [(origin, far) for origin, far in zip(origins, distances, strict=True) if far]
+    for origin, far in outside[:_NOTES]:
+        fields = (
+            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(distance):.2g} times)"
+            for name, distance in far.items()
+        )
+        _note(f"{origin} lies outside the training runs in {', '.join(fields)}")
+    if len(outside) > _NOTES:
+        _note(f"and {len(outside) - _NOTES} other configurations do so too")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _records(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is absent is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _print(shown: "list[dict[str, str]] | Table") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    if isinstance(shown, Table):
+        table = shown
+    else:
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in shown[0]:
+            table.add_column(name, justify="left" if name == "configuration" else "right")
+        for row in shown:
+            table.add_row(*row.values())
+    # A pipe has no width: rows are kept whole.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _coverage(text: str | float) -> float:
+    """typer's own message would not say what came."""
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"got {text!r}, expected a coverage between 0 and 1")
+
+
+def _check_folder(path: Path | None) -> None:
+    """Better said before the work than after."""
+    if path is not None and (not path.parent.is_dir() or path.is_dir()):
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ValueError(f"{path}: cannot be written, {what}; accepted: a file in an existing folder")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _note(message: str) -> None:
+    print(f"note: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""What users get wrong, and what they are told: the field or file, what came, what is accepted, the nearest name."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ncpl import CheckpointError, Forecaster
+from ncpl.configs import read_file
+from processing_ncpl import REQUIRED
+from tests.checkpoints import ADAMW, save_tiny
+from tests.test_cli import run
+
+# What changes in a good configuration (None: the field goes), and fragments of the message.
+CONFIGS = {
+    "misspelt field": ({"learning rat": 1e-3}, "learning rat: not a known field, did you mean 'learning rate'?"),
+    "misspelt alias": ({"weight_decy": 0.1}, "weight_decy: not a known field, did you mean 'weight decay'?"),
+    "unknown field": ({"xyzzy": 1}, "xyzzy: not a known field, known: source, model size, "),
+    "twice": ({"lr": 1e-3}, "learning rate: given twice, the second time as 'lr'"),
+    "text for a number": (
+        {"batch size": "many"},
+        "batch size: got 'many', expected a whole number, 1 to 20000 (sequences)",
+    ),
+    "unit in the value": ({"model size": "134M"}, "model size: got '134M', expected 1 to 1e+06 (million non-embedding"),
+    "empty": ({"warmup": ""}, "warmup: got '', expected a whole number, 0 or 1 to 1e+06 (warmup steps)"),
+    "true": ({"learning rate": True}, "learning rate: got True, expected 1e-06 to 0.3 (peak learning rate)"),
+    "list": ({"learning rate": [1e-3]}, "learning rate: got [0.001], expected"),
+    "NaN": ({"learning rate": math.nan}, "learning rate: got nan, expected 1e-06 to 0.3 (peak learning rate)"),
+    "NaN as text": ({"learning rate": "nan"}, "learning rate: got 'nan', expected"),
+    "infinity": ({"data size": math.inf}, "data size: got inf, expected 0.01 to 20000 (billion tokens)"),
+    "minus infinity": ({"data size": -math.inf}, "data size: got -inf, expected"),
+    "negative": ({"learning rate": -1e-3}, "learning rate: got -0.001, expected 1e-06 to 0.3"),
+    "negative count": ({"batch size": -128}, "batch size: got -128, expected a whole number, 1 to 20000 (sequences)"),
+    "zero": ({"learning rate": 0}, "learning rate: got 0, expected 1e-06 to 0.3 (peak learning rate)"),
+    "zero count": ({"batch size": 0}, "batch size: got 0, expected a whole number, 1 to 20000 (sequences)"),
+    "not whole": ({"batch size": 128.5}, "batch size: got 128.5, expected a whole number"),
+    "parameters": ({"model size": 134e6}, "(million non-embedding parameters); did you mean 134?"),
+    "billion parameters": ({"model size": 0.134}, "(million non-embedding parameters); did you mean 134?"),
+    "tokens": (
+        {"data size": 2.7e9},
+        "data size: got 2700000000.0, expected 0.01 to 20000 (billion tokens); did you mean 2.7?",
+    ),
+    "million tokens": (
+        {"data size": 2700},
+        "data size: 2700 billion tokens for a model size of 134 million parameters are",
+    ),
+    "trillion tokens": ({"data size": 0.0027}, "(billion tokens); did you mean 2.7?"),
+    "batch in tokens": (
+        {"batch size": 524288},
+        "batch size: got 524288, expected a whole number, 1 to 20000 (sequences)",
+    ),
+    "rate times 1000": ({"learning rate": 2}, "expected 1e-06 to 0.3 (peak learning rate); did you mean 0.002?"),
+    "rate over 1000": ({"learning rate": 2e-7}, "learning rate: got 2e-07, expected 1e-06 to 0.3 (peak learning rate)"),
+    "thousand steps": ({"max step": 5000000}, "max step: 5e+06 steps of 128 sequences of 4096 tokens are"),
+    "warmup too long": ({"warmup": 100000}, "warmup: got 100000, expected at most the run's 5149 training steps"),
+    "size against shape": (
+        {"model size": 134000, "data size": 2700, "num layers": 12, "hidden dim": 768},
+        "model size: got 134000 (million non-embedding parameters), but num layers, hidden dim and ffn dim make about",
+    ),
+    "flag": ({"nesterov": "maybe"}, "nesterov: got 'maybe', expected true or false (Nesterov momentum)"),
+    "number for a name": ({"optimizer": 5}, "optimizer: got 5, expected text (name of the optimizer)"),
+    "blank name": ({"optimizer": " "}, "optimizer: got ' ', expected text (name of the optimizer)"),
+    "no name": ({"optimizer": None}, "optimizer: got None, expected text (name of the optimizer)"),
+    "unknown source": ({"source": "marine"}, "'marine'"),
+} | {f"no {name}": ({name: ...}, f"{name}: missing; a configuration needs {name} (") for name in REQUIRED}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint")
+    save_tiny(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def forecaster(folder):
+    return Forecaster.from_pretrained(folder)
+
+
+def wrong(changes):
+    return {name: value for name, value in {**ADAMW, **changes}.items() if value is not ...}
+
+
+def refused(*arguments, capsys):
+    """The one line on stderr with which the command ends, status 2."""
+    status, out, err = run(*arguments, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFIGS.values(), ids=CONFIGS)
+def test_configurations_at_every_door(changes, message, forecaster, folder, tmp_path, capsys):
+    config = wrong(changes)
+    with pytest.raises(ValueError, match=re.escape(message)) as at_processor:
+        forecaster.processor(config)
+    with pytest.raises(ValueError, match=re.escape(message)) as at_predict:
+        forecaster.predict(config)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    at_command = refused("predict", file, "--model", folder, capsys=capsys)
+    for text in (str(at_processor.value), str(at_predict.value), at_command):
+        assert message in text
+        assert "\n" not in text
+
+
+# A source is known to the prior, not to the registry, so it is not refused here.
+REGISTRY = {name: case for name, case in CONFIGS.items() if name != "unknown source"}
+
+
+@pytest.mark.parametrize(("changes", "message"), REGISTRY.values(), ids=REGISTRY)
+def test_of_several_configurations_the_wrong_one_is_named(changes, message, forecaster, folder, tmp_path, capsys):
+    config = wrong(changes)
+    with pytest.raises(ValueError, match=r"^configs\[1\]: ") as error:
+        forecaster.predict([ADAMW, config])
+    assert message in str(error.value)
+    file = tmp_path / "configs.json"
+    file.write_text(json.dumps([ADAMW, config]))
+    assert refused("predict", file, "--model", folder, capsys=capsys).startswith(f"{file}[1]: ")
+
+
+def test_a_row_of_a_table_is_named_by_its_index(forecaster):
+    table = pd.DataFrame([ADAMW, {**ADAMW, "learning rate": np.nan}], index=["good", "bad"])
+    with pytest.raises(ValueError, match=r"^row 'bad': learning rate: missing"):
+        forecaster.predict(table)
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        ([], "configs: got an empty batch, expected at least one configuration"),
+        (pd.DataFrame(), "configs: got an empty batch"),
+        (pd.DataFrame(columns=list(ADAMW)), "configs: got an empty batch"),
+        (iter(()), "configs: got an empty batch"),
+        (pd.DataFrame([[1, 2]], columns=["warmup", "warmup"]), "warmup: the table has two columns of this name"),
+        ("marin.yaml", "configs: got 'marin.yaml' (str), expected a dict, a list of dicts or a DataFrame"),
+        (None, "configs: got None (NoneType), expected a dict"),
+        (3, "configs: got 3 (int), expected a dict"),
+        ([1], "configuration: got 1, expected a mapping of fields to values"),
+    ],
+)
+def test_what_is_no_batch(configs, message, forecaster):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        forecaster.predict(configs)
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.5, 90, math.nan, "0.9", True, None])
+def test_levels(level, forecaster):
+    with pytest.raises(ValueError, match=r"level: got .* expected a coverage between 0 and 1"):
+        forecaster.predict(ADAMW, level=level)
+
+
+# File name, content, and fragments of the message that follows the file's name.
+FILES = {
+    "broken YAML": ("a.yaml", "source: [marin\nmodel size: 1", "not YAML: "),
+    "broken YAML says where": ("a.yaml", "source: marin\n\tmodel size: 1", "line 2"),
+    "empty YAML": ("a.yaml", "", "holds nothing, expected at least one configuration"),
+    "comments alone": ("a.yaml", "# nothing\n", "holds nothing"),
+    "list of numbers": ("a.yaml", "- 1\n- 2\n", "[0]: holds 1 (int), expected a mapping of fields to values"),
+    "text": ("a.yaml", "hello", "holds 'hello' (str), expected a mapping of fields to values"),
+    "field twice in YAML": ("a.yaml", "warmup: 1\nsource: marin\nwarmup: 2\n", "warmup: given twice"),
+    "broken JSON": ("a.json", '{"source": "marin",}', "not JSON: "),
+    "empty JSON": ("a.json", "", "not JSON: "),
+    "empty JSON array": ("a.json", "[]", "holds nothing"),
+    "field twice in JSON": ("a.json", '{"warmup": 1, "warmup": 2}', "warmup: given twice"),
+    "broken JSON lines": ("a.jsonl", '{"source": "marin"}\n{"source"', "line 2 is not JSON: "),
+    "empty CSV": ("a.csv", "", "holds nothing"),
+    "CSV without rows": ("a.csv", "source,model size\n", "holds nothing"),
+    "CSV with a long row": (
+        "a.csv",
+        "source,warmup\nmarin,1,2\n",
+        "row 1 has 3 cells, expected 2, one for each column",
+    ),
+    "CSV with a short row": ("a.csv", "source,warmup\nmarin,1\nmarin\n", "row 2 has 1 cells, expected 2"),
+    "CSV column twice": ("a.csv", "warmup,warmup\n1,2\n", "warmup: there are two columns of this name"),
+    "CSV column without name": ("a.csv", ",warmup\n0,1\n", "column 1 has no name"),
+    "other kind of file": ("a.toml", "source = 'marin'", "a file of kind '.toml', accepted: a .yaml, .yml, .json"),
+    "no text": ("a.yaml", b"\xff\xfe\x00\x01", "not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FILES.values(), ids=FILES)
+def test_files(name, content, message, folder, tmp_path, capsys):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = f"^{re.escape(str(file))}.*{re.escape(message)}"
+    with pytest.raises(ValueError, match=said):
+        read_file(file)
+    assert re.search(said, refused("predict", file, "--model", folder, capsys=capsys))
+
+
+ARGUMENTS = {
+    "missing file": (["missing.yaml"], "missing.yaml: cannot be read (No such file or directory), accepted: a .yaml"),
+    "neither file nor field": (["learning rate"], "learning rate: no such file, accepted: a .yaml, .yml, .json"),
+    "value without field": (["=3"], "=3: no such file, accepted: a .yaml"),
+    "field twice": (["lr=1e-3", "learning_rate=1e-4"], "learning rate: given twice, the second time as"),
+    "missing fields": (
+        ["source=marin", "model_size=134"],
+        "data size: missing; a configuration needs data size (billion",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_arguments(arguments, message, folder, capsys):
+    assert message in refused("predict", *arguments, "--model", folder, capsys=capsys)
+
+
+def test_a_folder_instead_of_a_file(folder, tmp_path, capsys):
+    assert "no such file" in refused("predict", tmp_path, "--model", folder, capsys=capsys)
+
+
+GOOD = [f"{name}={value}" for name, value in ADAMW.items()]
+
+COMMANDS = {
+    "no arguments": (["predict"], "Missing argument 'CONFIG'"),
+    "unknown option": (["predict", "--levle", "0.9"], "No such option: --levle"),
+    "unknown command": (["predcit"], "No such command 'predcit'"),
+    "level": (["predict", *GOOD, "--level", "90"], "'--level': got '90', expected a coverage between 0 and 1"),
+    "level as text": (
+        ["predict", *GOOD, "--level", "high"],
+        "'--level': got 'high', expected a coverage between 0 and 1",
+    ),
+    "sweep of nothing": (["sweep", *GOOD], "fields: got none to vary, expected field=a,b,c or field=low:high:count"),
+    "sweep of two configurations": (["sweep", "{two}", "lr=1e-3,2e-3"], "configurations: got 2, the second {two}[1]"),
+    "range": (["sweep", *GOOD[:4], GOOD[5], "lr=1e-3:1e-2"], "learning rate: got '1e-3:1e-2', expected low:high:count"),
+    "swept field": (["sweep", *GOOD, "learning rats=1,2"], "learning rats: not a known field, did you mean"),
+    "swept value": (["sweep", *GOOD, "warmup=100,many"], "warmup: got 'many', expected a whole number"),
+    "no bounds": (["optimize", *GOOD], "fields: got none to vary, expected field=low:high"),
+    "bounds reversed": (
+        ["optimize", *GOOD, "warmup=9:1"],
+        "warmup: got (9, 1), expected two finite numbers, the lower first",
+    ),
+    "bounds of a name": (["optimize", *GOOD, "nesterov=0:1"], "nesterov: not a number, expected a numeric field"),
+    "bounds as text": (["optimize", *GOOD, "warmup=a:b"], "warmup: got 'a:b', expected low:high, two numbers"),
+    "split": (
+        ["evaluate", "--split", "inval"],
+        "split: got 'inval', accepted: train, in_val, ood_val; did you mean 'in_val'?",
+    ),
+    "data": (["evaluate", "--data-dir", "{empty}"], "no marin_processed_data.json"),
+    "output": (
+        ["evaluate", "--output", "{empty}/no/result.json"],
+        "there is no folder {empty}/no; accepted: a file in",
+    ),
+    "figure": (["evaluate", "--figure", "{empty}"], "{empty}: cannot be written, is a folder"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), COMMANDS.values(), ids=COMMANDS)
+def test_commands(arguments, message, folder, tmp_path, capsys):
+    two = tmp_path / "two.json"
+    two.write_text(json.dumps([ADAMW, ADAMW]))
+    (tmp_path / "empty").mkdir()
+    names = {"two": two, "empty": tmp_path / "empty"}
+    arguments = [argument.format(**names) for argument in arguments]
+    if arguments[0] in ("predict", "sweep", "optimize", "evaluate"):
+        arguments += ["--model", str(folder)]
+    assert message.format(**names) in refused(*arguments, capsys=capsys)
+
+
+def without(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def cut(name, share=0.5):
+    def change(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * share)])
+
+    return change
+
+
+def other_model(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+
+
+def headless(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+CHECKPOINTS = {
+    "no weights": (without("model.safetensors"), "its weights: "),
+    "no configuration": (without("config.json"), "expected a config.json of model_type 'ncpl', found no config.json"),
+    "no processor": (
+        without("processor_config.json"),
+        "expected the processor_config.json of an NCPLProcessor, found none",
+    ),
+    "no tokenizer": (without("tokenizer.json"), "its processor: "),
+    "truncated weights": (cut("model.safetensors"), "its weights: "),
+    "truncated tokenizer": (cut("tokenizer.json"), "its processor: "),
+    "truncated processor": (cut("processor_config.json"), "processor_config.json"),
+    "truncated configuration": (cut("config.json"), "not a valid JSON file"),
+    "another model": (other_model, "expected a config.json of model_type 'ncpl', found 'bert'"),
+    "part of the weights": (headless, "its weights: 2 tensors are missing, the first 'head.bias'"),
+    "empty": (lambda path: [file.unlink() for file in path.iterdir() if file.is_file()], "config.json"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_checkpoint_folders(change, message, folder, tmp_path, capsys):
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    change(broken)
+    with pytest.raises(CheckpointError) as error:
+        Forecaster.from_pretrained(broken)
+    line = refused("predict", *GOOD, "--model", broken, capsys=capsys)
+    for text in (str(error.value), line):
+        assert text.startswith(f"{broken}: ")
+        assert message in text
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "./missing", "/nowhere/at/all"])
+def test_missing_checkpoint_folders(path, capsys):
+    with pytest.raises(CheckpointError, match="no such folder; accepted: a checkpoint's folder or a Hub id"):
+        Forecaster.from_pretrained(path)
+    assert refused("predict", *GOOD, "--model", path, capsys=capsys).startswith(f"{path}: no such folder")
+
+
+def test_a_hub_id_that_cannot_be_reached(capsys):
+    with pytest.raises(CheckpointError, match=r"^nobody/nothing: "):
+        Forecaster.from_pretrained("nobody/nothing")
+    assert refused("predict", *GOOD, "--model", "nobody/nothing", capsys=capsys).startswith("nobody/nothing: ")

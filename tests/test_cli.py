@@ -1,0 +1,233 @@
+"""The `ncpl` command: what it prints for people and for machines, and how it ends."""
+
+import json
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import ncpl_cli
+from datasets_scripts import SAMPLE_DIR
+from ncpl import Forecaster
+from ncpl.configs import read_configs, read_file
+from tests.checkpoints import ADAMW, CONFIGS, save_tiny, tiny_model, tiny_processor
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("predict", "curve", "sweep", "optimize", "evaluate")
+
+
+def run(*arguments, capsys):
+    """Exit status, stdout and stderr of `ncpl ARGUMENTS`."""
+    before = sys.argv
+    sys.argv = ["ncpl", *map(str, arguments)]
+    capsys.readouterr()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            ncpl_cli.main()
+        status: object = 0
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        sys.argv = before
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint")
+    save_tiny(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def forecaster(folder):
+    return Forecaster.from_pretrained(folder)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(ADAMW))
+    return path
+
+
+def as_json(*arguments, capsys):
+    status, out, _ = run(*arguments, "--json", capsys=capsys)
+    assert status == 0
+    return json.loads(out)
+
+
+def records(table):
+    return [
+        {name: None if isinstance(value, float) and pd.isna(value) else value for name, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), *((command, "--help") for command in COMMANDS)])
+def test_help_has_an_example(arguments, capsys):
+    status, out, err = run(*arguments, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert f"\n    ncpl {arguments[0] if len(arguments) > 1 else 'predict'} " in out
+
+
+def test_version(capsys):
+    from ncpl import __version__
+
+    if not list(metadata.distributions(name="ncpl")):
+        pytest.skip("the package is not installed here")
+    assert run("--version", capsys=capsys)[:2] == (0, f"ncpl {__version__}\n")
+
+
+def test_help_waits_for_nothing_heavy():
+    code = (
+        "import ncpl_cli, sys; print(sorted({'torch', 'transformers', 'pandas', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_predict_json_is_what_python_gives(forecaster, folder, capsys, tmp_path):
+    file = tmp_path / "configs.json"
+    file.write_text(json.dumps(CONFIGS))
+    rows = as_json("predict", file, "--model", folder, capsys=capsys)
+    assert [row.pop("configuration") for row in rows] == [f"{file}[{i}]" for i in range(len(CONFIGS))]
+    assert rows == records(forecaster.predict(CONFIGS))
+
+
+def test_predict_table_is_for_people(forecaster, folder, file, capsys):
+    status, out, err = run("predict", file, "--model", folder, capsys=capsys)
+    assert status == 0
+    assert "nats per token" in out
+    line = next(line for line in out.splitlines() if str(file) in line)
+    assert float(line.split()[-1]) == pytest.approx(forecaster.predict(ADAMW)["loss"].item(), abs=5e-5)
+    assert err == "note: this checkpoint has no calibration: lower, upper, divergence and extrapolation are NaN\n"
+
+
+def test_arguments_make_a_configuration_or_change_the_files(forecaster, folder, file, capsys):
+    arguments = [f"{name.replace(' ', '_')}={value}" for name, value in ADAMW.items()]
+    rows = as_json("predict", *arguments, "--model", folder, capsys=capsys)
+    assert rows[0]["configuration"] == "arguments"
+    assert rows[0]["loss"] == forecaster.predict(ADAMW)["loss"].item()
+    changed = as_json("predict", file, "lr=1e-3", "--model", folder, capsys=capsys)
+    assert changed[0]["loss"] == forecaster.predict({**ADAMW, "learning rate": 1e-3})["loss"].item() != rows[0]["loss"]
+
+
+def test_sweep(forecaster, folder, file, tmp_path, capsys):
+    arguments = ("sweep", file, "lr=1e-3:4e-3:3", "optimizer=adamw,muon", "--model", folder)
+    expected = forecaster.sweep(ADAMW, {"learning rate": [1e-3, 2e-3, 4e-3], "optimizer": ["adamw", "muon"]})
+    assert as_json(*arguments, capsys=capsys) == records(expected)
+    _, out, _ = run(*arguments, capsys=capsys)
+    assert [line.split() for line in out.splitlines()[3:] if line.strip()] == [
+        [f"{row['learning rate']:.4g}", row["optimizer"], f"{row['loss']:.4f}"] for row in expected.to_dict("records")
+    ]
+    output = tmp_path / "sweep.csv"
+    lowest = as_json(*arguments, "--output", output, capsys=capsys)
+    assert [row["loss"] for row in lowest] == sorted(expected["loss"])
+    pd.testing.assert_frame_equal(pd.read_csv(output), expected)
+
+
+def test_curve(tmp_path, file, capsys):
+    model, processor = tiny_model(curves=True), tiny_processor()
+    model.save_pretrained(tmp_path / "curves")
+    processor.save_pretrained(tmp_path / "curves")
+    rows = as_json("curve", file, "--model", tmp_path / "curves", "--points", "5", capsys=capsys)
+    assert rows == records(Forecaster(model, processor).curve(ADAMW, 5))
+    status, out, _ = run("curve", file, "--model", tmp_path / "curves", "--points", "5", capsys=capsys)
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[3:] if line.strip()] == [str(row["step"]) for row in rows]
+
+
+def test_a_long_sweep_shows_its_best_rows_and_says_so(forecaster, folder, file, capsys):
+    _, out, err = run("sweep", file, "lr=1e-3:4e-3:50", "--model", folder, capsys=capsys)
+    losses = forecaster.sweep(ADAMW, {"lr": read_grid_values("lr=1e-3:4e-3:50")})["loss"].sort_values()
+    assert [line.split()[-1] for line in out.splitlines()[3:] if line.strip()] == [
+        f"{loss:.4f}" for loss in losses[:30]
+    ]
+    assert "the 30 lowest losses of 50" in err
+
+
+def read_grid_values(argument):
+    from ncpl.configs import read_grid
+
+    return read_grid([argument, "source=marin"])[1]["learning rate"]
+
+
+def test_optimize(forecaster, folder, file, capsys):
+    result = as_json("optimize", file, "lr=1e-4:1e-2", "batch_size=64:256", "--model", folder, capsys=capsys)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        best = forecaster.optimize(ADAMW, {"learning rate": (1e-4, 1e-2), "batch size": (64, 256)})
+    assert result == records(best.to_frame().T)[0]
+    status, out, _ = run("optimize", file, "lr=1e-4:1e-2", "--model", folder, capsys=capsys)
+    assert status == 0
+    assert "learning rate" in out
+
+
+def test_evaluate_on_the_sample(folder, tmp_path, capsys):
+    output, figure = tmp_path / "result.json", tmp_path / "scatter.png"
+    common = ("evaluate", "--model", folder, "--data-dir", SAMPLE_DIR)
+    report = as_json(*common, "--output", output, "--figure", figure, capsys=capsys)
+    assert json.loads(output.read_text()) == report
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert {"model", "level", "data", "hardware", "versions", "commit", "dirty", "cells"} == set(report)
+    cells = [(cell["source"], cell["split"]) for cell in report["cells"]]
+    assert cells == [(source, split) for source in ("marin", "steplaw") for split in ("in_val", "ood_val")]
+    # There are no paper predictions of made-up runs.
+    assert all(set(cell["errors"]) == {"model", "prior"} for cell in report["cells"])
+    status, out, _ = run(*common, "--split", "in_val", capsys=capsys)
+    assert status == 0
+    assert f"{report['cells'][0]['errors']['model']['mae']:.4f}" in out
+    assert "ood_val" not in out
+
+
+def test_the_examples_are_accepted(forecaster):
+    files = sorted((ROOT / "examples").glob("*.yaml"))
+    configs, origins = read_configs([str(file) for file in files])
+    assert origins == [str(file) for file in files]
+    assert forecaster.predict(configs)["loss"].between(1, 5).all()
+    assert all(500 < config["model size"] < 5000 for config in configs)
+
+
+def test_every_kind_of_file_gives_the_same(tmp_path):
+    several = [{**ADAMW, "nesterov": True}, {**ADAMW, "warmup": 100, "epsilon": 1e-8}]
+    contents = {
+        "a.json": json.dumps(several),
+        "a.jsonl": "\n".join(map(json.dumps, several)),
+        "a.yaml": yaml.safe_dump(several),
+        "documents.yml": yaml.safe_dump_all(several),
+        "a.csv": pd.DataFrame(several).to_csv(index=False),
+        "excel.csv": "\ufeff" + pd.DataFrame(several).to_csv(index=False, lineterminator="\r\n"),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode())
+        got = read_file(tmp_path / name)
+        assert [{**row} for row in got] == several, name
+
+
+def test_yaml_numbers_are_numbers(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "learning rate: 1e-4\nmin_lr: 1E-5\nepsilon: .5e-8\nwarmup: 010\nnesterov: true\nnormalization: no\n"
+    )
+    assert read_file(file)[0] == {
+        "learning rate": 1e-4,
+        "min_lr": 1e-5,
+        "epsilon": 0.5e-8,
+        "warmup": 10,
+        "nesterov": True,
+        "normalization": "no",
+    }
+
+
+def test_the_command_as_a_process(folder, file):
+    command = [sys.executable, ROOT / "ncpl_cli.py", "predict", file, "lr=fast", "--model", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: learning rate: got 'fast', expected 1e-06 to 0.3 (peak learning rate)\n"

@@ -1,0 +1,615 @@
+"""Training through its door: recipes, both stages, resuming, adapters, several processes, and what is left on disk."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import scipy.stats
+import torch
+import yaml
+from transformers import TrainerCallback
+
+import run_train
+from datasets_scripts import SAMPLE_DIR
+from datasets_scripts.runs import data_hash
+from laws_ncpl import law_from_dict
+from modeling_ncpl import NCPLForecaster
+from ncpl import training
+from ncpl.backbone import scratch_config, train_tokenizer
+from ncpl.metrics import regression_metrics
+from ncpl.recipe import DataBlock, Stage, describe, load_recipe, parse_overrides
+from ncpl.trainer import BatchSampler
+from processing_ncpl import NCPLProcessor
+from tests.checkpoints import fresh_process
+from tests.hub_server import HubServer
+from tests.hub_server.server import TOKEN
+
+ROOT = Path(__file__).parent.parent
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if not path.stem.startswith("nsp")]
+
+# Three steps of 22 runs an epoch, and a checkpoint each.
+TINY = {
+    "model": {
+        "scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 400},
+        "prompt_version": 2,
+        "number_embedding": "log",
+    },
+    "data": {"sources": ["steplaw"], "data_dir": "sample", "config": "final"},
+    "stages": {
+        "frozen": {"epochs": 2, "batch_size": 22, "learning_rate": 1e-2, "evaluations": 6},
+        "full": {"epochs": 2, "batch_size": 22, "learning_rate": 1e-2, "evaluations": 6, "warmup": 2},
+    },
+    "seed": 1,
+}
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path):
+    """Writes the tiny recipe, with dotted keys changed, and gives the arguments of its run into `tmp_path / name`."""
+
+    def write(name="out", **changes):
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(TINY))
+        options = {"output_dir": str(tmp_path / name), **{key.replace("__", "."): v for key, v in changes.items()}}
+        return [str(file), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One whole tiny training, both stages unbroken."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run_train.main([str(folder / "tiny.yaml"), "--output_dir", str(folder / "out")])
+    return folder / "out"
+
+
+def weights(folder, name="model.safetensors"):
+    return safetensors.torch.load_file(folder / name)
+
+
+def loss_curve(folder):
+    """Everything logged of both stages that does not measure time."""
+    log = json.loads((folder / training.LOG).read_text())
+    timed = ("_per_second", "_per_s", "_runtime", "_time")
+    return {
+        name: [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows if "train_runtime" not in row]
+        for name, rows in log.items()
+    }
+
+
+def losses(folder, stage):
+    return [row["loss"] for row in loss_curve(folder)[stage] if "loss" in row]
+
+
+class Interrupt(TrainerCallback):
+    """Dies in the middle of a stage, as a machine that is taken away."""
+
+    def __init__(self, learning, step):
+        self.learning, self.step = learning, step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        frozen = not next(model.model.parameters()).requires_grad
+        if state.global_step == self.step and frozen == (self.learning == "frozen"):
+            raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_accepted(path):
+    recipe = load_recipe(path)
+    assert recipe.output_dir == f"outputs/{path.stem}"
+    assert recipe.data.splits.train == "train"
+    assert recipe.data.splits.select == "in_val"
+
+
+def test_published_recipes():
+    """The published hyper-parameters, as DESIGN.md lists them."""
+    for name, frozen, full in (("final", 20, 1000), ("intermediate", 10, 400)):
+        recipe = load_recipe(ROOT / "recipes" / f"ncpl-{name}.yaml")
+        assert recipe.model.backbone == "Qwen/Qwen3-1.7B"
+        assert recipe.model.config == {"prompt_version": 1, "number_embedding": "mlp", "loss_type": "mse"}
+        assert (recipe.data.config, recipe.seed, recipe.model.prior) == (name, 42, "chinchilla")
+        one, two = (stage for _, stage in recipe.stages.items())
+        assert (one.epochs, one.learning_rate, one.warmup) == (frozen, 5e-5, 0.1)
+        assert (two.epochs, two.learning_rate, two.warmup) == (full, 1e-5, 1000)
+        for stage in (one, two):
+            assert (stage.betas, stage.weight_decay, stage.max_grad_norm) == ((0.9, 0.99), 0.01, 1.0)
+            assert (stage.batch_size, stage.bf16, stage.tf32, stage.schedule) == (480, False, False, "linear")
+
+
+BAD_RECIPES = [
+    ({"stages.full.epoch": "3"}, "stages.full.epoch: not a key of a recipe, did you mean stages.full.epochs?"),
+    ({"modle.backbone": "x"}, "modle: not a key of a recipe, did you mean model?"),
+    ({"stages.full.epochs": "many"}, "stages.full.epochs: got 'many', expected float"),
+    ({"stages.full.epochs": "0"}, "stages.full.epochs: got 0.0, expected more than 0"),
+    ({"stages.full.learning_rate": "-1e-4"}, "stages.full.learning_rate: got -0.0001, expected more than 0"),
+    ({"stages.full.learning_rate": ".nan"}, "stages.full.learning_rate: got nan, expected float"),
+    ({"stages.full.learning_rate": "null"}, "stages.full.learning_rate: missing, expected float"),
+    ({"stages.full.batch_size": "2.5"}, "stages.full.batch_size: got 2.5, expected int"),
+    ({"stages.full.batch_size": "0"}, "stages.full.batch_size: got 0, expected at least 1"),
+    ({"stages.full.gradient_accumulation_steps": "7"}, "stages.full.batch_size: got 22, expected a multiple of the 7"),
+    ({"stages.full.betas": "[0.9]"}, "stages.full.betas: got [0.9], expected list of 2 float"),
+    ({"stages.full.bf16": "1"}, "stages.full.bf16: got 1, expected bool"),
+    ({"stages.full.schedule": "liner"}, "did you mean linear?"),
+    ({"stages.full.epochs.max": "3"}, "stages.full.epochs: holds 2, there is no stages.full.epochs.max"),
+    ({"stages.full": "3"}, "stages.full: got 3, expected a block of epochs"),
+    ({"stages.frozen": "null", "stages.full": "null"}, "stages: got no stage, expected frozen, full, or both"),
+    ({"stages.frozen.lora.r": "4"}, "stages.frozen.lora: the backbone is frozen"),
+    ({"stages.full.lora.r": "0"}, "stages.full.lora.r: got 0, expected at least 1"),
+    ({"model.scratch": "null"}, "model: got none of backbone, scratch and checkpoint, expected one"),
+    ({"model.backbone": "x/y"}, "model: got backbone and scratch of backbone, scratch and checkpoint, expected one"),
+    ({"model.scratch.hidden_size": "18"}, "model.scratch.hidden_size: got 18, expected a multiple of twice num_heads"),
+    ({"model.prompt_version": "3"}, "model.prompt_version: got 3, expected 1 or 2"),
+    ({"model.scratch": "null", "model.checkpoint": "x"}, "model.prompt_version: a checkpoint keeps its own"),
+    ({"data.config": "finale"}, "data.config: got 'finale', expected final or intermediate; did you mean final?"),
+    ({"data.sources": "[]"}, "data.sources: got an empty list"),
+    ({"data.splits.select": "train"}, "data.splits: a split has one role, got train train"),
+    ({"seed": "one"}, "seed: got 'one', expected int"),
+    ({"push_to_hub": "me/x", "stages.full.lora.r": "4"}, "push_to_hub: an adapter needs its base on the Hub"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_RECIPES, ids=lambda value: "".join(value)[:40])
+def test_bad_recipes(tmp_path, changes, message):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe(path, changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read"),
+        ("model: {", "is not YAML"),
+        ("- a list", "expected the blocks model, data and stages"),
+        ("stages: {full: {epochs: 1, learning_rate: 1e-3}}", "model: missing, expected block"),
+    ],
+)
+def test_bad_recipe_files(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+def test_yaml_numbers_and_overrides(tmp_path):
+    """YAML 1.1 reads 1e-4 as text: a recipe does not."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY) + "output_dir: there\n")
+    assert yaml.safe_load("rate: 1e-4") == {"rate": "1e-4"}
+    words = ["--stages.full.learning_rate", "1e-4", "--stages.frozen=null", "--stages.full.lora.alpha", "8"]
+    recipe = load_recipe(path, parse_overrides(words))
+    full = recipe.stages.full
+    assert full is not None
+    assert full.lora is not None
+    assert (full.learning_rate, full.lora.alpha, recipe.stages.frozen, recipe.output_dir) == (1e-4, 8.0, None, "there")
+    assert "stages.full.lora.alpha (float, 32.0)" in describe()
+    for words, message in ((["epochs", "3"], "not an option"), (["--seed"], "no value"), (["--a", "--b"], "no value")):
+        with pytest.raises(ValueError, match=message):
+            parse_overrides(words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages__full__epoch": 3}, "did you mean stages.full.epochs?"),
+        ({"data__sources": "[marine]"}, "did you mean 'marin'?"),
+        ({"data__splits__select": "val"}, "data.splits: steplaw has no split 'val', it has train, in_val, ood_val"),
+        ({"data__data_dir": "/nonexistent"}, "data_dir: /nonexistent is not a folder"),
+        ({"model__scratch": "null", "model__backbone": "/nonexistent"}, "model.backbone: '/nonexistent' does not load"),
+        ({"model__prior": "chinchila"}, "model.prior: got 'chinchila', expected chinchilla, configuration"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_user_errors_end_with_status_2(tiny_recipe, capsys, changes, message):
+    with pytest.raises(SystemExit) as caught:
+        run_train.main(tiny_recipe(**changes))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_score_recipes_are_checked_too(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_train.main([str(ROOT / "recipes" / "nsp-base.yaml"), "--training.step", "3", "--output_dir", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "training.step: no such key, did you mean 'steps'?" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def test_published_schedule():
+    """peak x min(1, s/w) x (1 - s/T)."""
+    for warmup, w in ((1000, 1000), (0.1, 700)):
+        stage = Stage(epochs=1, learning_rate=1e-5, warmup=warmup)
+        for s in (0, 1, 350, 999, 1000, 3500, 7000):
+            assert math.isclose(stage.rate(s, 7000), min(1, s / w) * (1 - s / 7000), abs_tol=1e-15)
+    assert [Stage(1, 1, warmup=0, schedule=name).rate(50, 100) for name in ("linear", "cosine", "constant")] == [
+        0.5,
+        pytest.approx(0.5),
+        1.0,
+    ]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_metrics_agree_with_scipy(ties):
+    rng = np.random.default_rng(0)
+    predicted, observed = rng.normal(3, 0.1, (2, 50))
+    if ties:
+        predicted, observed = predicted.round(1), observed.round(1)
+    metrics = regression_metrics(predicted, observed)
+    assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(predicted, observed).statistic, abs=1e-12)
+    assert metrics["mae"] == pytest.approx(sum(map(abs, predicted - observed)) / 50)
+    assert metrics["rmse"] == pytest.approx(math.sqrt(sum((predicted - observed) ** 2) / 50))
+    assert metrics["bias"] == pytest.approx(predicted.mean() - observed.mean())
+    assert math.isnan(regression_metrics([1.0, 1.0], [1.0, 2.0])["spearman"])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "observed", "message"),
+    [([], [], "non-empty"), ([1.0], [1.0, 2.0], "equal"), ([1.0, math.nan], [1.0, 2.0], r"predicted\[1\]: got nan")],
+)
+def test_metrics_refuse(predicted, observed, message):
+    with pytest.raises(ValueError, match=message):
+        regression_metrics(predicted, observed)
+
+
+def test_targets_are_losses_minus_prior():
+    """Against the log itself, read without the project's code."""
+    block = DataBlock(sources=["marin"], data_dir="sample", config="intermediate")
+    logged = training.read_runs(block)["train"]["marin"]
+    law = NCPLProcessor(_tokenizer(logged)).law
+    targets = training.make_targets(logged, law([run.config for run in logged]))
+    folder = ROOT / "datasets_scripts" / "sample"
+    raw = {run["name"]: run for run in json.loads((folder / "marin_processed_data.json").read_text())}
+    names = json.loads((folder / "marin_keys_model_split.json").read_text())["train"]
+    a, alpha, b, beta, c = law.coefficients["marin"]
+    for name, run in zip(names, targets, strict=True):
+        conf = raw[name]["conf"]
+        prior = a * conf["model size"] ** -alpha + b * conf["data size"] ** -beta + c
+        assert run.final == pytest.approx(raw[name]["final_loss"] - prior, abs=1e-12)
+        steps, losses = raw[name]["c4en_steps"], raw[name]["c4en_losses"]
+        every = len(steps) // 15
+        assert list(run.steps) == steps[::every]
+        np.testing.assert_allclose(run.curve, np.array(losses[::every]) - prior, atol=1e-12)
+
+
+def _tokenizer(runs):
+    return train_tokenizer([run.config for run in runs], 2, 400)
+
+
+def test_batches_are_whole_and_sorted():
+    lengths = np.random.default_rng(0).integers(20, 60, 103).tolist()
+    sampler = BatchSampler(lengths, batch_size=16, seed=3)
+    first, again = list(sampler), list(BatchSampler(lengths, batch_size=16, seed=3))
+    assert first == again
+    assert sorted(first) == list(range(103))
+    for start in range(0, 103, 16):
+        batch = [lengths[i] for i in first[start : start + 16]]
+        assert batch == sorted(batch)
+    sampler.epoch = 1
+    assert list(sampler) != first
+
+
+# ------------------------------------------------------------------------------------------------ whole trainings
+
+
+def test_record(trained):
+    record = json.loads((trained / training.RECORD).read_text())
+    assert set(record) >= {"recipe", "seed", "data", "versions", "hardware", "git", "parameters", "metrics", "wall_s"}
+    assert record["seed"] == 1
+    assert record["recipe"]["stages"]["full"]["warmup"] == 2
+    assert record["data"]["steplaw"]["sha256"] == data_hash("steplaw", SAMPLE_DIR)
+    assert record["data"]["steplaw"]["runs"] == {"train": 66, "in_val": 16, "ood_val": 14}
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["parameters"] == sum(p.numel() for p in weights(trained).values())
+    full = record["stages"]["full"]
+    assert full["steps"] == 6
+    assert full["trainable_parameters"] == record["parameters"] > record["stages"]["frozen"]["trainable_parameters"]
+    for file in trained.glob("*.[jy]*"):
+        assert str(trained.parent) not in file.read_text(), file
+    again = load_recipe(trained / "recipe.yaml", {"output_dir": "x"})
+    assert again == load_recipe(trained.parent / "tiny.yaml", {"output_dir": "x"})
+    # The best checkpoint by in_val is the one that was kept.
+    errors = {row["step"]: row["eval_in_val_mae"] for row in loss_curve(trained)["full"] if "eval_in_val_mae" in row}
+    assert len(errors) == 6
+    assert full["best_step"] == min(errors, key=lambda step: errors[step])
+    assert record["metrics"]["in_val"]["steplaw"]["final"]["mae"] == pytest.approx(min(errors.values()), abs=1e-7)
+
+
+def test_recorded_metrics_are_those_of_the_saved_model(trained):
+    """Once more, one run at a time through model and processor as users load them."""
+    record = json.loads((trained / training.RECORD).read_text())
+    model, processor = NCPLForecaster.from_pretrained(trained).eval(), NCPLProcessor.from_pretrained(trained)
+    processor.strict = False
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    runs = training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))
+    for split in ("in_val", "ood_val"):
+        predicted = []
+        for run in runs[split]["steplaw"]:
+            batch = processor(run.config)
+            with torch.no_grad():
+                predicted += processor.losses(model(**batch).logits, batch["loss_mask"], [run.config]).tolist()
+        expected = regression_metrics(predicted, [run.final_loss for run in runs[split]["steplaw"]])
+        for name, value in record["metrics"][split]["steplaw"]["final"].items():
+            assert value == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_rates_of_both_stages(trained):
+    """The logged learning rates are the published formula's, in each stage anew."""
+    for name, warmup in (("frozen", 0.6), ("full", 2)):
+        rates = [row["learning_rate"] for row in loss_curve(trained)[name] if "learning_rate" in row]
+        expected = [1e-2 * min(1, s / warmup) * (1 - s / 6) for s in range(6)]
+        assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_frozen_stage_leaves_the_backbone(tiny_recipe, tmp_path):
+    run_train.main(tiny_recipe("frozen", stages__full="null"))
+    run_train.main(tiny_recipe("start", stages__full="null", stages__frozen__learning_rate=1e-30))
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "frozen")
+    for name in before:
+        assert torch.equal(before[name], after[name]) == name.startswith("model."), name
+
+
+def test_fitted_prior(tiny_recipe, tmp_path):
+    """The network learns what a law that has not seen the run leaves over; a resumed training keeps the fit."""
+    arguments = tiny_recipe("out", model__prior="configuration", stages__full="null", stages__frozen__epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_train.main(arguments, callbacks=[Interrupt("frozen", 2)])
+    fitted = json.loads((tmp_path / "out" / "stages" / "prior.json").read_text())
+    runs = training.pool(training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["train"])
+    observed = np.array([run.final_loss for run in runs])
+    seen = law_from_dict(fitted["law"])([run.config for run in runs])
+    assert np.abs(seen - observed).mean() < np.abs(np.array(fitted["forecasts"]) - observed).mean() < 0.01
+    run_train.main(arguments)
+    assert NCPLProcessor.from_pretrained(tmp_path / "out").prior == fitted["law"]
+    # Better than the published Chinchilla law already, before the network has added anything.
+    record = json.loads((tmp_path / "out" / training.RECORD).read_text())
+    assert record["prior_metrics"]["in_val"]["steplaw"]["final"]["mae"] < 0.02
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+@pytest.mark.parametrize("stage", ["frozen", "full"])
+def test_resuming_gives_the_unbroken_curve(trained, tiny_recipe, tmp_path, stage):
+    """Interrupted in the middle of an epoch, with a half-written checkpoint left behind."""
+    arguments = tiny_recipe("out")
+    with pytest.raises(KeyboardInterrupt):
+        run_train.main(arguments, callbacks=[Interrupt(stage, 5)])
+    folder = tmp_path / "out" / "stages" / stage
+    assert (folder / "checkpoint-4" / "trainer_state.json").exists()
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "trainer_state.json").write_text('{"best')
+    run_train.main(arguments)
+    resumed = tmp_path / "out"
+    assert json.loads((resumed / training.RECORD).read_text())["stages"][stage]["resumed_from_step"] == 4
+    assert loss_curve(resumed) == loss_curve(trained)
+    for name, value in weights(trained).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_a_folder_belongs_to_one_recipe(trained, capsys):
+    recipe = [str(trained.parent / "tiny.yaml"), "--output_dir", str(trained)]
+    before = (trained / training.RECORD).stat().st_mtime_ns
+    run_train.main(recipe)
+    assert "saved to" in capsys.readouterr().out
+    assert (trained / training.RECORD).stat().st_mtime_ns == before
+    with pytest.raises(SystemExit) as caught:
+        run_train.main([*recipe, "--stages.full.epochs", "4"])
+    assert caught.value.code == 2
+    assert "whose stages.full.epochs is 2.0, this recipe says 4.0" in capsys.readouterr().err
+    (trained.parent / "other").mkdir()
+    (trained.parent / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        run_train.main([*recipe[:2], str(trained.parent / "other")])
+    assert "holds something that is no training" in capsys.readouterr().err
+
+
+def test_push_to_hub(trained, monkeypatch, capsys):
+    """What was trained is pushed whole, by the same command with one key more."""
+    with HubServer() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        recipe = str(trained.parent / "tiny.yaml")
+        run_train.main([recipe, "--output_dir", str(trained), "--push_to_hub", "me/tiny"])
+        files = set(huggingface_hub.HfApi(endpoint=server.url, token=TOKEN).list_repo_files("me/tiny"))
+    assert {path.name for path in trained.iterdir()} <= files
+    assert "README.md" in files
+    assert server.url in capsys.readouterr().out
+
+
+def test_micro_batches_sum_to_the_batch(tiny_recipe, tmp_path):
+    """Also where they are of unequal size: the last batch of 14 is 13 and 1."""
+    for name, parts in (("whole", 1), ("halves", 2)):
+        changes = {"stages__frozen__batch_size": 26, "stages__frozen__gradient_accumulation_steps": parts}
+        run_train.main(tiny_recipe(name, stages__full="null", **changes))
+    assert losses(tmp_path / "halves", "frozen") == pytest.approx(losses(tmp_path / "whole", "frozen"), rel=1e-4)
+
+
+def test_packed_training_is_plain_training(tiny_recipe, tmp_path):
+    """One batch an epoch, so that both see the same runs at each step."""
+    changes = {"data__config": "intermediate", "stages__full": "null", "stages__frozen__batch_size": 66 * 19}
+    changes |= {"stages__frozen__epochs": 3, "stages__frozen__evaluations": 1}
+    for name, packed in (("plain", "false"), ("packed", "true")):
+        run_train.main(tiny_recipe(name, data__packed=packed, **changes))
+    assert losses(tmp_path / "packed", "frozen") == pytest.approx(losses(tmp_path / "plain", "frozen"), rel=1e-4)
+    record = json.loads((tmp_path / "packed" / training.RECORD).read_text())
+    assert record["metrics"]["in_val"]["steplaw"]["curve"]["n"] == 16 * 18
+
+
+def test_adapter(trained, tiny_recipe, tmp_path):
+    """From a trained forecaster: only adapters and heads are saved, the base stays, and merging changes nothing."""
+    own = {"model__scratch": "null", "model__prompt_version": "null", "model__number_embedding": "null"}
+    lora = {"stages__frozen": "null", "stages__full__lora__r": 4, "stages__full__lora__alpha": 8}
+    before = weights(trained)
+    run_train.main(tiny_recipe("adapter", model__checkpoint=trained, **own, **lora))
+    adapter = tmp_path / "adapter"
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(trained)
+    assert (settings["r"], settings["modules_to_save"]) == (4, ["numbers", "head"])
+    names = set(weights(adapter, "adapter_model.safetensors"))
+    assert all("lora_" in name or "numbers" in name or "head" in name for name in names)
+    assert any("lora_" in name for name in names)
+    assert not (adapter / "model.safetensors").exists()
+    record = json.loads((adapter / training.RECORD).read_text())
+    assert record["stages"]["full"]["trainable_parameters"] < record["parameters"]
+
+    merged = training.merge_adapter(adapter, tmp_path / "merged")
+    assert all(torch.equal(value, weights(trained)[name]) for name, value in before.items())
+    changed = {name for name, value in weights(tmp_path / "merged").items() if not torch.equal(value, before[name])}
+    assert any("q_proj" in name for name in changed)
+    assert not any("embed" in name or "norm" in name for name in changed)
+    processor = NCPLProcessor.from_pretrained(tmp_path / "merged")
+    batch = processor(
+        {
+            "source": "steplaw",
+            "model size": 100,
+            "data size": 4,
+            "optimizer": "adamw",
+            "learning rate": 1e-3,
+            "batch size": 128,
+        }
+    )
+    adapted = training.load_adapter(adapter).eval()
+    with torch.no_grad():
+        expected = adapted(**batch).logits
+        assert torch.allclose(merged.eval()(**batch).logits, expected, atol=2e-6)
+        assert not torch.allclose(NCPLForecaster.from_pretrained(trained).eval()(**batch).logits, expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"holds no adapter_config.json"):
+        training.merge_adapter(trained, tmp_path / "no")
+
+
+def test_adapter_after_a_first_stage_keeps_its_base(tiny_recipe, tmp_path):
+    run_train.main(tiny_recipe("out", stages__full__lora__r=2))
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "out-base")
+    training.merge_adapter(tmp_path / "out", tmp_path / "merged")
+    NCPLForecaster.from_pretrained(tmp_path / "out-base")
+
+
+def test_backbone_from_a_folder(tiny_recipe, tmp_path):
+    """A causal language model's own weights are what stage 1 starts from and keeps."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    runs = training.pool(training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["train"])
+    tokenizer = _tokenizer(runs)
+    shape = scratch_config(len(tokenizer), 16, 1, 2)
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
+    backbone.save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    changes = {"model__scratch": "null", "model__backbone": tmp_path / "qwen", "stages__full": "null"}
+    run_train.main(tiny_recipe("out", **changes))
+    saved = weights(tmp_path / "out")
+    for name, value in backbone.model.state_dict().items():
+        assert torch.equal(saved[f"model.{name}"], value), name
+
+
+def test_bf16_keeps_fp32_weights_and_numbers(tiny_recipe, trained, tmp_path):
+    run_train.main(tiny_recipe("bf16", stages__frozen__bf16="true", stages__full="null"))
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "bf16").values())
+    rounded, exact = losses(tmp_path / "bf16", "frozen"), losses(trained, "frozen")
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
+    # Two learning rates that bf16 cannot tell apart are two inputs all the same.
+    model = NCPLForecaster.from_pretrained(trained)
+    values = torch.tensor([[1.0, 1.001]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedded = model.numbers(values)
+    assert torch.equal(embedded, model.numbers(values))
+    assert not torch.equal(embedded[0, 0], embedded[0, 1])
+
+
+def test_saved_folder_loads_without_the_project(trained, tmp_path):
+    code = """
+import json, sys, torch
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+config = json.loads(sys.argv[2])
+batch = processor(config)
+with torch.no_grad():
+    print(json.dumps(processor.losses(model(**batch).logits, batch["loss_mask"], [config]).tolist()))
+"""
+    config = {"source": "steplaw", "model size": 100, "data size": 4, "optimizer": "adamw", "learning rate": 1e-3}
+    config["batch size"] = 128
+    there = fresh_process(code, trained, json.dumps(config), home=tmp_path, HF_HUB_OFFLINE="1")
+    model, processor = NCPLForecaster.from_pretrained(trained).eval(), NCPLProcessor.from_pretrained(trained)
+    batch = processor(config)
+    with torch.no_grad():
+        assert there == processor.losses(model(**batch).logits, batch["loss_mask"], [config]).tolist()
+
+
+# ------------------------------------------------------------------------------------------------ as users launch it
+
+
+def launch(arguments, *options):
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "run_train.py", *arguments]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def test_killed_and_launched_again(tiny_recipe, trained, tmp_path):
+    """`accelerate launch`, killed in stage 2 as soon as there is a checkpoint, and the same command again."""
+    arguments = tiny_recipe("out")
+    running = launch(arguments, "--cpu", "--num_processes", "1")
+    folder = tmp_path / "out" / "stages" / "full"
+    while running.poll() is None and not list(folder.glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    again = launch(arguments, "--cpu", "--num_processes", "1")
+    out = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, out
+    assert "forecast error, nats per token" in out
+    assert "%|" not in out  # no progress bars in a pipe
+    assert loss_curve(tmp_path / "out") == loss_curve(trained)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tiny_recipe, trained, tmp_path):
+    """Each batch over two processes: the same steps, and no run is measured twice (16 and 14 fill no batch)."""
+    config = "recipes/accelerate/ddp-cpu.yaml"
+    running = launch(tiny_recipe("out"), "--config_file", config, "--main_process_port", "29512")
+    out = running.communicate(timeout=500)[0]
+    assert running.returncode == 0, out
+    one, two = (json.loads((f / training.RECORD).read_text()) for f in (trained, tmp_path / "out"))
+    assert two["hardware"]["processes"] == 2
+    for split, n in (("in_val", 16), ("ood_val", 14)):
+        assert two["metrics"][split]["steplaw"]["final"]["n"] == n
+        for name, value in one["metrics"][split]["steplaw"]["final"].items():
+            assert two["metrics"][split]["steplaw"]["final"][name] == pytest.approx(value, abs=1e-4)
+    assert losses(tmp_path / "out", "full") == pytest.approx(losses(trained, "full"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    running = launch(["recipes/quickstart.yaml", "--output_dir", str(tmp_path / "out")])
+    out = running.communicate(timeout=500)[0]
+    assert running.returncode == 0, out
+    record = json.loads((tmp_path / "out" / training.RECORD).read_text())
+    for split in ("in_val", "ood_val"):
+        for source in ("marin", "steplaw"):
+            for kind in ("final", "curve"):
+                ours, prior = (record[name][split][source][kind]["mae"] for name in ("metrics", "prior_metrics"))
+                assert ours < prior
