@@ -110,7 +110,7 @@ def checkpoint_card(
         tags=TAGS,
         datasets=[f"{owner}/{dataset_name(source)}" for source in sources] if owner and sources else None,
         model_name=name,
-        eval_results=_eval_results(cells) or None,
+        eval_results=_eval_results(cells, owner) or None,
         ignore_metadata_errors=False,
         **({"widget": [_widget_item(title, item) for title, item in widget.items()]} if widget else {}),
     )
@@ -312,7 +312,7 @@ def _cells(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dic
     return cells
 
 
-def _eval_results(cells: list[dict[str, Any]]) -> list[EvalResult]:
+def _eval_results(cells: list[dict[str, Any]], owner: str | None) -> list[EvalResult]:
     """The Hub's `model-index`: every measured cell of this model."""
     results = []
     for cell in cells:
@@ -325,7 +325,7 @@ def _eval_results(cells: list[dict[str, Any]]) -> list[EvalResult]:
                 EvalResult(
                     task_type="tabular-regression",
                     task_name="Final loss of pretraining runs",
-                    dataset_type=dataset_name(cell["source"]),
+                    dataset_type="/".join(filter(None, (owner, dataset_name(cell["source"])))),
                     dataset_name=f"{cell['source']} {cell['split']}",
                     dataset_config="final",
                     dataset_split=cell["split"],

@@ -83,14 +83,20 @@ def test_a_stream_is_read_as_it_is_consumed(forecast):
     [
         ([], "configs: got an empty batch"),
         ("adamw", "configuration: got 'adamw', expected a mapping"),
-        ([ADAMW, 3], "configuration: got 3, expected a mapping"),
+        ([ADAMW, 3], r"configs\[1\]: configuration: got 3, expected a mapping"),
         ({**ADAMW, "learning rat": 1}, "did you mean 'learning rate'"),
-        ([ADAMW, {**ADAMW, "learning rate": "fast"}], "learning rate: got 'fast'"),
+        ([ADAMW, {**ADAMW, "learning rate": "fast"}], r"configs\[1\]: learning rate: got 'fast'"),
     ],
 )
 def test_bad_input_is_named(forecast, inputs, message):
     with pytest.raises(ValueError, match=message):
         forecast(inputs)
+
+
+@pytest.mark.parametrize("level", [0, 1, 90])
+def test_a_level_that_is_no_coverage_is_refused(forecast, level):
+    with pytest.raises(ValueError, match=f"level: got {level}, expected a coverage between 0 and 1"):
+        forecast(ADAMW, level=level)
 
 
 EVERY_DOOR = """
