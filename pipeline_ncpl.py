@@ -49,12 +49,11 @@ class ScalingForecastPipeline(Pipeline):
             ValueError: an empty list, and everything the processor refuses: it names field, value and what is accepted.
         """
         if isinstance(inputs, Iterator):
-            # Of all iterators, transformers streams generators only.
-            return iter(super().__call__((config for config in inputs), **kwargs))
-        if isinstance(inputs, tuple):
-            inputs = list(inputs)
-        if isinstance(inputs, list) and not inputs:
-            raise ValueError("configs: got an empty batch, expected at least one configuration")
+            return iter(super().__call__(self._checked(inputs), **kwargs))
+        if isinstance(inputs, list | tuple):
+            if not inputs:
+                raise ValueError("configs: got an empty batch, expected at least one configuration")
+            inputs = list(self._checked(inputs))
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -63,7 +62,19 @@ class ScalingForecastPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(self, level: float | None = None) -> tuple[dict, dict, dict]:
-        return {}, {} if level is None else {"level": level}, {}
+        if level is None:
+            return {}, {}, {}
+        if not 0 < level < 1:
+            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1")
+        return {}, {"level": level}, {}
+
+    def _checked(self, configs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """One by one, so that a stream stays one; says which configuration is not accepted."""
+        for i, config in enumerate(configs):
+            try:
+                yield check_config(config, self.processor.strict)
+            except ValueError as error:
+                raise ValueError(f"configs[{i}]: {error}") from None
 
     def preprocess(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"configs": training_order(check_config(config, self.processor.strict))}
@@ -76,7 +87,7 @@ class ScalingForecastPipeline(Pipeline):
         logits = self.model(**self.ensure_tensor_on_device(**batch)).logits
         losses = self.processor.losses(logits, batch["loss_mask"], configs)
         forecast = {"loss": losses}
-        if (calibration := self.processor.calibration) is not None:
+        if (calibration := self.processor.calibrator) is not None:
             forecast["lower"], forecast["upper"] = calibration.interval(configs, losses, level)
             forecast["divergence"] = calibration.divergence(configs)
             forecast["extrapolation"] = calibration.extrapolation(configs)

@@ -16,9 +16,9 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 try:
-    from .laws_ncpl import ChinchillaLaw, law_from_dict
+    from .laws_ncpl import Calibration, ChinchillaLaw, law_from_dict
 except ImportError:
-    from laws_ncpl import ChinchillaLaw, law_from_dict
+    from laws_ncpl import Calibration, ChinchillaLaw, law_from_dict
 
 Config = Mapping[str, Any]
 
@@ -374,7 +374,7 @@ class NCPLProcessor(ProcessorMixin):
         number_token_id: id at number tokens.
         prior: a law's `to_dict()`; the published Chinchilla laws when absent. Targets are losses minus this.
         strict: whether unknown fields and implausible values are errors (see `check_config`).
-        calibration: what `ncpl` adds for intervals, or None.
+        calibration: a `Calibration`'s `to_dict()`, or None: intervals, divergence and extrapolation of the forecasts.
     """
 
     valid_processor_kwargs: Any = ProcessorMixin.valid_processor_kwargs
@@ -397,12 +397,18 @@ class NCPLProcessor(ProcessorMixin):
         self.strict = strict
         self.calibration = calibration
         self._law = law_from_dict(self.prior)
+        self._calibrator = None if calibration is None else Calibration.from_dict(calibration)
         self._pieces: dict[str, list[int]] = {}
 
     @property
     def law(self) -> Any:
         """The prior: configurations -> losses in nats per token."""
         return self._law
+
+    @property
+    def calibrator(self) -> Calibration | None:
+        """How far to trust the checkpoint's forecasts; None where it was not calibrated."""
+        return self._calibrator
 
     def __call__(
         self,

@@ -89,9 +89,9 @@ def train(recipe: Recipe, callbacks: Sequence[Any]) -> None:
         with process.local_main_process_first():
             runs = training.read_runs(recipe.data)
         train_runs = training.pool(runs[splits.train])
-        prior, forecasts = training.make_prior(recipe, train_runs)
-        model, processor = training.build_model(recipe.model, train_runs, prior)
-        targets = training.make_targets(train_runs, forecasts)
+        prior = training.make_prior(recipe, train_runs)
+        model, processor = training.build_model(recipe.model, train_runs, prior.law, prior.calibration)
+        targets = training.make_targets(train_runs, prior.forecasts)
         stages = [training.StageRun(name, stage, recipe, targets) for name, stage in recipe.stages.items()]
     except ValueError as error:
         fail(error)

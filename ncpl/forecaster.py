@@ -16,7 +16,6 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from configuration_ncpl import NCPLConfig
-from laws_ncpl import Calibration
 from modeling_ncpl import NCPLForecaster
 from ncpl.configs import as_configs, check_configs
 from ncpl.errors import CheckpointError
@@ -48,8 +47,7 @@ class Forecaster:
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.processor = processor
-        state = processor.calibration
-        self.calibration = None if state is None else Calibration.from_dict(state)
+        self.calibration = processor.calibrator
         self._told_uncalibrated = False
 
     @classmethod

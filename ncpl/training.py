@@ -158,7 +158,10 @@ def pool(sources: Mapping[str, Sequence[LoggedRun]]) -> list[LoggedRun]:
 
 
 def build_model(
-    block: ModelBlock, train: Sequence[LoggedRun], prior: Mapping[str, Any] | None = None
+    block: ModelBlock,
+    train: Sequence[LoggedRun],
+    prior: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> tuple[NCPLForecaster, NCPLProcessor]:
     """The model before training, with fp32 weights, and its processor.
 
@@ -166,6 +169,7 @@ def build_model(
         block: the recipe's.
         train: the training split, for a tokenizer from scratch.
         prior: the law's `to_dict()`, the published Chinchilla laws when absent; a checkpoint keeps its own.
+        calibration: the calibration's `to_dict()`, where there is one; a checkpoint keeps its own.
 
     Raises:
         ValueError: the backbone or checkpoint does not load.
@@ -178,7 +182,8 @@ def build_model(
         tokenizer = train_tokenizer((run.config for run in train), version, size.vocab_size)
         text_config = scratch_config(len(tokenizer), size.hidden_size, size.num_layers, size.num_heads)
         config = NCPLConfig(text_config=text_config, **block.config)
-        return NCPLForecaster._from_config(config, **load), NCPLProcessor(tokenizer, version, prior=prior)
+        processor = NCPLProcessor(tokenizer, version, prior=prior, calibration=calibration)
+        return NCPLForecaster._from_config(config, **load), processor
     if block.checkpoint is not None:
         processor = _load_processor(block)
         with _load_error("checkpoint", block.checkpoint):
@@ -188,7 +193,7 @@ def build_model(
     with _load_error("backbone", block.backbone):
         model = NCPLForecaster.from_backbone(block.backbone, config=block.config, **load, **hub)
         tokenizer = AutoTokenizer.from_pretrained(block.backbone, **hub)
-    return model, NCPLProcessor(tokenizer, version, prior=prior)
+    return model, NCPLProcessor(tokenizer, version, prior=prior, calibration=calibration)
 
 
 def _load_processor(block: ModelBlock) -> NCPLProcessor:
@@ -205,27 +210,40 @@ def _load_error(key: str, name: str) -> Iterator[None]:
         raise ValueError(f"model.{key}: {name!r} does not load: {' '.join(str(error).split())}") from error
 
 
-def make_prior(recipe: Recipe, train: Sequence[LoggedRun]) -> tuple[Mapping[str, Any], np.ndarray]:
+@dataclass(frozen=True)
+class FittedPrior:
+    """The law whose residuals are learnt.
+
+    Args:
+        law: its `to_dict()`.
+        forecasts: of the training runs, nats per token.
+        calibration: a `Calibration`'s `to_dict()`, or None.
+    """
+
+    law: Mapping[str, Any]
+    forecasts: np.ndarray
+    calibration: Mapping[str, Any] | None = None
+
+
+def make_prior(recipe: Recipe, train: Sequence[LoggedRun]) -> FittedPrior:
     """The law whose residuals are learnt, and what it forecasts for the training split.
 
     A law that is fitted here forecasts each training run as if it had not seen it (out of fold): its residuals on what
-    it has seen are smaller than those the network will meet. The fit is kept in the output folder until training is
-    done.
+    it has seen are smaller than those the network will meet. It brings the calibration of intervals and divergence. The
+    fit is kept in the output folder until training is done.
 
     Args:
         recipe: `model.prior` names the law.
         train: the training split.
-
-    Returns:
-        The law's `to_dict()`, and forecasts in nats per token, one for each run.
 
     Raises:
         ValueError: the prior is not known.
     """
     name, configs = recipe.model.prior, [run.config for run in train]
     if recipe.model.checkpoint is not None:
-        law = _load_processor(recipe.model).law
-    elif name is None or name == "chinchilla":
+        processor = _load_processor(recipe.model)
+        return FittedPrior(processor.prior, processor.law(configs), processor.calibration)
+    if name is None or name == "chinchilla":
         law = ChinchillaLaw()
     elif name != "configuration":
         try:
@@ -237,21 +255,33 @@ def make_prior(recipe: Recipe, train: Sequence[LoggedRun]) -> tuple[Mapping[str,
     else:
         fitted: list[Any] = [_fit_configuration_law(recipe, train) if PartialState().is_main_process else None]
         broadcast_object_list(fitted)
-        return fitted[0]["law"], np.array(fitted[0]["forecasts"])
-    return law.to_dict(), law(configs)
+        return FittedPrior(fitted[0]["law"], np.array(fitted[0]["forecasts"]), fitted[0]["calibration"])
+    return FittedPrior(law.to_dict(), law(configs))
 
 
 def _fit_configuration_law(recipe: Recipe, train: Sequence[LoggedRun]) -> dict[str, Any]:
     file = Path(recipe.output_dir) / "stages" / "prior.json"
     if not file.exists():
-        from ncpl.fitting import cross_fit, fit_prior
+        # Only here, because it brings scipy and scikit-learn.
+        from ncpl.fitting import fit, random_folds
 
-        print(f"fitting the prior on {len(train)} runs, and out of fold", flush=True)
         rows = [{"source": run.config["source"], "conf": run.config, "final_loss": run.final_loss} for run in train]
-        law = fit_prior(rows, seed=recipe.seed).to_dict()
+        fitted = fit(rows, seed=recipe.seed)
+        state = {
+            "law": fitted.law().to_dict(),
+            "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)).tolist(),
+            "calibration": fitted.calibration(_unstable(recipe.data, train), seed=recipe.seed).to_dict(),
+        }
         file.parent.mkdir(exist_ok=True)
-        write_json(file, {"law": law, "forecasts": cross_fit(rows, seed=recipe.seed).tolist()})
+        write_json(file, state)
     return json.loads(file.read_text())
+
+
+def _unstable(data: DataBlock, train: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Runs of no split that are no larger than those trained on: what is known of divergence."""
+    largest = max(run.config["model size"] for run in train)
+    rows = [row for source in data.sources for row in load_runs(source, _data_dir(data), data.config)["unstable"]]
+    return [row for row in rows if row["conf"]["model size"] <= largest]
 
 
 def add_adapters(model: NCPLForecaster, lora: Lora) -> PeftModel:

@@ -13,10 +13,12 @@ from datasets_scripts import SAMPLE_DIR
 from ncpl import cards
 from ncpl.cards import EXAMPLES, checkpoint_card, widget_examples
 from ncpl.errors import CheckpointError
-from ncpl.hub import push_dataset, push_space, space_files
+from ncpl.hub import ROOT, push_dataset, push_space, space_files
 from tests.checkpoints import fresh_process, save_tiny
 from tests.hub_server import HubServer
 from tests.hub_server.server import TOKEN
+
+DEPLOYMENT = ROOT / "docs" / "deployment.md"
 
 
 def metrics(seed):
@@ -285,3 +287,23 @@ def test_the_space_is_whole(hub):
     compile(files["app.py"], "app.py", "exec")
     ours = set(re.findall(r"^from (ncpl\S*) import", files["app.py"].decode(), re.M))
     assert all(f"{name.replace('.', '/')}.py" in files or f"{name}/__init__.py" in files for name in ours)
+
+
+def test_the_adapters_table_is_its_results():
+    """docs/deployment.md holds what benchmarks/adapters.py measured, and nothing else."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "adapters.json").read_text())
+    block = re.search(r"<!-- generated:adapters -->\n(.*)<!-- /generated:adapters -->", DEPLOYMENT.read_text(), re.S)
+    assert block
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block[1].splitlines()[2:]]
+    expected = [
+        [
+            way,
+            f"{m['trained_parameters']:,}",
+            f"{m['weights_mb']:.2f}",
+            f"{m['in_val_mae']:.4f}",
+            f"{m['ood_val_mae']:.4f}",
+        ]
+        for way, m in result["ways"].items()
+    ]
+    assert rows[:-1] == expected
+    assert rows[-1][-2:] == [f"{result['prior'][split]:.4f}" for split in ("in_val", "ood_val")]

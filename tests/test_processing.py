@@ -65,10 +65,15 @@ def second_encoding(tokenizer, config, steps, final=None, step=None, target=None
 
     def text(piece):
         tokens = tokenizer(piece, add_special_tokens=False)["input_ids"]
-        ids.extend(tokens), values.extend([0.0] * len(tokens)), numbers.extend([0] * len(tokens))
+        for token in tokens:
+            ids.append(token)
+            values.append(0.0)
+            numbers.append(0)
 
     def number(value):
-        ids.append(0), values.append(value), numbers.append(1)
+        ids.append(0)
+        values.append(value)
+        numbers.append(1)
 
     for field, value in config.items():
         if field in table:

@@ -1,0 +1,669 @@
+"""NSP, the Neural Scaling Predictor: benchmark scores of a model from its size, with uncertainty and emergence.
+
+A task's score is `chance + (1 - chance) ceiling sigmoid(z)`. Its logit z is the sum of
+
+- what size gives: non-negative loadings on capabilities, each the soft minimum of increasing functions of params,
+  tokens and compute (`ScalingAttention`), so that the scarcest resource rules and every score rises with compute;
+- what the architecture gives (`code`, `moe`);
+- what the family gives: a Gaussian effect, correlated over tasks, inferred exactly from any known scores of siblings
+  or of the model itself (`FamilyEffect`), because families differ in data quality far more than in size;
+- a bounded correction by a transformer encoder over feature and score tokens. Its family side is blind to the size of
+  the model in question, so that scores still rise with compute at fixed family; its size side sets the uncertainty.
+
+Shapes: batch = models, tasks = benchmarks, scores = known scores, seq = tokens of the encoder, hidden = its width.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+try:
+    from .configuration_nsp import FEATURES, NSPConfig, NSPEnsembleConfig
+    from .feature_extraction_nsp import NSPFeatureExtractor
+except ImportError:
+    from configuration_nsp import FEATURES, NSPConfig, NSPEnsembleConfig
+    from feature_extraction_nsp import NSPFeatureExtractor
+
+# Logits of variance per squared unit of ln(size) beyond the training data.
+EXTRAPOLATION = 0.25
+GAUSS_NEWTON_STEPS = 4
+# Encoder tokens: the family's side never sees the model's size.
+FAMILY, ARCHITECTURE, PARAMS, TOKENS, COMPUTE = range(5)
+FIXED_TOKENS = 5
+
+
+@dataclass
+class NSPOutput(ModelOutput):
+    """What a forward pass gives.
+
+    Args:
+        loss: scalar, only when labels came.
+        predictions: (batch, tasks), median score, between chance and 1.
+        uncertainties: (batch, tasks), standard deviation of the score.
+        emergence_scores: (batch, tasks), probability that the score is past chance by `emergence_threshold`.
+        logits: (batch, tasks), z of the prediction.
+        logit_deviations: (batch, tasks), standard deviation of z.
+        hidden_states: one (batch, seq, hidden) for the embeddings and after each layer, on request.
+        attentions: one (batch, heads, seq, seq) a layer, on request.
+    """
+
+    loss: Tensor | None = None
+    predictions: Tensor = None
+    uncertainties: Tensor = None
+    emergence_scores: Tensor = None
+    logits: Tensor = None
+    logit_deviations: Tensor = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ScalingAttention(nn.Module):
+    """Capabilities as soft minima over params, tokens and compute: `-logsumexp(-(slope x + offset))`.
+
+    The exponents are those of a power law `A N^-a + B D^-b` (Hoffmann et al. 2022) read as a logarithm; the softmax of
+    the same numbers is the attention that each resource gets: the scarcest gets most.
+    """
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__()
+        shape = (len(FEATURES) - 1, config.num_capabilities)  # params, tokens, compute
+        self.slopes = nn.Parameter(torch.empty(shape))
+        self.offsets = nn.Parameter(torch.empty(shape))
+
+    def forward(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., 3) logs of params, tokens, compute -> capabilities (..., K), their derivatives (..., 3, K)."""
+        slopes = nn.functional.softplus(self.slopes.float())
+        values = -(size[..., None] * slopes + self.offsets.float())
+        return -torch.logsumexp(values, -2), torch.softmax(values, -2) * slopes
+
+
+class TaskHeads(nn.Module):
+    """Logits of each task from capabilities, and scores from logits."""
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__()
+        tasks = len(config.tasks)
+        self.bias = nn.Parameter(torch.empty(tasks))
+        self.loadings = nn.Parameter(torch.empty(tasks, config.num_capabilities))
+        self.architecture = nn.Parameter(torch.empty(tasks, len(FEATURES) - 2))
+        self.ceiling = nn.Parameter(torch.empty(tasks))  # logit of the share of 1 - chance that can be reached
+        self.register_buffer("chance", torch.tensor(config.chance, dtype=torch.float32))
+
+    def forward(self, capabilities: Tensor) -> Tensor:
+        return self.bias.float() + capabilities @ self.positive_loadings().T
+
+    def positive_loadings(self) -> Tensor:
+        return nn.functional.softplus(self.loadings.float())
+
+    def scores(self, logits: Tensor, tasks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores and their derivatives by the logit; `tasks` (same shape) where the last axis is not all tasks."""
+        chance, span = self.chance.float(), self.span()
+        if tasks is not None:
+            chance, span = chance[tasks], span[tasks]
+        share = torch.sigmoid(logits)
+        return chance + span * share, span * share * (1 - share)
+
+    def span(self) -> Tensor:
+        return (1 - self.chance.float()) * torch.sigmoid(self.ceiling.float())
+
+
+class FamilyEffect(nn.Module):
+    """Gaussian effects in logits, correlated over tasks: one shared by a family, one of each model alone.
+
+    Conditioning on known scores is exact but for the curvature of the sigmoid, which Gauss-Newton steps follow.
+    """
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__()
+        tasks, families = len(config.tasks), len(config.families)
+        self.family_factors = nn.Parameter(torch.empty(tasks, config.family_rank))
+        self.family_scales = nn.Parameter(torch.empty(tasks))
+        self.model_factors = nn.Parameter(torch.empty(tasks, config.family_rank))
+        self.model_scales = nn.Parameter(torch.empty(tasks))
+        self.noise = nn.Parameter(torch.empty(tasks))  # log standard deviation of a measured score
+        self.register_buffer("known_means", torch.zeros(families, tasks))
+        self.register_buffer("known_covariances", torch.zeros(families, tasks, tasks))
+
+    @staticmethod
+    def _covariance(factors: Tensor, scales: Tensor) -> Tensor:
+        return factors.float() @ factors.float().T + torch.diag(torch.exp(2 * scales.float()))
+
+    def family_covariance(self) -> Tensor:
+        return self._covariance(self.family_factors, self.family_scales)
+
+    def model_covariance(self) -> Tensor:
+        return self._covariance(self.model_factors, self.model_scales)
+
+    def noise_variance(self) -> Tensor:
+        return torch.exp(2 * self.noise.float())
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.attention_norm = nn.LayerNorm(config.hidden_size)
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.attention_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward_in = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.feed_forward_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, seq, hidden), an additive mask (batch or 1, 1, seq, seq) -> the same shape, attention weights."""
+        batch, seq, width = hidden.shape
+        projected = self.query_key_value(self.attention_norm(hidden)).view(batch, seq, 3, self.heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, width / heads)
+        weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask.to(hidden.dtype), -1)
+        mixed = (self.dropout(weights) @ value).transpose(1, 2).reshape(batch, seq, width)
+        hidden = hidden + self.dropout(self.attention_out(mixed))
+        inner = nn.functional.gelu(self.feed_forward_in(self.feed_forward_norm(hidden)))
+        return hidden + self.dropout(self.feed_forward_out(inner)), weights
+
+
+class Encoder(nn.Module):
+    """Feature and score tokens -> a correction of each task's logit, and the log scale of its uncertainty."""
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__()
+        width, tasks = config.hidden_size, len(config.tasks)
+        self.family = nn.Parameter(torch.empty(width))
+        self.missing = nn.Parameter(torch.empty(2, width))  # params is never missing; tokens, compute
+        self.architecture = nn.Linear(2 * (len(FEATURES) - 2), width)
+        self.size = nn.ModuleList([nn.Linear(1, width) for _ in range(3)])
+        self.score = nn.Linear(3, width)
+        self.task = nn.Embedding(tasks, width)
+        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(width)
+        self.shift = nn.Linear(width, tasks)
+        self.scale = nn.Linear(width, tasks)
+        self.max_shift = config.max_shift
+        self.max_scale = config.max_scale
+
+    def forward(
+        self, size: Tensor, tokens_known: Tensor, architecture: Tensor, scores: tuple[Tensor, Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Encodes a batch.
+
+        Args:
+            size: (batch, 3) logs of params, tokens, compute.
+            tokens_known: (batch, 1), 1 or 0.
+            architecture: (batch, 4) values and whether they are known.
+            scores: (batch, scores, 3) descriptions of known scores, (batch, scores) tasks, (batch, scores) which are
+            real.
+        """
+        dtype = self.norm.weight.dtype
+        batch, device = len(size), size.device
+        known, size = tokens_known.to(dtype), (size / 3).to(dtype)
+        embedded = [
+            self.family.expand(batch, -1),
+            self.architecture(architecture.to(dtype)),
+            self.size[0](size[:, :1]),
+            known * self.size[1](size[:, 1:2]) + (1 - known) * self.missing[0],
+            known * self.size[2](size[:, 2:]) + (1 - known) * self.missing[1],
+        ]
+        hidden = torch.stack(embedded, 1)
+        valid = torch.ones(batch if scores else 1, FIXED_TOKENS, dtype=torch.bool, device=device)
+        if scores is not None:
+            values, tasks, present = scores
+            hidden = torch.cat([hidden, self.score(values.to(dtype)) + self.task(tasks)], 1)
+            valid = torch.cat([valid, present], 1)
+        seq = hidden.shape[1]
+        of_size = torch.zeros(seq, dtype=torch.bool, device=device)
+        of_size[PARAMS : COMPUTE + 1] = True
+        seen = valid[:, None, :] & (of_size[:, None] | ~of_size[None, :])
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        states, attentions = [hidden], []
+        for layer in self.layers:
+            hidden, weights = layer(hidden, mask)
+            states.append(hidden)
+            attentions.append(weights)
+        normed = self.norm(hidden)
+        shift = self.max_shift * torch.tanh(self.shift(normed[:, FAMILY]))
+        scale = self.max_scale * torch.tanh(self.scale(normed[:, PARAMS : COMPUTE + 1].mean(1)))
+        return shift.float(), scale.float(), tuple(states), tuple(attentions)
+
+
+class NSPPreTrainedModel(PreTrainedModel):
+    """Initialisation and loading."""
+
+    config_class = NSPConfig
+    config: NSPConfig
+    base_model_prefix = "nsp"
+    main_input_name = "features"
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = False
+    _no_split_modules: ClassVar[list[str]] = ["EncoderLayer"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Encoder):
+            init.normal_(module.family, std=std)
+            init.normal_(module.missing, std=1.0)
+            # A bias far from zero, or the layer norm would turn a size's embedding into little more than its sign.
+            for embedding in module.size:
+                init.normal_(embedding.bias, std=1.0)
+        elif isinstance(module, ScalingAttention):
+            init.normal_(module.slopes, mean=0.0, std=0.3)
+            init.normal_(module.offsets, std=0.5)
+        elif isinstance(module, TaskHeads):
+            init.normal_(module.bias, std=0.1)
+            init.normal_(module.loadings, mean=0.5, std=0.3)
+            init.zeros_(module.architecture)
+            init.constant_(module.ceiling, 3.0)
+            init.copy_(module.chance, torch.tensor(self.config.chance, dtype=torch.float32))
+        elif isinstance(module, FamilyEffect):
+            init.normal_(module.family_factors, std=0.3)
+            init.normal_(module.model_factors, std=0.2)
+            init.constant_(module.family_scales, -1.0)
+            init.constant_(module.model_scales, -1.0)
+            init.constant_(module.noise, math.log(0.02))
+            init.zeros_(module.known_means)
+            init.zeros_(module.known_covariances)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Loads a folder, a Hub repository, or by bare name a model of the `ncpl` package (`"nsp-base"`)."""
+        return super().from_pretrained(_embedded(pretrained_model_name_or_path), *args, **kwargs)
+
+
+class NSPModel(NSPPreTrainedModel):
+    """Benchmark scores of a language model from params, tokens and architecture, and from any scores already known.
+
+    >>> model = NSPModel(NSPConfig()).eval()
+    >>> model({"params": 7e9, "tokens": 2e12}).predictions.shape
+    torch.Size([1, 12])
+    """
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__(config)
+        self.scaling = ScalingAttention(config)
+        self.heads = TaskHeads(config)
+        self.effect = FamilyEffect(config)
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    @property
+    def extractor(self) -> NSPFeatureExtractor:
+        """Turns descriptions of models into this model's tensors."""
+        return NSPFeatureExtractor(self.config.tasks, self.config.families, self.config.support)
+
+    def forward(
+        self,
+        features: Any = None,
+        feature_mask: Tensor | None = None,
+        family_ids: Tensor | None = None,
+        score_values: Tensor | None = None,
+        score_tasks: Tensor | None = None,
+        score_models: Tensor | None = None,
+        score_mask: Tensor | None = None,
+        score_features: Tensor | None = None,
+        score_feature_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> NSPOutput | tuple[Any, ...]:
+        """Predicts scores.
+
+        Args:
+            features: (batch, 4) ln(params / 1e9), ln(tokens / 1e12), code, moe; or the extractor's whole output; or
+            what
+                the extractor reads: a mapping such as `{"params": 7e9, "tokens": 2e12}`, a list, a DataFrame, a config.
+            feature_mask: (batch, 4), 1 where known; all known when absent.
+            family_ids: (batch,), index into `config.families`, -1 for a new family.
+            score_values: (batch, scores), known accuracies; tasks, mask and features are needed with them.
+            score_tasks: (batch, scores), their tasks.
+            score_models: (batch, scores), 0 for the model itself (when absent), 1.. for its siblings.
+            score_mask: (batch, scores), 0 where padding.
+            score_features: (batch, scores, 4), features of the model that was measured.
+            score_feature_mask: (batch, scores, 4), where they are known.
+            labels: (batch, tasks), scores to learn, NaN where not measured.
+            label_weights: (batch, tasks), weights of the loss.
+
+        Raises:
+            ValueError: neither tensors nor anything the extractor reads.
+        """
+        if not isinstance(features, Tensor):
+            if features is None:
+                raise ValueError("features: missing; pass the extractor's output or a mapping such as {'params': 7e9}")
+            if not (isinstance(features, Mapping) and isinstance(features.get("features"), Tensor)):
+                features = self.extractor(features)
+            tensors = {name: value.to(self.device) for name, value in features.items()}
+            options = (output_hidden_states, output_attentions, return_dict)
+            given = {**tensors, **({} if labels is None else {"labels": labels, "label_weights": label_weights})}
+            names = ("output_hidden_states", "output_attentions", "return_dict")
+            return self.forward(**given, **dict(zip(names, options, strict=True)))
+        features = features.float()
+        mask = torch.ones_like(features) if feature_mask is None else feature_mask.float()
+        size, mean, by_tokens = self._prior(features, mask)
+        variance, scores = self.effect.model_covariance().diagonal() + by_tokens**2, None
+        variance = variance + self._unknown_architecture(mask).square().sum(-2) + self._beyond(features, mask)[:, None]
+        family = self.effect.family_covariance()
+        if family_ids is not None and (family_ids >= 0).any():
+            familiar, index = (family_ids >= 0)[:, None], family_ids.clamp(min=0)
+            mean = mean + familiar * self.effect.known_means[index].float()
+            family = torch.where(familiar[..., None], self.effect.known_covariances[index].float(), family)
+        variance = variance + family.diagonal(dim1=-2, dim2=-1)
+        if score_values is not None:
+            if score_tasks is None or score_mask is None or score_features is None:
+                raise ValueError("score_values: score_tasks, score_mask and score_features are needed with them")
+            models = torch.zeros_like(score_tasks) if score_models is None else score_models
+            known = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
+            present = score_mask > 0.5
+            shift, reduction, scores = self._condition(
+                features,
+                mask,
+                family,
+                mean,
+                score_values.float(),
+                score_tasks,
+                models,
+                present,
+                score_features.float(),
+                known,
+            )
+            mean, variance = mean + shift, (variance - reduction).clamp(min=1e-6)
+        architecture = torch.cat([features[:, 2:] * mask[:, 2:], mask[:, 2:]], -1)
+        shift, scale, states, attentions = self.encoder(size, mask[:, 1:2], architecture, scores)
+        # Never confident on an assumption: the encoder may not narrow what is missing or extrapolated.
+        assumed = (mask[:, 1:2] < 1) | (self._beyond(features, mask) > 0)[:, None]
+        scale = torch.where(assumed, scale.clamp(min=0), scale)
+        logits, deviations = mean + shift, variance.sqrt() * torch.exp(0.5 * scale)
+        output = self._output(logits, deviations, labels, label_weights)
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output.hidden_states = states if output_hidden_states else None
+        output.attentions = attentions if output_attentions else None
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _prior(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logs of size (..., 3), mean logits, and the logits per standard deviation of missing tokens (..., tasks)."""
+        intercept, slope, deviation = self.config.tokens_prior
+        params, missing = features[..., 0], 1 - mask[..., 1]
+        tokens = torch.where(missing > 0, intercept + slope * params, features[..., 1])
+        size = torch.stack([params, tokens, params + tokens], -1)
+        capabilities, derivatives = self.scaling(size)
+        mean = self.heads(capabilities) + (features * mask)[..., 2:] @ self.heads.architecture.float().T
+        by_tokens = (derivatives[..., 1, :] + derivatives[..., 2, :]) @ self.heads.positive_loadings().T
+        return size, mean, by_tokens * (deviation * missing)[..., None]
+
+    def _unknown_architecture(self, mask: Tensor) -> Tensor:
+        """Logits per standard deviation of what is not said of the architecture, (..., features, tasks)."""
+        rate = torch.tensor(self.config.feature_priors, dtype=torch.float32, device=mask.device)
+        spread = (rate * (1 - rate)).sqrt() * (1 - mask[..., 2:])
+        return spread[..., None] * self.heads.architecture.float().T
+
+    def _beyond(self, features: Tensor, mask: Tensor) -> Tensor:
+        low, high = torch.tensor(self.config.support, dtype=torch.float32, device=features.device).T
+        inside = features[..., :2].clamp(low, high)
+        return EXTRAPOLATION * ((features[..., :2] - inside).square() * mask[..., :2]).sum(-1)
+
+    def _condition(
+        self,
+        features: Tensor,
+        mask: Tensor,
+        family: Tensor,
+        mean: Tensor,
+        values: Tensor,
+        tasks: Tensor,
+        models: Tensor,
+        present: Tensor,
+        score_features: Tensor,
+        score_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Given known scores: shift of the logits, reduction of their variance, (batch, tasks); score tokens."""
+        pick = tasks[..., None]
+        _, prior, by_tokens = self._prior(score_features, score_mask)
+        prior, by_tokens = prior.gather(-1, pick)[..., 0], by_tokens.gather(-1, pick)[..., 0]
+        _, target_mean, target_by_tokens = self._prior(features, mask)
+        # A known family's mean effect, which `mean` holds already, is its siblings' too.
+        prior = prior + (mean - target_mean).gather(1, tasks)
+        by_architecture = self._unknown_architecture(score_mask).gather(
+            -1, pick[..., None, :].expand(*tasks.shape, 2, 1)
+        )
+        by_architecture = by_architecture[..., 0]
+        target_by_architecture = self._unknown_architecture(mask)
+        own = self.effect.model_covariance()
+        batch = torch.arange(len(tasks), device=tasks.device)[:, None, None]
+        family = family.expand(len(tasks), -1, -1)
+        same = (models[:, :, None] == models[:, None, :]).float()
+        among = (
+            family[batch, tasks[:, :, None], tasks[:, None, :]]
+            + own[tasks[:, :, None], tasks[:, None, :]] * same
+            + by_tokens[:, :, None] * by_tokens[:, None, :]
+            + by_architecture @ by_architecture.transpose(1, 2)
+            + torch.diag_embed(self._beyond(score_features, score_mask))
+        )
+        to_target = (
+            family[batch[..., 0], :, tasks].transpose(1, 2)
+            + own[:, tasks].transpose(0, 1) * (models == 0).float()[:, None]
+            + target_by_architecture.transpose(1, 2) @ by_architecture.transpose(1, 2)
+        )
+        tokens_to_target = target_by_tokens[:, :, None] * by_tokens[:, None, :]
+        noise = torch.where(present, self.effect.noise_variance()[tasks], 1.0)
+        logits, real = prior, present.float()
+        for _ in range(GAUSS_NEWTON_STEPS):
+            scores, slopes = self.heads.scores(logits, tasks)
+            slopes = slopes.clamp(min=1e-3) * real
+            total = slopes[:, :, None] * among * slopes[:, None, :] + torch.diag_embed(noise)
+            rest = (values - scores) * real + slopes * (logits - prior)
+            weights = slopes * torch.linalg.solve(total, rest)
+            logits = logits + ((among @ weights[..., None])[..., 0] - (logits - prior)).clamp(-2, 2)
+        cross = (to_target + tokens_to_target) * slopes[:, None]
+        reduction = (cross * torch.linalg.solve(total, cross.transpose(1, 2)).transpose(1, 2)).sum(-1)
+        shift = (to_target @ weights[..., None])[..., 0]
+        # Tokens missing here and there: the siblings' scores move the tokens, so that scores still rise with params.
+        deviation = self.config.tokens_prior[2]
+        moved = deviation * (by_tokens * weights).sum(-1) * (1 - mask[:, 1])
+        nudged = features + torch.nn.functional.pad(moved[:, None], (1, 2))
+        nudged[:, 1] = torch.where(mask[:, 1] > 0, features[:, 1], self._assumed_tokens(features) + moved)
+        all_known = torch.cat([torch.ones_like(mask[:, :2]), mask[:, 2:]], -1)
+        shift = shift + self._prior(nudged, all_known)[1] - target_mean
+        expected, _ = self.heads.scores(prior, tasks)
+        innovation = (values - expected) / 0.1
+        described = torch.stack([innovation, expected, (models == 0).float()], -1)
+        return shift, reduction, (described * real[..., None], tasks, present)
+
+    def _assumed_tokens(self, features: Tensor) -> Tensor:
+        return self.config.tokens_prior[0] + self.config.tokens_prior[1] * features[:, 0]
+
+    def _output(self, logits: Tensor, deviations: Tensor, labels: Tensor | None, weights: Tensor | None) -> NSPOutput:
+        predictions, slopes = self.heads.scores(logits)
+        noise = self.effect.noise_variance()
+        uncertainties = (slopes.square() * deviations.square() + noise).sqrt()
+        # Past chance: z above the logit of the threshold, whose noise counts as logits by the slope there.
+        share = (self.config.emergence_threshold / torch.sigmoid(self.heads.ceiling.float())).clamp(max=0.99)
+        slope_there = self.heads.span() * share * (1 - share)
+        spread = (deviations.square() + noise / slope_there.square()).sqrt()
+        slope, intercept = self.config.emergence_calibration
+        emergence = torch.sigmoid(slope * (logits - torch.logit(share)) / spread + intercept)
+        loss = None
+        if labels is not None:
+            loss = self._loss(predictions, uncertainties, labels.float(), weights)
+        dtype = self.encoder.norm.weight.dtype
+        return NSPOutput(
+            loss=loss,
+            predictions=predictions.to(dtype),
+            uncertainties=uncertainties.to(dtype),
+            emergence_scores=emergence.to(dtype),
+            logits=logits.to(dtype),
+            logit_deviations=deviations.to(dtype),
+        )
+
+    def _loss(self, predictions: Tensor, deviations: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """Student-t negative log likelihood plus weighted absolute error, over the scores that were measured."""
+        measured = ~labels.isnan()
+        weight = measured.float() if weights is None else weights * measured
+        error = torch.where(measured, labels, predictions.detach()) - predictions
+        freedom = self.config.degrees_of_freedom
+        likelihood = deviations.log() + (freedom + 1) / 2 * torch.log1p((error / deviations).square() / freedom)
+        point = likelihood + self.config.absolute_error_weight * error.abs()
+        return (point * weight).sum() / weight.sum().clamp(min=1e-9)
+
+    def bounds(self, output: NSPOutput, multiples: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper score, (batch, tasks), `multiples` standard deviations (broadcast over them) away.
+
+        The logit's spread is carried through the sigmoid, so that a band near chance or the ceiling is not symmetric;
+        the noise of a measurement adds in quadrature.
+        """
+        logits, deviations = output.logits.float(), output.logit_deviations.float()
+        centre, _ = self.heads.scores(logits)
+        noise = multiples.square() * self.effect.noise_variance()
+        below = centre - self.heads.scores(logits - multiples * deviations)[0]
+        above = self.heads.scores(logits + multiples * deviations)[0] - centre
+        lower = centre - (below.square() + noise).sqrt()
+        return lower.clamp(min=0), (centre + (above.square() + noise).sqrt()).clamp(max=1)
+
+    def interval(self, output: NSPOutput, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Lower and upper score, (batch, tasks), that hold a share `level` of new measurements.
+
+        Args:
+            output: of a forward pass.
+            level: coverage, between 0 and 1.
+
+        Raises:
+            ValueError: a level that is not between 0 and 1.
+
+        >>> model = NSPModel(NSPConfig()).eval()
+        >>> lower, upper = model.interval(model({"params": 7e9, "tokens": 2e12}), 0.9)
+        >>> bool((lower < upper).all())
+        True
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level: {level!r}, accepted is a coverage between 0 and 1")
+        logits = output.logits
+        normal = torch.distributions.Normal(0.0, 1.0)
+        multiple = normal.icdf(torch.tensor((1 + level) / 2)).expand(logits.shape[1])
+        if len(self.config.interval_levels):
+            levels = torch.tensor(self.config.interval_levels)
+            table = torch.tensor(self.config.interval_quantiles)  # (tasks, levels), in units of normal quantiles
+            ratios = table / normal.icdf((1 + levels) / 2)
+            at = torch.searchsorted(levels, torch.tensor(float(level))).clamp(1, len(levels) - 1)
+            share = ((level - levels[at - 1]) / (levels[at] - levels[at - 1])).clamp(0, 1)
+            multiple = multiple * (ratios[:, at - 1] * (1 - share) + ratios[:, at] * share)
+        return self.bounds(output, multiple.to(logits.device, torch.float32))
+
+
+class NSPEnsemble(PreTrainedModel):
+    """A weighted mean of members in one repository: medians averaged, spread of the members added to their variance.
+
+    >>> ensemble = NSPEnsemble.from_members([NSPModel(NSPConfig()), NSPModel(NSPConfig())]).eval()
+    >>> ensemble({"params": 7e9, "tokens": 2e12}).predictions.shape
+    torch.Size([1, 12])
+    """
+
+    config_class = NSPEnsembleConfig
+    config: NSPEnsembleConfig
+    base_model_prefix = "nsp_ensemble"
+    main_input_name = "features"
+    accepts_loss_kwargs = False
+    _init_weights = NSPPreTrainedModel._init_weights
+
+    def __init__(self, config: NSPEnsembleConfig) -> None:
+        super().__init__(config)
+        self.members = nn.ModuleList([NSPModel(NSPConfig(**(config.member or {}))) for _ in config.weights])
+        self.post_init()
+
+    @classmethod
+    def from_members(cls, members: list[NSPModel], weights: list[float] | None = None) -> Self:
+        """An ensemble of trained models.
+
+        Args:
+            members: models of one configuration.
+            weights: their shares; equal when absent.
+
+        Raises:
+            ValueError: no members, members of different tasks, or not one positive weight a member.
+        """
+        weights = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+        if not members or len(weights) != len(members) or min(weights) <= 0:
+            raise ValueError(f"weights: {weights}, one positive weight for each of {len(members)} members is needed")
+        if any(list(member.config.tasks) != list(members[0].config.tasks) for member in members):
+            raise ValueError("members: their tasks differ; an ensemble averages models of the same tasks")
+        ensemble = cls(NSPEnsembleConfig(member=members[0].config.to_diff_dict(), weights=weights))
+        for own, member in zip(ensemble.members, members, strict=True):
+            own.load_state_dict(member.state_dict())
+        return ensemble
+
+    @property
+    def extractor(self) -> NSPFeatureExtractor:
+        """Turns descriptions of models into the members' tensors."""
+        return self.members[0].extractor
+
+    def forward(self, features: Any = None, **inputs: Any) -> NSPOutput:
+        """Predicts scores; arguments as `NSPModel`'s."""
+        if not isinstance(features, Tensor | Mapping) or "params" in features:
+            features = self.extractor(features)
+        outputs = [member(features, **{**inputs, "return_dict": True}) for member in self.members]
+        weights = torch.tensor(self.config.weights, device=self.device)
+        weights = weights / weights.sum()
+
+        def mean(name: str) -> Tensor:
+            return torch.stack([getattr(output, name) for output in outputs], -1) @ weights.to(outputs[0].logits.dtype)
+
+        def spread(name: str, deviations: str) -> Tensor:
+            centre = mean(name)
+            values = torch.stack([getattr(output, name) for output in outputs], -1)
+            variances = torch.stack([getattr(output, deviations) for output in outputs], -1).square()
+            return ((variances + (values - centre[..., None]).square()) @ weights.to(values.dtype)).sqrt()
+
+        return NSPOutput(
+            loss=None if outputs[0].loss is None else torch.stack([o.loss for o in outputs]) @ weights,
+            predictions=mean("predictions"),
+            uncertainties=spread("predictions", "uncertainties"),
+            emergence_scores=mean("emergence_scores"),
+            logits=mean("logits"),
+            logit_deviations=spread("logits", "logit_deviations"),
+            hidden_states=outputs[0].hidden_states,
+            attentions=outputs[0].attentions,
+        )
+
+    def interval(self, output: NSPOutput, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Lower and upper score that hold a share `level` of new measurements, as `NSPModel.interval`."""
+        bounds = [member.interval(output, level) for member in self.members]
+        lower, upper = (torch.stack([bound[side] for bound in bounds]).mean(0) for side in (0, 1))
+        return torch.minimum(lower, output.predictions), torch.maximum(upper, output.predictions)
+
+
+def _embedded(name: Any) -> Any:
+    """The folder of a model inside the installed `ncpl` package, where `name` is one and no such folder is here."""
+    if not isinstance(name, str) or "/" in name or Path(name).exists():
+        return name
+    try:
+        package = importlib.util.find_spec("ncpl")
+    except ValueError:
+        package = None
+    for root in (package.submodule_search_locations or []) if package else []:
+        folder = Path(root) / "checkpoints" / name
+        if folder.is_dir():
+            return str(folder)
+    return name
+
+
+NSPModel.register_for_auto_class("AutoModel")
+NSPEnsemble.register_for_auto_class("AutoModel")

@@ -1,0 +1,515 @@
+"""NSP through the user's door: what it predicts and refuses, what survives saving, and the leaderboard behind it."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2MoeConfig
+
+from configuration_nsp import CHANCE, CORE_TASKS, DEFAULT_TASKS, NSPConfig
+from datasets_scripts.leaderboard import OPTIONS, Leaderboard, chance, load_leaderboard
+from feature_extraction_nsp import NSPFeatureExtractor, count_parameters
+from modeling_nsp import NSPEnsemble, NSPModel
+from ncpl import nsp
+
+ROOT = Path(__file__).parent.parent
+LLAMA = {"params": 7e9, "tokens": 2e12}
+
+
+def random_model(seed: int = 0, **config) -> NSPModel:
+    """A model whose weights, encoder included, are far from their small initial values."""
+    torch.manual_seed(seed)
+    model = NSPModel(NSPConfig(**config)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.5 * torch.randn_like(weight))
+        model.effect.noise.fill_(math.log(0.02))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def base():
+    return NSPModel.from_pretrained("nsp-base").eval()
+
+
+# --- by construction, for any weights ---
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "context",
+    [
+        {},
+        {"siblings": [{"params": 1e9, "tokens": 1e12, "mmlu": 0.3, "hellaswag": 0.7}]},
+        {"siblings": [{"params": 1e9, "gsm8k": 0.3}, {"params": 2e9, "tokens": 1e12, "arc_c": 0.2}]},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:tokens|params:UserWarning")
+def test_scores_lie_between_chance_and_one_and_rise_with_size(seed, context):
+    model = random_model(seed)
+    grid = np.logspace(7, 13, 25)
+    low = torch.tensor(model.config.chance)
+    for rows in (
+        [{"params": n, "tokens": 1e12, **context} for n in grid],
+        [{"params": 1e10, "tokens": d * 100, **context} for d in grid],
+        [{"params": n, **context} for n in grid],
+    ):
+        scores = model(rows).predictions
+        assert (scores >= low - 1e-6).all()
+        assert (scores <= 1).all()
+        assert (scores.diff(dim=0) >= -1e-5).all()
+
+
+def test_a_known_score_moves_its_own_task_and_narrows_it(model):
+    plain = model(LLAMA)
+    high = min(plain.predictions[0, 0].item() + 0.1, 0.95)
+    known = model({**LLAMA, "scores": {"mmlu": high}})
+    assert abs(known.predictions[0, 0] - high) < abs(plain.predictions[0, 0] - high)
+    assert known.logit_deviations[0, 0] < plain.logit_deviations[0, 0]
+
+
+def test_conditioning_is_the_gaussian_posterior():
+    """Against a posterior by brute force: importance sampling of the family's and the model's effects."""
+    model = random_model(2, tasks=["mmlu", "gsm8k"], max_shift=0.0)
+    with torch.no_grad():
+        model.effect.noise.fill_(math.log(0.03))
+    features = {"domain": "general", "moe": False}
+    sibling = {"params": 1e9, "tokens": 1e12, "scores": {"mmlu": 0.5, "gsm8k": 0.3}, **features}
+    given = model({**LLAMA, **features, "siblings": [sibling]})
+    prior = [
+        model({k: v for k, v in row.items() if k != "scores"}).logits[0] for row in (sibling, {**LLAMA, **features})
+    ]
+    draws = 400_000
+    normal = torch.distributions.MultivariateNormal
+    family = normal(torch.zeros(2), model.effect.family_covariance()).sample((draws,))
+    own = [normal(torch.zeros(2), model.effect.model_covariance()).sample((draws,)) for _ in range(2)]
+    seen, _ = model.heads.scores(prior[0] + family + own[0])
+    error = (seen - torch.tensor([0.5, 0.3])) / 0.03
+    weight = torch.softmax(-0.5 * error.square().sum(1), 0)
+    mean = (weight[:, None] * (prior[1] + family + own[1])).sum(0)
+    assert torch.allclose(given.logits[0], mean, atol=0.05)
+
+
+def test_missing_tokens_widen(base):
+    with pytest.warns(UserWarning, match="tokens missing for 1 of 2 models"):
+        output = base([{"params": 7e9}, LLAMA])
+    assert (output.logit_deviations[0] > output.logit_deviations[1]).all()
+
+
+def test_extrapolation_widens_and_says_so(base):
+    with pytest.warns(UserWarning, match=r"params of 1 of 2 models outside .* extrapolation"):
+        output = base([{"params": 5e12, "tokens": 2e12}, LLAMA])
+    assert (output.logit_deviations[0] > output.logit_deviations[1]).all()
+
+
+# --- tensors ---
+
+
+CASES = [
+    LLAMA,
+    {"params": "70B", "tokens": "15T", "domain": "code", "moe": True},
+    {**LLAMA, "scores": {"mmlu": 0.4, "arc_c": 0.5}, "siblings": [{"params": 1e9, "tokens": 1e12, "winogrande": 0.6}]},
+    {**LLAMA, "siblings": [{"params": 2e9, "tokens": 1e12, "hellaswag": 0.6}]},
+]
+
+
+def test_batching_changes_nothing(model):
+    together = model(CASES)
+    for i, case in enumerate(CASES):
+        alone = model(case)
+        for name in ("predictions", "uncertainties", "emergence_scores"):
+            torch.testing.assert_close(together[name][i : i + 1], alone[name], atol=2e-5, rtol=1e-4)
+
+
+def test_order_of_known_scores_changes_nothing(model):
+    one = model({**LLAMA, "scores": {"mmlu": 0.4, "arc_c": 0.5, "gsm8k": 0.1}})
+    other = model({**LLAMA, "scores": {"gsm8k": 0.1, "mmlu": 0.4, "arc_c": 0.5}})
+    torch.testing.assert_close(one.predictions, other.predictions, atol=1e-5, rtol=1e-4)
+
+
+def test_raw_and_extracted_agree(model):
+    torch.testing.assert_close(model(model.extractor(CASES)).predictions, model(CASES).predictions)
+    torch.testing.assert_close(model(**model.extractor(CASES)).predictions, model(CASES).predictions)
+    torch.testing.assert_close(model(pd.DataFrame([LLAMA])).predictions, model(LLAMA).predictions)
+
+
+def test_states_and_attentions_on_request(model):
+    output = model(CASES, output_hidden_states=True, output_attentions=True)
+    config = model.config
+    seq = 5 + 3  # fixed tokens, at most three known scores
+    assert [tuple(h.shape) for h in output.hidden_states] == [(4, seq, config.hidden_size)] * 2
+    assert [tuple(a.shape) for a in output.attentions] == [(4, config.num_attention_heads, seq, seq)]
+    assert torch.allclose(output.attentions[0].sum(-1), torch.ones(()), atol=1e-5)
+    assert model(CASES).hidden_states is None
+    assert isinstance(model(CASES, return_dict=False), tuple)
+
+
+def test_the_loss_masks_missing_scores_and_reaches_every_weight():
+    model = random_model(1).train()
+    labels = torch.full((4, 12), torch.nan)
+    labels[:, :3] = 0.5
+    output = model(CASES, labels=labels)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    without = {name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()}
+    assert without == set() or without == {"encoder.missing"}
+    again = labels.clone()
+    again[:, 3:] = torch.nan
+    assert model.eval()(CASES, labels=again).loss == model(CASES, labels=labels).loss
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(model, dtype):
+    half = random_model().to(dtype)
+    output = half(CASES)
+    assert output.predictions.dtype == dtype
+    assert (output.predictions.float() - model(CASES).predictions).abs().max() < 0.03
+
+
+# --- saving ---
+
+
+def test_save_and_load(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again, report = NSPModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.equal(again(CASES).predictions, model(CASES).predictions)
+
+
+def test_fresh_weights_are_the_same_through_either_door(tmp_path):
+    """Weights a checkpoint lacks are initialised as in a new model, buffers included."""
+    model = NSPModel(NSPConfig(tasks=["mmlu"]))
+    model.save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in state.items() if "chance" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert NSPModel.from_pretrained(tmp_path).heads.chance.tolist() == [0.25]
+
+
+REMOTE = """
+import sys
+from transformers import AutoFeatureExtractor, AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert "transformers_modules" in type(model).__module__, type(model)
+extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
+output = model(extractor([{"params": 7e9, "tokens": 2e12}]))
+print(type(model).__name__, *output.predictions[0].tolist())
+"""
+
+
+def test_the_saved_folder_loads_where_nothing_of_ours_is_installed(model, tmp_path):
+    model.save_pretrained(tmp_path / "repo")
+    model.extractor.save_pretrained(tmp_path / "repo")
+    script = tmp_path / "remote.py"
+    script.write_text(REMOTE)
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), str(tmp_path / "repo")], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    name, *values = done.stdout.split()
+    assert name == "NSPModel"
+    np.testing.assert_allclose([float(v) for v in values], model(LLAMA).predictions[0].tolist(), atol=1e-6)
+
+
+def test_an_ensemble_is_its_members_mean_and_one_repository(tmp_path):
+    members = [random_model(seed) for seed in range(2)]
+    ensemble = NSPEnsemble.from_members(members, [1.0, 3.0]).eval()
+    wanted = 0.25 * members[0](CASES).predictions + 0.75 * members[1](CASES).predictions
+    torch.testing.assert_close(ensemble(CASES).predictions, wanted)
+    spread = torch.stack([m(CASES).uncertainties for m in members]).amin(0)
+    assert (ensemble(CASES).uncertainties >= spread - 1e-6).all()
+    ensemble.save_pretrained(tmp_path)
+    again = NSPEnsemble.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(CASES).predictions, ensemble(CASES).predictions)
+    with pytest.raises(ValueError, match="one positive weight for each of 2 members"):
+        NSPEnsemble.from_members(members, [1.0])
+
+
+# --- what a user may get wrong ---
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tokens": 2e12}, "model 0: params is missing"),
+        ({"params": 7, "tokens": 2e12}, "params: 7 must be a count from 1e\\+06"),
+        ({"params": 7e9, "tokens": 2}, "tokens: 2 must be a count"),
+        ({"params": 7e9, "tokens": 2000}, "tokens: 2000 must be a count"),
+        ({"params": 0, "tokens": 2e12}, "params: 0 must be positive"),
+        ({"params": -7e9, "tokens": 2e12}, "params: -7000000000.0 must be positive"),
+        ({"params": 7e9, "tokens": 0}, "tokens: 0 must be positive"),
+        ({"params": math.inf, "tokens": 2e12}, "params: inf must be"),
+        ({"params": float("nan"), "tokens": 2e12}, "params is missing"),
+        ({"params": "seven", "tokens": 2e12}, "params: 'seven' is not a number"),
+        ({"params": True, "tokens": 2e12}, "params: True is not a number"),
+        ({"parms": 7e9, "tokens": 2e12}, "unknown field 'parms', did you mean 'params'"),
+        ({"params": 7e9, "N": 7e9, "tokens": 2e12}, "unknown field 'N'|given twice"),
+        ({"params": 7e9, "tokens": 2e12, "mmlu": 0.4}, "known scores go under 'scores'"),
+        ({"params": 7e9, "tokens": 2e12, "scores": {"mmul": 0.4}}, "unknown task 'mmul', did you mean 'mmlu'"),
+        ({"params": 7e9, "tokens": 2e12, "scores": {"mmlu": 40}}, "mmlu is 40, accepted is an accuracy from 0 to 1"),
+        ({"params": 7e9, "tokens": 2e12, "scores": 0.4}, "scores: 0.4, accepted is a mapping"),
+        ({"params": 7e9, "tokens": 2e12, "flops": 1e20}, "flops: 1e\\+20 is .* leave flops out"),
+        ({"params": 7e9, "tokens": 2e12, "domain": "maths"}, "domain: 'maths', accepted are 'code' and 'general'"),
+        ({"params": 7e9, "tokens": 2e12, "siblings": [{"params": 1e9}]}, "sibling 1: no known scores"),
+        ({"params": 7e9, "tokens": 2e12, "siblings": [{"params": 1, "mmlu": 0.3}]}, "sibling 1: params: 1 must be"),
+        ({"params": 7e9, "tokens": 2e12, "like": "Lama"}, "unknown family 'Lama', did you mean 'Llama'"),
+        ({"model_type": "resnet"}, "no causal language model|not known"),
+        ({"config": {"hidden_size": 4}}, "no model_type"),
+    ],
+)
+def test_bad_input(row, message):
+    extractor = NSPFeatureExtractor(families=["Llama"])
+    with pytest.raises(ValueError, match=message):
+        extractor(row)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"), [([], "no models given"), ("llama", "accepted is a mapping"), (7, "int")]
+)
+def test_bad_models(models, message):
+    with pytest.raises(ValueError, match=message):
+        NSPFeatureExtractor()(models)
+
+
+def test_equal_numbers_written_differently_are_equal():
+    rows = [
+        {"params": 7e9, "tokens": 2e12},
+        {"params": "7B", "tokens": "2T"},
+        {"parameters": 7000000000, "flops": 8.4e22},
+    ]
+    features = NSPFeatureExtractor()(rows)["features"]
+    assert torch.allclose(features, features[:1].expand(3, -1), atol=1e-5)
+
+
+def test_bad_recipe_key():
+    with pytest.raises(ValueError, match=r"training\.step: no such key, did you mean 'steps'"):
+        nsp.NSPRecipe.from_dict({"training": {"step": 3}})
+
+
+# --- parameters counted from a config ---
+
+
+def llama_params(c, tied):
+    kv = c.num_key_value_heads * c.head_dim
+    attention = 2 * c.hidden_size * c.num_attention_heads * c.head_dim + 2 * c.hidden_size * kv
+    layer = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
+    return c.num_hidden_layers * layer + c.hidden_size + c.vocab_size * c.hidden_size * (1 if tied else 2)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_parameters_of_a_llama(tied, groups):
+    config = LlamaConfig(**SMALL, num_key_value_heads=groups, head_dim=8, tie_word_embeddings=tied)
+    assert count_parameters(config) == (llama_params(config, tied),) * 2
+    assert count_parameters(json.loads(config.to_json_string(use_diff=False)))[0] == llama_params(config, tied)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=96, n_positions=16),
+        MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2),
+        Qwen2MoeConfig(**SMALL, num_key_value_heads=2, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=16,
+                       shared_expert_intermediate_size=24),
+    ],
+)  # fmt: skip
+def test_parameters_of_real_models(config):
+    real = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    total, active = count_parameters(config)
+    assert total == real
+    if config.model_type == "mixtral":
+        experts = 2 * 4 * 3 * config.hidden_size * config.intermediate_size
+        assert active == total - experts / 2
+
+
+def test_a_hub_config_gives_features():
+    config = json.loads(MixtralConfig(hidden_size=512, num_hidden_layers=4, vocab_size=32000).to_json_string())
+    extracted = NSPFeatureExtractor()({**config, "tokens": 1e12})
+    _, active = count_parameters({"model_type": "mixtral", **config})
+    assert extracted["features"][0, 0] == pytest.approx(math.log(active / 1e9), abs=1e-5)
+    assert extracted["features"][0, 3] == 1
+
+
+# --- the embedded model ---
+
+
+def test_the_embedded_model_is_small_and_complete(base):
+    folder = ROOT / "ncpl" / "checkpoints" / "nsp-base"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 4 * 2**20
+    assert set(CORE_TASKS) <= set(base.config.tasks)
+    assert len(base.config.interval_quantiles) == len(base.config.tasks)
+    assert set(DEFAULT_TASKS) <= set(CHANCE)
+
+
+def test_a_folder_of_the_name_comes_first(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "nsp-base")
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(NSPModel.from_pretrained("nsp-base")(LLAMA).predictions, model(LLAMA).predictions)
+
+
+def test_benchmarks_tell_scores_bands_and_families(base):
+    table = nsp.benchmarks([LLAMA, {"params": 7e10, "tokens": 2e12}], level=0.9)
+    wide = nsp.benchmarks([LLAMA], level=0.98)
+    for task in CORE_TASKS:
+        assert (table[f"{task}_lower"] <= table[task]).all()
+        assert (table[f"{task}_upper"] >= table[task]).all()
+        assert table[task][1] >= table[task][0]
+        assert (
+            wide[f"{task}_upper"][0] - wide[f"{task}_lower"][0] > table[f"{task}_upper"][0] - table[f"{task}_lower"][0]
+        )
+    family = base.config.families[0]
+    alike = nsp.benchmarks([LLAMA], like=family)
+    assert alike["mmlu_upper"][0] - alike["mmlu_lower"][0] < table["mmlu_upper"][0] - table["mmlu_lower"][0]
+    with pytest.raises(ValueError, match="unknown family"):
+        nsp.benchmarks([LLAMA], like="No Such Family")
+
+
+def test_emergence_scales_are_ordered_and_agree_with_the_scores(base):
+    scales = nsp.emergence_scales(base).dropna()
+    assert len(scales) >= 5
+    assert (scales["flops_lower"] <= scales["flops"]).all()
+    assert (scales["flops"] <= scales["flops_upper"]).all()
+    at = scales.set_index("task")["flops"].to_dict()["gsm8k"]
+    around = nsp.along_compute(base, np.array([1 / 30, 30]) * at, 20.0)
+    assert around["gsm8k_emergence"].iloc[0] < 0.5 < around["gsm8k_emergence"].iloc[1]
+
+
+def test_scores_follow_a_loss():
+    table = nsp.scores_from_loss([3.4, 2.8, 2.6], source="olmo_ladder")
+    assert table["olmo_hellaswag"].is_monotonic_increasing
+    assert (table["olmo_hellaswag_lower"] < table["olmo_hellaswag"]).all()
+    assert table["setting"].str.contains("dolma2").all()
+    wider = nsp.scores_from_loss(2.8, lower=2.6, upper=3.0)
+    assert wider["olmo_hellaswag_lower"][0] < table["olmo_hellaswag_lower"][1]
+    assert not table["extrapolation"].any()
+    assert nsp.scores_from_loss(0.5)["extrapolation"].all()
+    with pytest.raises(ValueError, match="accepted is a loss above 0"):
+        nsp.scores_from_loss(-1.0)
+
+
+def test_the_figure_draws_every_task(base):
+    figure = nsp.plot_scales(base, tasks=CORE_TASKS)
+    assert sum(axis.get_visible() for axis in figure.axes) == 8
+
+
+# --- leaderboard and training ---
+
+
+def made_up_leaderboard(folder: Path) -> Path:
+    """Twelve families whose scores follow a sigmoid of size and a family's effect."""
+    random, rows = np.random.default_rng(0), []
+    for family in range(12):
+        quality, tokens = random.normal(0, 0.5), 10 ** random.uniform(11, 13)
+        for params in 10 ** random.uniform(8, 11, 4):
+            z = quality + 0.5 * np.log(params / 7e9) + 0.4 * np.log(tokens / 1e12)
+            row = {"model": f"lab/f{family}-{params:.3g}", "family": f"f{family}", "params": params, "tokens": tokens}
+            for task in CORE_TASKS:
+                row[task] = CHANCE[task] + (1 - CHANCE[task]) / (1 + np.exp(-z - random.normal(0, 0.1)))
+            rows.append(row)
+    rows[0]["tokens"] = None
+    (folder / "obs_scaling").mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(folder / "obs_scaling" / "models.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def leaderboard(tmp_path_factory):
+    return made_up_leaderboard(tmp_path_factory.mktemp("leaderboard"))
+
+
+def test_the_builder_reads_and_says_what_it_cannot_read(leaderboard, tmp_path):
+    table = load_leaderboard("obs_scaling", leaderboard, cache_dir=tmp_path)
+    assert len(table) == 48
+    assert set(CORE_TASKS) <= set(table.columns)
+    assert table["flops"].isna().sum() == 1
+    assert np.allclose(table["flops"].dropna(), (6 * table["params"] * table["tokens"]).dropna())
+    with pytest.raises(ValueError, match="unknown configuration 'obs'"):
+        Leaderboard(config_name="obs")
+    with pytest.raises(ValueError, match=r"benchmarks\.csv is missing"):
+        Leaderboard(config_name="olmo_ladder", data_dir=leaderboard)
+    percent = tmp_path / "table.csv"
+    pd.DataFrame({"model": ["a", "b"], "params": [1e9, 2e9], "mmlu": [26.0, 60.0]}).to_csv(percent, index=False)
+    builder = Leaderboard(tmp_path, config_name="table", data_files=percent)
+    with pytest.warns(UserWarning, match="read as percent"):
+        builder.download_and_prepare()
+    assert json.loads(builder.as_dataset(split="train")[0]["scores"]) == {"mmlu": 0.26}
+
+
+def test_chance_is_told_once():
+    for task, value in CHANCE.items():
+        assert value == pytest.approx(chance(task)), task
+    assert all(options >= 0 for options in OPTIONS.values())
+
+
+def test_folds_keep_families_apart(leaderboard, tmp_path):
+    scores = nsp.Scores.from_table(load_leaderboard("obs_scaling", leaderboard, cache_dir=tmp_path), CORE_TASKS)
+    tested = []
+    for train, test in scores.folds(4):
+        assert not set(scores.families[train]) & set(scores.families[test])
+        tested += list(test)
+    assert sorted(tested) == list(range(1, 48))  # each once, but for the model without tokens
+    pair = next((i, scores.sibling(i)) for i in range(1, 48) if scores.sibling(i) is not None)
+    assert scores.features[pair[1], 0] < scores.features[pair[0], 0]
+
+
+@pytest.mark.filterwarnings("ignore:no link from loss")
+def test_training_learns_size_and_family_and_keeps_its_record(leaderboard, tmp_path):
+    recipe = {
+        "kind": "nsp",
+        "data": {"data_dir": str(leaderboard), "min_scores": 10},
+        "training": {"steps": 150},
+        "evaluation": {"folds": 2, "seeds": [0]},
+    }
+    record = nsp.train(recipe, tmp_path / "out", progress=False)
+    metrics = record["metrics"]
+    assert metrics["sibling"]["mae"] < 0.75 * metrics["size"]["mae"]
+    assert metrics["others"]["mae"] < 0.6 * metrics["size"]["mae"]
+    assert {"hardware", "versions", "commit", "seeds"} <= set(record)
+    model = NSPModel.from_pretrained(tmp_path / "out").eval()
+    assert json.loads((tmp_path / "out" / "nsp_record.json").read_text())["models"] == 48
+    assert len(model.config.families) == 12
+    # A family's stored effect is what its own scores say.
+    table = pd.read_csv(leaderboard / "obs_scaling" / "models.csv").iloc[1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = [{"params": r.params, "tokens": r.tokens, "domain": "general"} for r in table.itertuples()]
+        plain = nsp.benchmarks(rows, model=model)
+        alike = nsp.benchmarks([{**row, "like": f} for row, f in zip(rows, table["family"], strict=True)], model=model)
+    truth = table[list(CORE_TASKS)].to_numpy()
+    errors = [np.abs(t[list(CORE_TASKS)].to_numpy() - truth).mean() for t in (alike, plain)]
+    assert errors[0] < 0.75 * errors[1]
+
+
+def test_real_leaderboard_has_what_the_protocols_need(real_data_dir, tmp_path):
+    table = load_leaderboard("obs_scaling", real_data_dir, cache_dir=tmp_path)
+    assert table["tokens"].notna().sum() >= 90
+    assert table["code"].sum() >= 10
+    for source in ("olmo_ladder", "gadre_open_lm"):
+        rows = load_leaderboard(source, real_data_dir, cache_dir=tmp_path)
+        assert rows["loss"].notna().all()
+        link = nsp.fit_loss_link(rows, source)
+        assert len(link.tasks) >= 5
+
+
+def test_the_recipe_is_read():
+    import yaml
+
+    recipe = nsp.NSPRecipe.from_dict(yaml.safe_load((ROOT / "recipes" / "nsp-base.yaml").read_text()))
+    assert recipe.evaluation.folds == 5
