@@ -16,9 +16,9 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 try:
-    from .laws_ncpl import Calibration, ChinchillaLaw, law_from_dict
+    from .laws_ncpl import SEQ_LEN, Calibration, ChinchillaLaw, law_from_dict
 except ImportError:
-    from laws_ncpl import Calibration, ChinchillaLaw, law_from_dict
+    from laws_ncpl import SEQ_LEN, Calibration, ChinchillaLaw, law_from_dict
 
 Config = Mapping[str, Any]
 
@@ -124,8 +124,6 @@ FIELDS: dict[str, Field] = {
     )
 }
 
-# Tokens a sequence in each source's runs, which no log states.
-SEQ_LEN = {"marin": 4096, "steplaw": 2048}
 PRIOR_NEEDS = ("source", "model size", "data size")
 REQUIRED = ("source", "model size", "data size", "optimizer", "learning rate", "batch size")
 # Prompt version 2 puts what people sweep behind everything else, so that a sweep shares nearly the whole prompt.

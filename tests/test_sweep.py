@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ RATES = [1e-3, 2e-3, 5e-3]
 # No calibration: the warning about it is tested elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:this checkpoint has no calibration")
 
-GRIDS = {
+GRIDS: dict[str, Any] = {
     "late fields": {"learning rate": RATES, "batch size": [64, 128, 256]},
     "one value": {"batch size": [128]},
     "early fields": {"model size": [100, 134, 300], "data size": [2.7, 5, 10]},
@@ -99,7 +100,7 @@ def test_grids_larger_than_a_window(version2, large):
 
 def test_prompts_that_begin_alike_are_computed_once(version2):
     grid = {"learning rate": np.geomspace(1e-3, 1e-2, 40).tolist(), "batch size": list(range(100, 140))}
-    beginnings = set()
+    beginnings: set[tuple[tuple[int, float], ...]] = set()
     for config in every_config(ADAMW, grid):
         prompt = version2.processor.prefix(config) + version2.processor.branch(config)
         tokens = list(zip(prompt.ids, prompt.values, strict=True))[:-1]

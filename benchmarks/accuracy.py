@@ -1,0 +1,280 @@
+"""Accuracy of final-loss forecasts on held-out runs, beside the baselines and the published NCPL.
+
+    python benchmarks/accuracy.py --output benchmarks/results/accuracy.json
+
+Everything is fitted to the train splits; `in_val` holds models of sizes seen in training, `ood_val` larger ones.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from laws_ncpl import Calibration, ChinchillaLaw, ConfigurationLaw, StepLaw
+from ncpl import fitting
+from ncpl.metrics import regression_metrics
+from ncpl.record import git_state, hardware, versions
+
+SOURCES = ("steplaw", "marin")
+LEVEL = 0.9
+Row = Mapping[str, Any]
+Method = Callable[[Sequence[Row]], np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="folder with steplaw/ and marin/")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every method that has randomness")
+    parser.add_argument("--default", type=Path, help="also the checkpoint in this folder, as `ours, shipped`")
+    args = parser.parse_args()
+
+    splits = {source: read_splits(args.data_dir, source) for source in SOURCES}
+    unstable = [row for source in SOURCES for row in read_unstable(args.data_dir, source)]
+    train = [row for source in SOURCES for row in splits[source]["train"]]
+    cells = {f"{s} {k}": splits[s][k] for s in SOURCES for k in ("in_val", "ood_val")}
+
+    started = time.perf_counter()
+    fits = [fitting.fit(train, seed=seed) for seed in range(args.seeds)]
+    fit_s = (time.perf_counter() - started) / args.seeds
+    laws = [fit.law() for fit in fits]
+    started = time.perf_counter()
+    largest = max(row["conf"]["model size"] for row in train)
+    calibration = fits[0].calibration([row for row in unstable if row["conf"]["model size"] <= largest])
+    calibration_s = time.perf_counter() - started
+
+    result: dict[str, Any] = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": git_state(),
+        "seeds": list(range(args.seeds)),
+        "fit_s": fit_s,
+        "calibration_s": calibration_s,
+        "predict_one_ms": predict_one_ms(laws[0], train[0]["conf"]),
+        "methods": {},
+    }
+    methods = result["methods"]
+    for name, forecasts in baselines(train, args.seeds).items():
+        methods[name] = evaluate(forecasts, cells)
+    methods["prior alone"] = evaluate([closed(law) for law in laws], cells)
+    methods["ours"] = evaluate([whole(law) for law in laws], cells)
+    for name, column in (("NCPL-1.7B, published", "ncpl_1p7b"), ("Chinchilla, published with NCPL", "chinchilla")):
+        published = {s: read_published(args.data_dir, s, column) for s in SOURCES}
+        methods[name] = evaluate([lookup(published)], cells)
+    intervals = {name: interval_figures(laws[0], calibration, rows) for name, rows in cells.items()}
+    result["intervals"] = {"ours": intervals}
+    result["divergence"] = divergence_figures(laws[0], splits, unstable, args.seeds)
+    result["regret"] = regret_figures(fits[0], laws[0], splits["steplaw"], args.data_dir)
+    result["held_out_size"] = largest_size_figures(fits[0], train)
+    result["noise"] = {source: noise_floor(fits[0], source) for source in SOURCES}
+    if args.default:
+        from ncpl import Forecaster
+
+        forecaster = Forecaster.from_pretrained(args.default)
+        tables = {name: forecaster.predict([row["conf"] for row in rows], LEVEL) for name, rows in cells.items()}
+        shipped = {}
+        for name, rows in cells.items():
+            observed, table = observations(rows), tables[name]
+            shipped[name] = summarise([regression_metrics(table["loss"].to_numpy(), observed)])
+            lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
+            intervals_of = result["intervals"].setdefault("ours, shipped", {})
+            intervals_of[name] = coverage(lower, upper, observed, table["loss"].to_numpy())
+        methods["ours, shipped"] = shipped
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(table_text(result))
+
+
+def read_splits(folder: Path, source: str) -> dict[str, list[Row]]:
+    """Finished runs under `train`, `in_val` and `ood_val`."""
+    rows = {row["name"]: row for row in json.loads((folder / source / f"{source}_processed_data.json").read_text())}
+    names = json.loads((folder / source / f"{source}_keys_model_split.json").read_text())
+    return {split: [rows[name] for name in names[split] if name in rows] for split in ("train", "in_val", "ood_val")}
+
+
+def read_unstable(folder: Path, source: str) -> list[Row]:
+    rows: list[Row] = json.loads((folder / source / f"{source}_unstable_runs.json").read_text())
+    return rows
+
+
+def read_published(folder: Path, source: str, column: str) -> dict[str, float]:
+    with (folder / source / f"{source}_ncpl_paper_predictions.csv").open() as file:
+        return {line["name"]: float(line[column]) for line in csv.DictReader(file)}
+
+
+def observations(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([row["final_loss"] for row in rows])
+
+
+def configs(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
+    return [row["conf"] for row in rows]
+
+
+def whole(law: Any) -> Method:
+    return lambda rows: law(configs(rows))
+
+
+def closed(law: ConfigurationLaw) -> Method:
+    return lambda rows: law.closed_form(configs(rows))
+
+
+def lookup(published: Mapping[str, Mapping[str, float]]) -> Method:
+    return lambda rows: np.array([published[row["source"]][row["name"]] for row in rows])
+
+
+def learner(name: str, train: Sequence[Row], seed: int) -> Method:
+    return lambda rows: fitting.baseline_forecasts(name, train, rows, seed=seed)
+
+
+def baselines(train: Sequence[Row], seeds: int) -> dict[str, list[Method]]:
+    """Method -> one forecaster for each seed it depends on."""
+    learned = ("gradient-boosted trees", "gaussian process")
+    return {
+        "Kaplan, refitted": [whole(fitting.fit_kaplan(train))],
+        "Chinchilla, coefficients as published": [whole(ChinchillaLaw())],
+        "Chinchilla, refitted": [whole(fitting.fit_chinchilla(train))],
+        learned[0]: [learner(learned[0], train, seed) for seed in range(seeds)],
+        learned[1]: [learner(learned[1], train, 0)],
+    }
+
+
+def evaluate(methods: Sequence[Method], cells: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, float]]:
+    return {
+        name: summarise([regression_metrics(method(rows), observations(rows)) for method in methods])
+        for name, rows in cells.items()
+    }
+
+
+def summarise(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over seeds, with the standard deviation of the MAE where there are several."""
+    mean = {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
+    return mean | ({"mae_sd": float(np.std([figure["mae"] for figure in figures], ddof=1))} if len(figures) > 1 else {})
+
+
+def coverage(lower: np.ndarray, upper: np.ndarray, observed: np.ndarray, loss: np.ndarray) -> dict[str, float]:
+    width = float((upper - lower).mean())
+    return {
+        "level": LEVEL,
+        "coverage": float(((lower <= observed) & (observed <= upper)).mean()),
+        "mean_width": width,
+        "width_over_mae": width / float(np.abs(loss - observed).mean()),
+    }
+
+
+def interval_figures(law: ConfigurationLaw, calibration: Calibration, rows: Sequence[Row]) -> dict[str, float]:
+    loss = law(configs(rows))
+    lower, upper = calibration.interval(configs(rows), loss, LEVEL)
+    return coverage(lower, upper, observations(rows), loss)
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The probability that a run that diverged scores above one that did not."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
+
+
+def divergence_figures(
+    law: ConfigurationLaw, splits: Mapping[str, Mapping[str, Sequence[Row]]], unstable: Sequence[Row], seeds: int
+) -> dict[str, Any]:
+    """Five-fold cross-validation over (source, size, data size) groups, all runs."""
+    rows = [row for source in SOURCES for split in splits[source].values() for row in split]
+    found = [fitting.cross_validate_divergence(law, rows, unstable, seed=seed) for seed in range(seeds)]
+    sources = np.array([row["source"] for row in [*rows, *unstable]])
+    values = [auroc(labels, scores) for labels, scores in found]
+    own = {s: float(np.mean([auroc(y[sources == s], p[sources == s]) for y, p in found])) for s in SOURCES}
+    return {
+        "runs": len(sources),
+        "diverged": int(found[0][0].sum()),
+        "auroc": float(np.mean(values)),
+        "by_seed": values,
+        **own,
+    }
+
+
+def regret(rows: Sequence[Row], forecasts: np.ndarray) -> dict[str, float]:
+    """For each (size, data size) the observed loss of the run with the lowest forecast, over the lowest observed."""
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(f"{row['conf']['model size']:g}M {row['conf']['data size']:g}B", []).append(i)
+    observed = observations(rows)
+    return {name: float(observed[at][forecasts[at].argmin()] - observed[at].min()) for name, at in groups.items()}
+
+
+def step_law_distance(rows: Sequence[Row]) -> np.ndarray:
+    """How far a run's learning rate and batch are from the Step Law's, in squared logarithms."""
+    law, confs = StepLaw(), configs(rows)
+    rate = np.log([conf["learning rate"] for conf in confs]) - np.log(law.learning_rate(confs))
+    return rate**2 + (np.log([conf["batch size"] for conf in confs]) - np.log(law.batch_size(confs))) ** 2
+
+
+def regret_figures(
+    fit: fitting.Fit, law: ConfigurationLaw, splits: Mapping[str, Sequence[Row]], folder: Path
+) -> dict[str, Any]:
+    held, train = splits["ood_val"], splits["train"]
+    published = read_published(folder, "steplaw", "ncpl_1p7b")
+    left_out = fit.held_out_cells()
+    own = np.array([row["source"] == "steplaw" for row in fit.rows])
+    by_method = {
+        "ours": regret(held, law(configs(held))),
+        "Step Law": regret(held, step_law_distance(held)),
+        "NCPL-1.7B, published": regret(held, np.array([published[row["name"]] for row in held])),
+    }
+    left = {
+        "ours": regret([row for row, mine in zip(fit.rows, own, strict=True) if mine], left_out[own]),
+        "Step Law": regret(train, step_law_distance(train)),
+    }
+    return {
+        split: {name: {"mean": float(np.mean(list(cells.values()))), "cells": cells} for name, cells in found.items()}
+        for split, found in (("ood_val", by_method), ("train, each cell left out", left))
+    }
+
+
+def largest_size_figures(fit: fitting.Fit, train: Sequence[Row]) -> dict[str, Any]:
+    """The largest size of each source in train, forecast by a fit without it."""
+    figures = {}
+    for source in SOURCES:
+        largest = max(row["conf"]["model size"] for row in train if row["source"] == source)
+        out = np.array([row["source"] == source and row["conf"]["model size"] == largest for row in train])
+        forecasts = fit.held_out(["held" if held else "kept" for held in out], only="held")
+        rows = [row for row, held in zip(train, out, strict=True) if held]
+        figures[f"{source} {largest:g}M"] = regression_metrics(forecasts[out], observations(rows))
+    return figures
+
+
+def noise_floor(fit: fitting.Fit, source: str) -> dict[str, float]:
+    """Errors of each train run forecast from all others: what is left even between neighbours on the same grid."""
+    errors = np.abs(fit.left_out_errors(source))
+    return {"mae": float(errors.mean()), "median": float(np.median(errors))}
+
+
+def predict_one_ms(law: ConfigurationLaw, conf: Mapping[str, Any], times: int = 50) -> float:
+    """Median time of one forecast by the law, in milliseconds."""
+    law([conf])
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        law([conf])
+        taken.append(time.perf_counter() - started)
+    return 1000 * float(np.median(taken))
+
+
+def table_text(result: Mapping[str, Any]) -> str:
+    cells = list(next(iter(result["methods"].values())))
+    lines = ["| MAE / bias / Spearman | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
+    for name, figures in result["methods"].items():
+        own = [f"{figures[c]['mae']:.4f} / {figures[c]['bias']:+.4f} / {figures[c]['spearman']:.4f}" for c in cells]
+        lines.append(f"| {name} | " + " | ".join(own) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The laws: formulas against independent arithmetic, state, fallbacks, fits that recover made-up truth, calibration."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import laws_ncpl as laws
+from ncpl import fitting
+
+CONFIG = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw", "learning rate": 2e-3}
+CONFIG |= {"batch size": 256}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Made-up runs around the law with noise, whose learning rates reach into divergence."""
+    noise = np.random.default_rng(0).normal(0, 0.002, 96)
+    made = fitting.example_rows()
+    return [row | {"final_loss": row["final_loss"] + float(e)} for row, e in zip(made, noise, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def unstable(rows):
+    return [
+        row | {"conf": row["conf"] | {"learning rate": rate}, "final_loss": None}
+        for row in rows
+        if row["conf"]["learning rate"] == 4e-3
+        for rate in (0.03, 0.06)
+    ]
+
+
+@pytest.fixture(scope="module")
+def fit(rows):
+    return fitting.fit(rows, starts=1)
+
+
+@pytest.fixture(scope="module")
+def law(fit):
+    return fit.law()
+
+
+@pytest.fixture(scope="module")
+def calibration(fit, unstable):
+    return fit.calibration(unstable)
+
+
+def confs(rows):
+    return [row["conf"] for row in rows]
+
+
+def test_closed_form_is_the_sum_it_says():
+    values = {name: prior.mean for name, prior in laws.PRIORS.items()}
+    n, d = math.log(300 / 300), math.log(20 / 20)
+    b, rate = math.log(256 * 2048 / 2**19), math.log(2e-3 / 2e-3)
+    x = rate - (values["lr"] + values["lr_n"] * n + values["lr_d"] * d + values["lr_b"] * b)
+    assert x == 0  # the reference run sits at the valley's floor: only floor, edge and waste are left
+    data = math.exp(values["logB"])
+    waste = data * ((1 + math.exp(b - values["crit"])) ** values["beta"] - 1)
+    edge = math.exp(math.exp(values["rough"]) * (rate - values["edge"]) - 4)
+    rough = 0.4 * (1 - math.exp(-edge / 0.4))
+    expected = values["E"] + math.exp(values["logA"]) + data + waste + rough + math.exp(values["floor"])
+    assert laws.ConfigurationLaw.example().closed_form([CONFIG]) == pytest.approx([expected], abs=1e-12)
+
+
+def test_numpy_and_torch_agree():
+    rng = np.random.default_rng(1)
+    c = {name: prior.mean + 0.3 * rng.normal(size=50) for name, prior in laws.PRIORS.items()}
+    place = rng.normal(size=(4, 50))
+    n, d, b, rate = place
+    ours = laws.closed_form(c, n, d, b, rate)
+    theirs = laws.closed_form({k: torch.tensor(v) for k, v in c.items()}, *map(torch.tensor, (n, d, b, rate)), torch)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name].numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "other", [{"learning rate": 2e-4}, {"learning rate": 2e-2}, {"batch size": 16}, {"batch size": 8192}]
+)
+def test_best_learning_rate_and_batch_lie_inside(other):
+    law = laws.ConfigurationLaw.example()
+    assert law.closed_form([CONFIG | other])[0] > law.closed_form([CONFIG])[0] + 0.003
+
+
+def test_order_batching_and_extra_fields_do_not_matter(law, rows):
+    some = confs(rows)[::7]
+    together = law(some)
+    np.testing.assert_allclose(together, [law([conf])[0] for conf in some], atol=1e-12)
+    np.testing.assert_allclose(together[::-1], law(some[::-1]), atol=1e-12)
+    shuffled = [dict(reversed(conf.items())) | {"colour": "red"} for conf in some]
+    np.testing.assert_array_equal(together, law(shuffled))
+
+
+def test_fit_interpolates_noise_not_more(law, rows):
+    error = law(confs(rows)) - [row["final_loss"] for row in rows]
+    assert np.abs(error).mean() < 0.003
+
+
+def test_fit_extrapolates_the_truth(law):
+    truth = laws.ConfigurationLaw.example()
+    far = [CONFIG | {"model size": 800, "data size": data, "learning rate": 1.5e-3} for data in (8, 32)]
+    np.testing.assert_allclose(law(far), truth(far), atol=0.02)
+
+
+def test_errors_of_parameters_shrink_where_data_speak(law):
+    errors = law.standard_errors["common"]
+    assert errors.keys() == laws.PRIORS.keys()
+    assert all(0 < errors[name] <= laws.PRIORS[name].sd * 1.001 for name in errors)
+    assert errors["beta"] < 0.9 * laws.PRIORS["beta"].sd
+
+
+def test_fit_is_deterministic(rows):
+    first, second = (fitting.fit_prior(rows[::4], starts=2, seed=3) for _ in range(2))
+    assert first.to_dict() == second.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([], "rows: got none"),
+        ([{"source": "mine", "conf": CONFIG, "final_loss": None}], r"rows\[0\]: final_loss is None"),
+    ],
+)
+def test_fit_refuses(bad, message):
+    with pytest.raises(ValueError, match=message):
+        fitting.fit(bad)
+
+
+def test_held_out_forecasts_have_not_seen_their_rows(fit, rows):
+    groups = ["a" if i % 5 == 0 else "b" for i in range(len(rows))]
+    only = fit.held_out(groups, only="a")
+    assert np.isnan(only[1])
+    assert np.isfinite(only[::5]).all()
+    poisoned = [row | {"final_loss": row["final_loss"] + (5 if i % 5 == 0 else 0)} for i, row in enumerate(rows)]
+    fit_again = fitting.Fit(poisoned, fit.layout, fit.typical, fit.z, fit.runs, fit.parts)
+    np.testing.assert_allclose(fit_again.held_out(groups, only="a")[::5], only[::5], atol=1e-12)
+
+
+def test_left_out_errors_are_refits_with_the_kernel_held(fit, rows):
+    part = fit.parts["mine"]
+    covariance = torch.linalg.inv(part.inverse)
+    residuals = covariance @ part.alpha
+    keep = torch.arange(len(rows)) != 5
+    inner = covariance[keep][:, keep]
+    by_hand = residuals[5] - covariance[5, keep] @ torch.linalg.solve(inner, residuals[keep])
+    assert fit.left_out_errors("mine")[5] == pytest.approx(float(by_hand), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["configuration", "chinchilla", "kaplan"])
+def test_state_survives_json(kind, law):
+    given = {"configuration": law, "chinchilla": laws.ChinchillaLaw(), "kaplan": laws.KaplanLaw()}[kind]
+    state = json.loads(json.dumps(given.to_dict()))
+    again = laws.law_from_dict(state)
+    config = CONFIG | ({"source": "marin"} if kind == "chinchilla" else {})
+    np.testing.assert_array_equal(again([config]), given([config]))
+    assert json.dumps(again.to_dict()) == json.dumps(given.to_dict())
+
+
+def test_unknown_law_is_refused():
+    with pytest.raises(ValueError, match="law: 'chincilla' is not a known law"):
+        laws.law_from_dict({"law": "chincilla"})
+
+
+@pytest.mark.parametrize("missing", ["model size", "data size"])
+def test_missing_sizes_are_named(missing):
+    config = {name: value for name, value in CONFIG.items() if name != missing}
+    with pytest.raises(ValueError, match=f"^{missing}: missing"):
+        laws.ConfigurationLaw.example()([config])
+
+
+def test_unknown_source_and_optimizer_fall_back_and_say_so(law):
+    strange = CONFIG | {"source": "yours", "optimizer": "sgdx"}
+    assert [note.split(":")[0] for note in law.fallbacks(strange)] == ["source", "optimizer"]
+    with pytest.warns(UserWarning, match="'yours' is not among the fitted"):
+        loss = law([strange])
+    assert loss == law.closed_form([strange])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert law.fallbacks(CONFIG) == []
+        assert np.isfinite(law([CONFIG])).all()
+
+
+def test_what_is_left_out_is_typical_and_the_rate_best(law):
+    bare = {name: CONFIG[name] for name in ("source", "model size", "data size", "optimizer")}
+    assert law.closed_form([bare]) < law.closed_form([bare | {"learning rate": 0.02}])
+    typical = law.typical["mine"]["adamw"]
+    assert law([bare]) == law([bare | {"batch size": typical["batch size"]}])
+
+
+def test_residual_fades_far_from_the_runs(law):
+    far = CONFIG | {"model size": 3e4, "data size": 9e3}
+    assert law([far]) == pytest.approx(law.closed_form([far]), abs=1e-4)
+
+
+def test_interval_covers_and_widens(calibration, law, rows):
+    loss = law(confs(rows))
+    observed = np.array([row["final_loss"] for row in rows])
+    widths = {}
+    for level in (0.5, 0.9, 0.99):
+        lower, upper = calibration.interval(confs(rows), loss, level)
+        widths[level] = float((upper - lower).mean())
+        assert ((lower <= observed) & (observed <= upper)).mean() >= level - 0.1
+    assert widths[0.5] < widths[0.9] < widths[0.99]
+    near, far = (calibration.deviation([CONFIG | {"model size": size, "data size": 16}])[0] for size in (400, 3200))
+    assert far > 1.5 * near
+
+
+@pytest.mark.parametrize("level", [0, 1, 1.5])
+def test_interval_refuses_levels(calibration, level):
+    with pytest.raises(ValueError, match="level: got"):
+        calibration.interval([CONFIG], np.array([2.8]), level)
+
+
+def test_divergence_rises_with_the_learning_rate(calibration):
+    calm, wild = calibration.divergence([CONFIG, CONFIG | {"learning rate": 0.05}])
+    assert calm < 0.1 < 0.9 < wild
+
+
+def test_diverged_is_null_or_far_above_the_best():
+    losses = [3.0, 3.29, 3.31, None, math.nan]
+    made = [{"source": "mine", "conf": CONFIG, "final_loss": loss} for loss in losses]
+    assert fitting.diverged(made).tolist() == [False, False, True, True, True]
+
+
+def test_extrapolation_names_fields_and_grows(calibration):
+    inside = CONFIG | {"data size": 8}
+    assert calibration.extrapolation([inside]).tolist() == [0]
+    far = inside | {"model size": 800, "learning rate": 8e-3}
+    (by_field,) = calibration.extrapolation_by_field([far])
+    assert by_field == pytest.approx({"model size": math.log(2), "learning rate": math.log(2)})
+    assert calibration.extrapolation([far])[0] == pytest.approx(math.sqrt(2) * math.log(2))
+    assert set(calibration.extrapolation_by_field([far | {"source": "yours", "optimizer": "sgdx"}])[0]) >= {
+        "source",
+        "optimizer",
+    }
+
+
+def test_calibration_survives_json(calibration):
+    again = laws.Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    configs = [CONFIG, CONFIG | {"source": "yours", "model size": 5000}]
+    for name in ("divergence", "extrapolation", "deviation"):
+        np.testing.assert_array_equal(getattr(again, name)(configs), getattr(calibration, name)(configs))
+
+
+def test_trees_equal_scikit_learns(law, rows, unstable):
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    labels, probabilities = fitting.cross_validate_divergence(law, rows, unstable, folds=3)
+    assert labels.sum() == len(unstable) + fitting.diverged(rows).sum()
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    y = x[:, 0] * x[:, 1] > 0
+    model = GradientBoostingClassifier(n_estimators=20, random_state=0).fit(x, y)
+    np.testing.assert_allclose(fitting.trees_of(model)(x), model.predict_proba(x)[:, 1], rtol=1e-3, atol=1e-4)
+
+
+def test_baselines_recover_their_own_law():
+    law = laws.ChinchillaLaw({"mine": (2.0, 0.3, 0.8, 0.35, 1.9)})
+    made = [row | {"final_loss": float(law([row["conf"]])[0])} for row in fitting.example_rows()]
+    np.testing.assert_allclose(
+        fitting.fit_chinchilla(made)(confs(made)), [row["final_loss"] for row in made], atol=2e-3
+    )
+    kaplan = laws.KaplanLaw({"mine": (9e7, 0.08, 5e4, 0.1)})
+    made = [row | {"final_loss": float(kaplan([row["conf"]])[0])} for row in made]
+    np.testing.assert_allclose(fitting.fit_kaplan(made)(confs(made)), [row["final_loss"] for row in made], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["gradient-boosted trees", "gaussian process"])
+def test_learned_baselines_interpolate(name, rows):
+    held = rows[::4]
+    forecasts = fitting.baseline_forecasts(name, [row for i, row in enumerate(rows) if i % 4], held)
+    assert np.corrcoef(forecasts, [row["final_loss"] for row in held])[0, 1] > 0.9
+
+
+def test_random_folds_keep_equal_runs_together(rows):
+    twins = [*rows[::3], *rows[::3]]
+    half = len(twins) // 2
+    folds = fitting.random_folds(twins, 2)
+    assert folds[:half] == folds[half:]
+    forecasts = fitting.fit(twins, starts=1).held_out(folds)
+    observed = np.array([row["final_loss"] for row in twins])
+    assert np.abs(forecasts - observed).mean() > 1e-4  # a twin in the fit would give the answer away
+    np.testing.assert_allclose(forecasts[:half], forecasts[half:], atol=1e-9)
