@@ -212,6 +212,64 @@ def evaluate(
 
 
 @app.command()
+def benchmarks(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Files: CSV or JSON descriptions, or a Hub model's config.json."),
+    ] = None,
+    params: Annotated[str | None, typer.Option(help="Parameters, such as 7e9.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 2e12.")] = None,
+    like: Annotated[str | None, typer.Option(help="A known family whose data quality is assumed.")] = None,
+    level: Level = 0.9,
+    model: Annotated[str, typer.Option(help="Score predictor: folder, Hub id or embedded name.")] = "nsp-base",
+    figure: Annotated[Path | None, typer.Option(help="Picture of all tasks over compute (.png, .svg, .pdf).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast the benchmark scores of models that do not exist yet.
+
+    \b
+    Examples:
+      ncpl benchmarks --params 7e9 --tokens 2e12 --like Llama-2
+      ncpl benchmarks models.csv --json
+    """
+    from ncpl import nsp
+    from ncpl.configs import parse_value
+
+    rows = [row for path in models or [] for row in nsp.read_models(path)]
+    named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
+    if named:
+        rows.append(named)
+    if not rows and figure is None:
+        raise ValueError("models: got none, expected files, or --params and --tokens")
+    _check_folder(figure)
+    _quiet_loading(model)
+    predictor = nsp.NSPModel.from_pretrained(model).eval()
+    if figure is not None:
+        nsp.plot_scales(predictor, level=level).savefig(figure, dpi=150)
+    if not rows:
+        return
+    found = nsp.benchmarks(rows, like, level, predictor)
+    if as_json:
+        _print_json(_records(found))
+        return
+    for row in _records(found):
+        tokens_text = "unknown" if row["tokens"] is None else f"{row['tokens']:.3g}"
+        outside = ", outside the sizes seen in training" if row["extrapolation"] else ""
+        print(f"{row['params']:.3g} parameters, {tokens_text} tokens{outside}")
+        _print(
+            [
+                {
+                    "task": task,
+                    "score": f"{row[task]:.3f}",
+                    f"{level * 100:g} % interval": f"{row[f'{task}_lower']:.3f} to {row[f'{task}_upper']:.3f}",
+                    "past chance": f"{row[f'{task}_emergence']:.0%}",
+                }
+                for task in predictor.config.tasks
+            ]
+        )
+
+
+@app.command()
 def push(
     names: Annotated[list[str], typer.Argument(metavar="[FOLDER] REPO", help="What to push, and where: owner/name.")],
     space: Annotated[bool, typer.Option("--space", help="Push the demo Space; takes REPO alone.")] = False,
@@ -340,14 +398,18 @@ _FORECAST = ("loss", "lower", "upper", "divergence", "extrapolation")
 
 
 def _load(model: str | None) -> "Forecaster":
-    from transformers.utils import logging
-
     from ncpl import Forecaster
 
-    if model is None or Path(model).is_dir() or not sys.stderr.isatty():
-        # A folder's weights are there at once; a download deserves its bar.
-        logging.disable_progress_bar()
+    _quiet_loading(model)
     return Forecaster.from_pretrained(model)
+
+
+def _quiet_loading(model: str | None) -> None:
+    """A folder's and an embedded model's weights are there at once; a download deserves its bar."""
+    from transformers.utils import logging
+
+    if model is None or "/" not in model or Path(model).is_dir() or not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _forecast_rows(forecast: "pd.DataFrame", level: float) -> list[dict[str, str]]:

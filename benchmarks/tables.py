@@ -1,4 +1,4 @@
-"""Writes `RESULTS.md` from the results of the speed benchmarks.
+"""Writes `RESULTS.md` from the results of the speed benchmarks, and the tables of the README.
 
 python benchmarks/tables.py
 """
@@ -52,10 +52,74 @@ def table(name: str) -> str:
     return "\n".join([*lines, "", "; ".join(text for text in about if text) + ".", ""])
 
 
+CELLS = ("steplaw in_val", "steplaw ood_val", "marin in_val", "marin ood_val")
+SHOWN = {
+    "NCPL-1.7B, published": "NCPL-1.7B, as published",
+    "Chinchilla, published with NCPL": "Chinchilla, as published with it",
+    "Kaplan, refitted": "Kaplan, refitted",
+    "Chinchilla, refitted": "Chinchilla, refitted",
+    "gradient-boosted trees": "gradient-boosted trees",
+    "gaussian process": "Gaussian process",
+    "prior alone": "our law's closed form alone",
+    "ours": "our law with its residual",
+    "ours, shipped": "**`ncpl-mini`, shipped**",
+}
+"""Method of `results/accuracy.json` -> its name in the README."""
+
+
+def accuracy_table() -> str:
+    """Error of the final loss by method and cell, then what the shipped model's intervals hold."""
+    result = json.loads((FOLDER / "results" / "accuracy.json").read_text(encoding="utf-8"))
+    lines = [f"| MAE, nats per token | {' | '.join(CELLS)} |", "|---" * (len(CELLS) + 1) + "|"]
+    for name, shown in SHOWN.items():
+        if name in result["methods"]:
+            figures = [result["methods"][name][cell] for cell in CELLS]
+            spread = [f" ± {figure['mae_sd']:.4f}" if "mae_sd" in figure else "" for figure in figures]
+            cells = [f"{figure['mae']:.4f}{sd}" for figure, sd in zip(figures, spread, strict=True)]
+            lines.append(f"| {shown} | {' | '.join(cells)} |")
+    shipped = result["methods"]["ours, shipped"]
+    for label, metric, form in (("bias", "bias", "+.4f"), ("Spearman", "spearman", ".4f")):
+        lines.append(f"| its {label} | {' | '.join(format(shipped[cell][metric], form) for cell in CELLS)} |")
+    intervals = result["intervals"]["ours, shipped"]
+    lines.append(f"| in its 90 % interval | {' | '.join(format(intervals[c]['coverage'], '.1%') for c in CELLS)} |")
+    return "\n".join(lines)
+
+
+def scores_table() -> str:
+    """Error of benchmark scores of held-out families, by what is known of the model."""
+    result = json.loads((FOLDER / "results" / "nsp.json").read_text(encoding="utf-8"))
+    protocols = {
+        "size": "size and tokens",
+        "sibling": "and a smaller sibling's scores",
+        "others": "and three of its own",
+    }
+    lines = [f"| MAE of accuracy, known: | {' | '.join(protocols.values())} |", "|---" * 4 + "|"]
+    for name, figures in result["baselines"].items():
+        lines.append(f"| {name} | {' | '.join(f'{figures[p]:.4f}' if p in figures else '' for p in protocols)} |")
+    own = [f"{result['nsp'][p]['mae']:.4f}" for p in protocols]
+    lines.append(f"| **`nsp-base`** | {' | '.join(own)} |")
+    coverage = [f"{result['nsp']['coverage_90'][p]:.1%}" for p in protocols]
+    return "\n".join([*lines, f"| in its 90 % interval | {' | '.join(coverage)} |"])
+
+
+def fill(text: str, name: str, generated: str) -> str:
+    """A text with what stands between a generated part's marks replaced.
+
+    >>> fill("<!-- generated:x -->old<!-- /generated:x -->", "x", "new")
+    '<!-- generated:x -->\\nnew\\n<!-- /generated:x -->'
+    """
+    start, end = f"<!-- generated:{name} -->", f"<!-- /generated:{name} -->"
+    head, rest = text.split(start)
+    return f"{head}{start}\n{generated}\n{end}{rest.split(end)[1]}"
+
+
 def main() -> None:
     head = "# Speed\n\nWritten by `python benchmarks/tables.py` from `results/`; medians, with the range in brackets.\n"
     found = [name for name in BENCHMARKS if (FOLDER / "results" / f"{name}.json").exists()]
     (FOLDER / "RESULTS.md").write_text("\n".join([head, *map(table, found)]), encoding="utf-8")
+    readme = FOLDER.parent / "README.md"
+    text = fill(readme.read_text(encoding="utf-8"), "accuracy", accuracy_table())
+    readme.write_text(fill(text, "scores", scores_table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -284,12 +284,18 @@ class Fit:
         """
         return self._held_out(groups, only)[0]
 
-    def _held_out(self, groups: Sequence[str], only: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Held-out forecasts, and their standard deviations at the best learning rate, without noise."""
+    def _held_out(
+        self, groups: Sequence[str], only: str | None = None, afresh: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Held-out forecasts, and their standard deviations at the best learning rate, without noise.
+
+        `afresh` refits the kernels' scales too.
+        """
         losses, deviations = np.full(len(self.rows), np.nan), np.full(len(self.rows), np.nan)
         for group in sorted(set(groups)) if only is None else [only]:
             outside = np.array([name == group for name in groups])
-            refit = _fit([row for row, out in zip(self.rows, outside, strict=True) if not out], 0, 1, self)
+            kept = [row for row, out in zip(self.rows, outside, strict=True) if not out]
+            refit = _fit(kept, 0, 1, None if afresh else self)
             law, held = refit.law(), [row for row, out in zip(self.rows, outside, strict=True) if out]
             losses[outside] = law([row["conf"] for row in held])
             runs = _runs(law, self.layout, held)
@@ -337,7 +343,8 @@ class Fit:
             sizes = sorted({name[1] for name in cells if name[0] == source})
             if len(sizes) > 2:
                 largest = np.array([name[:2] == (source, sizes[-1]) for name in cells])
-                held.append((*self._held_out(["held" if out else "kept" for out in largest], "held"), largest))
+                # Afresh: scales that have seen the larger models would make these errors too small.
+                held.append((*self._held_out(["held" if out else "kept" for out in largest], "held", True), largest))
         errors = np.concatenate([losses[chosen] - observed[chosen] for losses, _, chosen in held])
         known = np.concatenate([sd[chosen] for _, sd, chosen in held])
         rows = [row for _, _, chosen in held for row, mine in zip(self.rows, chosen, strict=True) if mine]

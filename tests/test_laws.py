@@ -72,7 +72,7 @@ def test_numpy_and_torch_agree():
     place = rng.normal(size=(4, 50))
     n, d, b, rate = place
     ours = laws.closed_form(c, n, d, b, rate)
-    theirs = laws.closed_form({k: torch.tensor(v) for k, v in c.items()}, *map(torch.tensor, (n, d, b, rate)), torch)
+    theirs = laws.closed_form({k: torch.tensor(v) for k, v in c.items()}, *map(torch.tensor, (n, d, b, rate)), xp=torch)  # type: ignore[misc]
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name].numpy(), rtol=1e-12)
 

@@ -1,0 +1,1 @@
+../../../modeling_ncpl.py

@@ -1,0 +1,47 @@
+"""The models that come with the package: whole, small, and loaded where nothing of ours is installed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ncpl import Forecaster
+from tests.checkpoints import ADAMW, fresh_process
+
+CHECKPOINTS = Path(__file__).parent.parent / "ncpl" / "checkpoints"
+
+
+@pytest.mark.parametrize(("name", "limit"), [("ncpl-mini", 8e6), ("nsp-base", 4e6)])
+def test_folders_are_whole_and_small(name, limit):
+    folder = CHECKPOINTS / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < limit
+    for code in folder.glob("*.py"):
+        assert code.resolve() == folder.parents[2] / code.name, "links to the bundle, so that there is one copy"
+
+
+def test_the_default_forecasts_alike_through_every_door(tmp_path):
+    code = """
+import json, sys
+from transformers import AutoModel, pipeline
+forecast = pipeline("scaling-forecast", model=sys.argv[1], trust_remote_code=True)(json.loads(sys.argv[2]))
+AutoModel.from_pretrained(sys.argv[3], trust_remote_code=True)
+print(json.dumps(forecast))
+"""
+
+    found = fresh_process(
+        code, CHECKPOINTS / "ncpl-mini", json.dumps(ADAMW), CHECKPOINTS / "nsp-base", home=tmp_path, HF_HUB_OFFLINE="1"
+    )
+    ours = Forecaster.from_pretrained().predict(ADAMW).iloc[0].to_dict()
+    assert found == pytest.approx(ours, abs=1e-6)
+    assert ours["lower"] < ours["loss"] < ours["upper"]
+    assert 0 <= ours["divergence"] <= 1
+    assert ours["extrapolation"] < 0.01
+
+
+def test_the_default_knows_what_it_was_never_shown():
+    forecaster = Forecaster.from_pretrained()
+    near, far = forecaster.predict([ADAMW, {**ADAMW, "model size": 3000, "data size": 60}]).to_dict("records")
+    assert far["extrapolation"] > near["extrapolation"]
+    assert far["upper"] - far["lower"] > near["upper"] - near["lower"]
+    with pytest.warns(UserWarning, match="not among the fitted"):
+        forecaster.predict({**ADAMW, "optimizer": "an optimizer nobody used"})
