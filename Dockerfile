@@ -6,15 +6,17 @@ FROM python:3.11-slim
 ARG TORCH="torch>=2.6"
 RUN pip install --no-cache-dir ${TORCH} && pip install --no-cache-dir "transformers>=5.23,<6"
 
+WORKDIR /app
 ARG CHECKPOINT=ncpl/checkpoints/ncpl-mini
-COPY handler.py /app/handler.py
-COPY ${CHECKPOINT} /model
+COPY *.py /app/
+# The same place as in the repository: an embedded checkpoint links to the code.
+COPY ${CHECKPOINT} /app/${CHECKPOINT}
 
 RUN useradd --create-home forecaster
 USER forecaster
 # Everything is in the image: nothing is looked up, and the checkpoint's code is copied to a place that can be written.
-ENV HF_HUB_OFFLINE=1 HF_HOME=/tmp/huggingface
+ENV HF_HUB_OFFLINE=1 HF_HOME=/tmp/huggingface CHECKPOINT=${CHECKPOINT}
 
 EXPOSE 8080
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health')"]
-CMD ["python", "/app/handler.py", "/model", "8080"]
+CMD python /app/handler.py /app/${CHECKPOINT} 8080

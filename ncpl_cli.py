@@ -232,6 +232,7 @@ def benchmarks(
       ncpl benchmarks --params 7e9 --tokens 2e12 --like Llama-2
       ncpl benchmarks models.csv --json
     """
+    from modeling_nsp import NSPModel
     from ncpl import nsp
     from ncpl.configs import parse_value
 
@@ -243,7 +244,7 @@ def benchmarks(
         raise ValueError("models: got none, expected files, or --params and --tokens")
     _check_folder(figure)
     _quiet_loading(model)
-    predictor = nsp.NSPModel.from_pretrained(model).eval()
+    predictor = NSPModel.from_pretrained(model).eval()
     if figure is not None:
         nsp.plot_scales(predictor, level=level).savefig(figure, dpi=150)
     if not rows:
@@ -344,6 +345,7 @@ def convert(
         str, typer.Option(help="Folder or repo id of the language model, for configuration and tokenizer.")
     ] = "Qwen/Qwen3-1.7B",
     revision: Annotated[str | None, typer.Option(help="Of the published repository.")] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="Trained on loss curves, as NCPL-intermediate.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a published NCPL checkpoint to a folder that AutoModel loads, and verify it.
@@ -352,7 +354,7 @@ def convert(
     """
     from ncpl.convert import convert
 
-    written = convert(published, out, backbone, revision)
+    written = convert(published, out, backbone, revision, curves)
     if as_json:
         _print_json({"folder": str(written)})
     else:

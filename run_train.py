@@ -91,6 +91,8 @@ def train(recipe: Recipe, callbacks: Sequence[Any]) -> None:
         train_runs = training.pool(runs[splits.train])
         prior = training.make_prior(recipe, train_runs)
         model, processor = training.build_model(recipe.model, train_runs, prior.law, prior.calibration)
+        # What it was once taught it still answers: a checkpoint trained on curves stays one.
+        model.config.curves |= recipe.data.config == "intermediate"
         targets = training.make_targets(train_runs, prior.forecasts)
         stages = [training.StageRun(name, stage, recipe, targets) for name, stage in recipe.stages.items()]
     except ValueError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from laws_ncpl import SEQ_LEN
 from processing_ncpl import FIELDS, check_config, field_name
 
 Config = dict[str, Any]
@@ -237,23 +238,27 @@ def by_name(fields: Mapping[str, Any]) -> Config:
 def vary(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
     """A configuration with some fields changed; `max step` follows the data size, batch size and sequence length.
 
+    >>> vary({"source": "marin", "max step": 1000}, {"seq len": 2048})["max step"]
+    2000
     >>> vary({"data size": 10, "batch size": 128, "max step": 1000}, {"batch_size": 256})
     {'data size': 10, 'batch size': 256, 'max step': 500}
     """
     old = by_name(config)
     new = old | by_name(changes)
-    tokens_a_step = ("batch size", "seq len")
     if "max step" in old and new["max step"] == old["max step"]:
         try:
             factor = float(new.get("data size", 1)) / float(old.get("data size", 1))
-            for name in tokens_a_step:
-                factor *= float(old.get(name, 1)) / float(new.get(name, 1))
+            factor *= _tokens_a_step(old) / _tokens_a_step(new)
             if factor != 1 and math.isfinite(factor):
                 new["max step"] = max(1, round(float(old["max step"]) * factor))
         except (ArithmeticError, TypeError, ValueError):
             # A value that is no number: the check that follows says which.
             pass
     return new
+
+
+def _tokens_a_step(config: Config) -> float:
+    return float(config.get("batch size", 1)) * float(config.get("seq len") or SEQ_LEN.get(config.get("source", ""), 1))
 
 
 def _is_file(argument: str) -> bool:

@@ -31,7 +31,11 @@ PROBES: list[dict[str, Any]] = [
 
 
 def convert(
-    published: str | Path, out: str | Path, backbone: str | Path = BACKBONE, revision: str | None = None
+    published: str | Path,
+    out: str | Path,
+    backbone: str | Path = BACKBONE,
+    revision: str | None = None,
+    curves: bool = False,
 ) -> Path:
     """Writes a published checkpoint as a folder that `AutoModel`, `AutoProcessor` and `pipeline` load.
 
@@ -43,6 +47,7 @@ def convert(
         backbone: folder or repo id of the language model the checkpoint was trained on, for its configuration and
             tokenizer; its weights are not needed.
         revision: of `published`, when it is a repo id.
+        curves: whether it was trained on points of loss curves, as NCPL-intermediate was.
 
     Raises:
         CheckpointError: a file that is absent or unreadable, or weights that do not fit, with the missing keys, the
@@ -53,7 +58,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: holds something already, expected a folder that is absent or empty")
     state = read_published(_weights_file(published, revision))
-    config = NCPLConfig(text_config=AutoConfig.from_pretrained(backbone))
+    config = NCPLConfig(text_config=AutoConfig.from_pretrained(backbone), curves=curves)
     processor = NCPLProcessor(AutoTokenizer.from_pretrained(backbone))
     with torch.device("meta"):
         model = NCPLForecaster(config)

@@ -231,3 +231,33 @@ def test_the_command_as_a_process(folder, file):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: learning rate: got 'fast', expected 1e-06 to 0.3 (peak learning rate)\n"
+
+
+def test_benchmarks(tmp_path, capsys):
+    status, out, err = run("benchmarks", "--params", "7e9", "--tokens", "2e12", capsys=capsys)
+    assert status == 0, err
+    assert "mmlu" in out
+    assert "7e+09 parameters, 2e+12 tokens" in out
+    (tmp_path / "models.csv").write_text("params,tokens\n7e9,2e12\n1e9,\n")
+    status, out, _ = run("benchmarks", tmp_path / "models.csv", "--json", capsys=capsys)
+    known, unknown = json.loads(out)
+    assert known["mmlu"] == pytest.approx(
+        Forecaster.from_pretrained().benchmarks([{"params": 7e9, "tokens": 2e12}])["mmlu"][0]
+    )
+    assert unknown["tokens"] is None
+    assert unknown["mmlu_upper"] - unknown["mmlu_lower"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "models: got none"),
+        (["--params", "7", "--tokens", "2e12"], "params: 7 must be"),
+        (["--params", "7e9", "--tokens", "2e12", "--like", "no such family"], "no such family"),
+        (["absent.csv"], "absent.csv: no such file"),
+    ],
+)
+def test_benchmarks_refuses(arguments, message, capsys):
+    status, _, err = run("benchmarks", *arguments, capsys=capsys)
+    assert status == 2
+    assert message in err
