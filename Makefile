@@ -36,7 +36,8 @@ MINI := ncpl/checkpoints/ncpl-mini
 ncpl-mini: $(VENV)/.dev
 	$(BIN)/accelerate launch run_train.py recipes/ncpl-mini.yaml --data.data_dir $(LOGS) --output_dir outputs/ncpl-mini
 	cp outputs/ncpl-mini/*.json outputs/ncpl-mini/*.safetensors outputs/ncpl-mini/recipe.yaml $(MINI)/
-	$(BIN)/ncpl evaluate --data-dir $(LOGS) --output $(MINI)/evaluation.json --figure docs/figures/accuracy.png
+	$(BIN)/ncpl evaluate --data-dir $(LOGS) --output $(MINI)/evaluation.json --figure docs/figures/accuracy.png \
+		--calibration $(MINI)/calibration.png
 	rm -f $(MINI)/widget.json
 	$(BIN)/ncpl card $(MINI) ncpl-mini
 

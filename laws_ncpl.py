@@ -560,6 +560,19 @@ class Calibration:
         half = self.deviation(configs) * np.array([scores[source] for source in sources])
         return loss - half, loss + half
 
+    def level(self, configs: Sequence[Mapping[str, Any]], loss: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """Coverage of the narrowest interval around each loss that holds the observed one.
+
+        Of runs that the calibration describes, a share p lies at or below p.
+        """
+        ratios = np.abs(observed - loss) / self.deviation(configs)
+        sources = [str(config.get("source")) for config in configs]
+        scores = [np.asarray(self.scores.get(source, self.scores[""])) for source in sources]
+        reached = [
+            np.interp(ratio, own, np.linspace(0, 1, len(own))) for ratio, own in zip(ratios, scores, strict=True)
+        ]
+        return np.array(reached)
+
     def _score(self, source: str, level: float) -> float:
         scores = np.asarray(self.scores.get(source, self.scores[""]))
         return float(np.interp(level, np.linspace(0, 1, len(scores)), scores))

@@ -177,6 +177,7 @@ def evaluate(
     level: Level = 0.9,
     output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Image file for predicted against observed losses.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Image file for measured against asked coverage.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare forecasts with what logged runs gave.
@@ -190,6 +191,7 @@ def evaluate(
     """
     _check_folder(output)
     _check_folder(figure)
+    _check_folder(calibration)
     import datasets
 
     from ncpl.evaluation import DEFAULT_SPLITS, evaluation_report, forecast_runs, table
@@ -205,6 +207,10 @@ def evaluate(
         from ncpl.figures import scatter
 
         scatter(runs, figure)
+    if calibration is not None:
+        from ncpl.figures import reliability
+
+        reliability(runs, calibration)
     if as_json:
         _print_json(report)
     else:

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from datasets_scripts.runs import SOURCES, SPLITS, data_hash, load_runs
@@ -47,7 +48,8 @@ def forecast_runs(
     Returns:
         A row for each run, losses in nats per token: `source`, `split`, `name`, `observed`; `model`, its `prior`, and
         `ncpl_1p7b` and `chinchilla`, NaN where the paper's predictions are not at hand; and `lower`, `upper`,
-        `divergence` and `extrapolation` as `predict` gives them.
+        `divergence` and `extrapolation` as `predict` gives them; `model size` in million parameters; and `reached`,
+        the coverage of the narrowest interval that holds the observed loss, NaN without calibration.
 
     Raises:
         ValueError: an unknown split, logs that are missing or malformed, or a checkpoint that cannot read them.
@@ -79,8 +81,13 @@ def forecast_runs(
                     "name": names,
                     "observed": [row["final_loss"] for row in rows],
                     "prior": forecaster.processor.law(configs),
+                    "model size": [config["model size"] for config in configs],
+                    "reached": np.nan,
                 }
             )
+            if forecaster.calibration is not None:
+                losses, observed = forecast["model"].to_numpy(), logged["observed"].to_numpy()
+                logged["reached"] = forecaster.calibration.level(configs, losses, observed)
             tables.append(pd.concat([logged, forecast], axis=1).merge(paper, how="left", on=["name", "split"]))
     return pd.concat(tables, ignore_index=True)
 
@@ -99,7 +106,8 @@ def evaluation_report(
         `model`, `level`, `data` (source -> hash), `hardware`, `versions`, `commit`, `dirty` and `cells`: for each
         source and split `runs` (how many are compared), `left_out` (runs that the paper did not predict), `errors`
         (predictor -> `mae`, `rmse`, `spearman`, `bias` in nats), and, from a calibrated checkpoint, `coverage` and
-        `width`.
+        `width`; and `sizes`: for each source, split and model size (million parameters) the model's `mae` with the
+        `low` and `high` ends of its 95 % bootstrap interval.
     """
     return {
         "model": model,
@@ -109,6 +117,7 @@ def evaluation_report(
         "versions": versions(),
         **(git_state() or {"commit": None, "dirty": None}),
         "cells": [_cell(cell) for _, cell in runs.groupby(["source", "split"], sort=False)],
+        "sizes": [_size(own) for _, own in runs.groupby(["source", "split", "model size"], sort=False)],
     }
 
 
@@ -167,6 +176,21 @@ def _cell(runs: pd.DataFrame) -> dict[str, Any]:
         cell["coverage"] = float(inside.mean())
         cell["width"] = float((compared["upper"] - compared["lower"]).mean())
     return cell
+
+
+def _size(runs: pd.DataFrame) -> dict[str, Any]:
+    errors = (runs["model"] - runs["observed"]).abs().dropna().to_numpy()
+    # Whole cells move together, so this is the spread over runs alone, not over cells.
+    draws = np.random.default_rng(0).choice(errors, (2000, len(errors))).mean(1)
+    return {
+        "source": runs["source"].iloc[0],
+        "split": runs["split"].iloc[0],
+        "model_size": float(runs["model size"].iloc[0]),
+        "runs": len(errors),
+        "mae": float(errors.mean()),
+        "low": float(np.quantile(draws, 0.025)),
+        "high": float(np.quantile(draws, 0.975)),
+    }
 
 
 def _paper_predictions(source: str, data_dir: str | Path | None) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ncpl.evaluation import PREDICTORS, comparable
@@ -34,12 +35,8 @@ def scatter(runs: pd.DataFrame, path: str | Path, title: str | None = None) -> N
     Raises:
         ValueError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("figure: needs matplotlib, install it with: pip install ncpl[plots]") from None
     splits, sources = runs["split"].unique(), runs["source"].unique()
-    figure = Figure(figsize=(4.6 * len(sources), 4.4 * len(splits)), layout="constrained", dpi=150)
+    figure = _figure(4.6 * len(sources), 4.4 * len(splits))
     axes = figure.subplots(len(splits), len(sources), squeeze=False)
     for i, split in enumerate(splits):
         for j, source in enumerate(sources):
@@ -51,6 +48,47 @@ def scatter(runs: pd.DataFrame, path: str | Path, title: str | None = None) -> N
                 axes[i][j].set_ylabel("predicted final loss (nats per token)")
     if title:
         figure.suptitle(title)
+    _save(figure, path)
+
+
+def reliability(runs: pd.DataFrame, path: str | Path) -> None:
+    """Measured against asked coverage of the intervals, a line for each split and source.
+
+    Args:
+        runs: what `ncpl.evaluation.forecast_runs` gave, from a calibrated checkpoint.
+        path: image file; its suffix says which kind.
+
+    Raises:
+        ValueError: the checkpoint is not calibrated, matplotlib is not installed, or the file cannot be written.
+    """
+    if runs["reached"].isna().all():
+        raise ValueError("calibration: this checkpoint has no calibration, expected one with intervals")
+    figure = _figure(4.6, 4.4)
+    axes = figure.subplots()
+    levels = np.linspace(0, 1, 101)
+    colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+    for i, ((source, split), own) in enumerate(runs.groupby(["source", "split"], sort=False)):
+        share = [(own["reached"] <= level).mean() for level in levels]
+        axes.plot(levels, share, label=f"{source} {split}", color=colours[i % len(colours)], linewidth=1.4)
+    axes.axline((0, 0), slope=1, color="black", linewidth=0.8, zorder=0)
+    axes.set(
+        xlabel="asked coverage", ylabel="share of runs inside the interval", xlim=(0, 1), ylim=(0, 1), aspect="equal"
+    )
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("figure: needs matplotlib, install it with: pip install ncpl[plots]") from None
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _save(figure: Any, path: str | Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
