@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Before any Hugging Face library is imported: no network, and no cache of the user's.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=tempfile.mkdtemp(prefix="ncpl-test-"))
+# One thread a process, as `accelerate launch` starts them: sums come out the same to the last bit, here and there.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
