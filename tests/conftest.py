@@ -12,6 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from ncpl import Forecaster
+from tests.checkpoints import save_tiny
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,3 +30,16 @@ def real_data_dir():
     if not (folder / "marin").is_dir():
         pytest.skip(f"no real run logs at {folder}; set NCPL_DATA_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny checkpoint with random weights."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    save_tiny(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def forecaster(folder):
+    return Forecaster.from_pretrained(folder)

@@ -13,7 +13,7 @@ import pytest
 from ncpl import CheckpointError, Forecaster
 from ncpl.configs import read_file
 from processing_ncpl import REQUIRED
-from tests.checkpoints import ADAMW, save_tiny
+from tests.checkpoints import ADAMW
 from tests.test_cli import run
 
 # What changes in a good configuration (None: the field goes), and fragments of the message.
@@ -68,18 +68,6 @@ CONFIGS = {
     "no name": ({"optimizer": None}, "optimizer: got None, expected text (name of the optimizer)"),
     "unknown source": ({"source": "marine"}, "'marine'"),
 } | {f"no {name}": ({name: ...}, f"{name}: missing; a configuration needs {name} (") for name in REQUIRED}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint")
-    save_tiny(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def forecaster(folder):
-    return Forecaster.from_pretrained(folder)
 
 
 def wrong(changes):

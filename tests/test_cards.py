@@ -215,7 +215,7 @@ def test_the_backbone_is_the_base_model(folder):
     record = {**RECORD, "recipe": {"model": {"backbone": "Qwen/Qwen3-1.7B"}}}
     (folder / "training_record.json").write_text(json.dumps(record))
     assert ModelCard(checkpoint_card(folder, "me/big")).data.base_model == "Qwen/Qwen3-1.7B"
-    record["recipe"]["model"]["backbone"] = "/home/somebody/Qwen3"
+    record["recipe"]["model"]["backbone"] = "/models/Qwen3"
     (folder / "training_record.json").write_text(json.dumps(record))
     assert "/home/somebody" not in checkpoint_card(folder, "me/big")
 

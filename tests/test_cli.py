@@ -15,7 +15,7 @@ import ncpl_cli
 from datasets_scripts import SAMPLE_DIR
 from ncpl import Forecaster
 from ncpl.configs import read_configs, read_file
-from tests.checkpoints import ADAMW, CONFIGS, save_tiny, tiny_model, tiny_processor
+from tests.checkpoints import ADAMW, CONFIGS, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("predict", "curve", "sweep", "optimize", "evaluate")
@@ -36,18 +36,6 @@ def run(*arguments, capsys):
     finally:
         sys.argv = before
     return status, *capsys.readouterr()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint")
-    save_tiny(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def forecaster(folder):
-    return Forecaster.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -176,7 +164,13 @@ def test_evaluate_on_the_sample(folder, tmp_path, capsys):
     report = as_json(*common, "--output", output, "--figure", figure, capsys=capsys)
     assert json.loads(output.read_text()) == report
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert {"model", "level", "data", "hardware", "versions", "commit", "dirty", "cells"} == set(report)
+    assert {"model", "level", "data", "hardware", "versions", "commit", "dirty", "cells", "sizes"} == set(report)
+    for cell in report["cells"]:
+        own = [size for size in report["sizes"] if (size["source"], size["split"]) == (cell["source"], cell["split"])]
+        assert sum(size["runs"] for size in own) == cell["runs"]
+        mae = sum(size["runs"] * size["mae"] for size in own) / cell["runs"]
+        assert mae == pytest.approx(cell["errors"]["model"]["mae"])
+        assert all(size["low"] <= size["mae"] <= size["high"] for size in own)
     cells = [(cell["source"], cell["split"]) for cell in report["cells"]]
     assert cells == [(source, split) for source in ("marin", "steplaw") for split in ("in_val", "ood_val")]
     # There are no paper predictions of made-up runs.
@@ -185,6 +179,16 @@ def test_evaluate_on_the_sample(folder, tmp_path, capsys):
     assert status == 0
     assert f"{report['cells'][0]['errors']['model']['mae']:.4f}" in out
     assert "ood_val" not in out
+
+
+def test_calibration_figure_needs_calibration(folder, tmp_path, capsys):
+    picture = tmp_path / "calibration.png"
+    common = ("evaluate", "--data-dir", SAMPLE_DIR, "--split", "in_val", "--calibration", picture)
+    status, _, err = run(*common, "--model", folder, capsys=capsys)
+    assert (status, picture.exists()) == (2, False)
+    assert "this checkpoint has no calibration" in err
+    assert run(*common, capsys=capsys)[0] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_examples_are_accepted(forecaster):

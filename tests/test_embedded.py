@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ncpl import Forecaster
@@ -45,3 +46,18 @@ def test_the_default_knows_what_it_was_never_shown():
     assert far["upper"] - far["lower"] > near["upper"] - near["lower"]
     with pytest.warns(UserWarning, match="not among the fitted"):
         forecaster.predict({**ADAMW, "optimizer": "an optimizer nobody used"})
+
+
+def test_an_interval_holds_what_its_level_reaches():
+    """`Calibration.level` and `Calibration.interval` are inverse to each other."""
+    forecaster = Forecaster.from_pretrained()
+    assert forecaster.calibration is not None
+    configs = [{**ADAMW, "learning rate": rate} for rate in (1e-3, 4e-3, 8e-3)]
+    loss = forecaster.predict(configs)["loss"].to_numpy()
+    observed = loss + np.array([0.004, -0.01, 0.02])
+    for config, centre, value, reached in zip(
+        configs, loss, observed, forecaster.calibration.level(configs, loss, observed), strict=True
+    ):
+        for level, inside in ((reached + 0.01, True), (reached - 0.01, False)):
+            lower, upper = forecaster.calibration.interval([config], np.array([centre]), level)
+            assert bool(lower[0] <= value <= upper[0]) == inside

@@ -20,25 +20,13 @@ from ncpl.configs import vary
 from ncpl.evaluation import evaluation_report, forecast_runs
 from ncpl.fitting import example_rows, fit_calibration
 from ncpl.forecaster import DEFAULT
-from tests.checkpoints import ADAMW, CONFIGS, losses_by_hand, save_tiny, tiny_model, tiny_processor
+from tests.checkpoints import ADAMW, CONFIGS, losses_by_hand, tiny_model, tiny_processor
 from tests.test_cli import run
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["loss", "lower", "upper", "divergence", "extrapolation"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:this checkpoint has no calibration")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint")
-    save_tiny(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def forecaster(folder):
-    return Forecaster.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
