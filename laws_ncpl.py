@@ -122,7 +122,7 @@ class StepLaw:
 
 
 # Tokens a sequence in each source's runs, which no log states.
-SEQ_LEN = {"marin": 4096, "steplaw": 2048}
+SEQ_LEN = {"marin": 4096, "steplaw": 2048, "steplaw_moe": 2048}
 # Where the logarithms of the configuration-aware law are zero.
 REFERENCE = {"model size": 300.0, "data size": 20.0, "batch tokens": 2.0**19, "learning rate": 2e-3}
 

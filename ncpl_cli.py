@@ -183,7 +183,8 @@ def evaluate(
     """Compare forecasts with what logged runs gave.
 
     Errors for each source and split, beside those of the model's prior and, where the data folder holds them, of the
-    paper's predictions for the same runs.
+    paper's predictions for the same runs. A source is left out, with a note, whose runs the folder does not hold or
+    that the checkpoint's prior does not know.
 
     \b
     Example:
@@ -280,7 +281,9 @@ def benchmarks(
 def push(
     names: Annotated[list[str], typer.Argument(metavar="[FOLDER] REPO", help="What to push, and where: owner/name.")],
     space: Annotated[bool, typer.Option("--space", help="Push the demo Space; takes REPO alone.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="Push the runs of marin or steplaw; takes REPO alone.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Push the runs of marin, steplaw or steplaw_moe; takes REPO alone.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the run logs; default: the public ones.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, created if need be, or refs/pr/N.")] = None,

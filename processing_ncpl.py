@@ -128,7 +128,7 @@ PRIOR_NEEDS = ("source", "model size", "data size")
 REQUIRED = ("source", "model size", "data size", "optimizer", "learning rate", "batch size")
 # Prompt version 2 puts what people sweep behind everything else, so that a sweep shares nearly the whole prompt.
 SWEPT = ("data size", "batch size", "learning rate")
-# Tokens a parameter; real runs lie between about 1 and 1,000, and a slip of units leaves these bounds.
+# Tokens an (active) parameter; real runs lie between about 1 and 1,000, and a slip of units leaves these bounds.
 TOKENS_PER_PARAMETER = (0.5, 1e4)
 
 
@@ -237,20 +237,19 @@ def _number(field: Field, value: Any) -> int | float:
 
 def _check_plausible(config: Config) -> None:
     """Slips of units that single ranges cannot see: fields that contradict each other by orders of magnitude."""
-    size, tokens = config["model size"], config["data size"]
+    _check_experts(config)
+    counted = "an active size" if "active size" in config else "a model size"
+    size, tokens = config.get("active size", config["model size"]), config["data size"]
     low, high = TOKENS_PER_PARAMETER
     if not low <= tokens * 1e3 / size <= high:
         raise ValueError(
-            f"data size: {tokens:g} billion tokens for a model size of {size:g} million parameters are "
+            f"data size: {tokens:g} billion tokens for {counted} of {size:g} million parameters are "
             f"{tokens * 1e3 / size:.3g} tokens a parameter, expected {low:g} to {high:g}; check the units of both"
         )
-    if {"num layers", "hidden dim"} <= config.keys() and "num experts" not in config:
-        width = config["hidden dim"]
-        dense = config["num layers"] * (4 * width**2 + 3 * width * config.get("ffn dim", 3 * width)) / 1e6
-        if not 0.05 <= size / dense <= 20:
+    for name, made, of in _made_of(config):
+        if not 0.05 <= config[name] / made <= 20:
             raise ValueError(
-                f"model size: got {size:g} (million non-embedding parameters), but num layers, hidden dim and ffn dim "
-                f"make about {dense:.4g}; check the unit"
+                f"{name}: got {config[name]:g} ({FIELDS[name].unit}), but {of} make about {made:.4g}; check the unit"
             )
     seq_len = config.get("seq len") or SEQ_LEN.get(config["source"])
     if "max step" in config and seq_len:
@@ -263,6 +262,44 @@ def _check_plausible(config: Config) -> None:
     steps = max_step(config) if seq_len or "max step" in config else None
     if steps is not None and config.get("warmup", 0) > steps:
         raise ValueError(f"warmup: got {config['warmup']:g}, expected at most the run's {steps} training steps")
+
+
+def _check_experts(config: Config) -> None:
+    """What a mixture of experts needs, and what bounds what."""
+    missing = [name for name in ("active size", "top k") if "num experts" in config and name not in config]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}: missing; num experts makes this a mixture of experts, which needs "
+            f"active size ({FIELDS['active size'].unit}) and top k ({FIELDS['top k'].unit})"
+        )
+    for part, whole in (("active size", "model size"), ("top k", "num experts")):
+        if {part, whole} <= config.keys() and config[part] > config[whole]:
+            raise ValueError(f"{part}: got {config[part]:g}, expected at most {whole}, {config[whole]:g}")
+
+
+def _made_of(config: Config) -> list[tuple[str, float, str]]:
+    """Sizes in million non-embedding parameters that the shape makes: the field, the size, and the shape's fields.
+
+    Attention is `4 h^2` a layer and a gated feed-forward layer or expert of width w `3 h w`. A mixture of experts is
+    taken to have experts in every layer; real ones have a dense layer or a few. Routers are left out.
+    """
+    if not {"num layers", "hidden dim"} <= config.keys():
+        return []
+    layers, width = config["num layers"], config["hidden dim"]
+    if "num experts" not in config:
+        made = layers * (4 * width**2 + 3 * width * config.get("ffn dim", 3 * width)) / 1e6
+        return [("model size", made, "num layers, hidden dim and ffn dim")]
+    if "expert dim" not in config:
+        return []
+    return [
+        (
+            name,
+            layers * (4 * width**2 + 3 * width * (config[count] * config["expert dim"] + shared)) / 1e6,
+            f"num layers, hidden dim, {count}, expert dim and shared expert dim",
+        )
+        for shared in (config.get("shared expert dim", 0),)
+        for name, count in (("model size", "num experts"), ("active size", "top k"))
+    ]
 
 
 def max_step(config: Config) -> int:

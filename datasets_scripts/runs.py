@@ -1,10 +1,12 @@
 """Run logs as `datasets`: one row a pretraining run, in the schema of the public NCPL logs (arXiv 2602.10300).
 
-A source is up to three JSON files, read from a local folder or from the public repository:
+A source is one file or a few, read from a local folder or from the public repository; of most, up to three JSON files:
 
 - `SOURCE_processed_data.json`: an array of runs `{name, source, conf, max_step, final_loss}`, perhaps with curves;
 - `SOURCE_keys_model_split.json`: the run names of `train`, `in_val` and `ood_val`;
 - `SOURCE_unstable_runs.json`: runs of no split (optional; a null `final_loss` is a NaN).
+
+A builder of another format overrides `find_files` and `read_files`, and gives what those three would hold.
 
 `conf` is ordered and free-form, and its order and number types reach the prompt, so a row stores it as a JSON string:
 `datasets.Json()` keeps the order but not the numbers (it writes 10 decimals and reads 0.3 as 0.30000000000000004), and
@@ -22,7 +24,7 @@ import math
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -38,17 +40,19 @@ from processing_ncpl import FIELDS
 REPOSITORY = "https://github.com/zhqwqwq/Configuration-to-Performance-Scaling-Law"
 
 REVISION = "main"
-"""Commit, tag or branch of `REPOSITORY` that is read by default. A branch is downloaded once and then taken from the
-cache; give a commit as `revision=` to pin the files. `data_hash` says which contents a training run really saw."""
+"""Commit, tag or branch of a source's public repository that is read by default. A branch is downloaded once and then
+taken from the cache; give a commit as `revision=` to pin the files. `data_hash` says which contents a training run
+really saw."""
 
-SOURCES = {"marin": "Marin", "steplaw": "StepLaw"}
+SOURCES = {"marin": "Marin", "steplaw": "StepLaw", "steplaw_moe": "StepLawMoE"}
 """Source -> class of its builder, in the module of the source's name."""
 
 SPLITS = ("train", "in_val", "ood_val")
 UNSTABLE = "unstable"
 
 DIVERGED_NATS = 0.3
-"""A run diverged when its loss is NaN or this far above the best run of the same source, model size and data size."""
+"""A run diverged when its loss is NaN or this far above the best run of the same source, model size (of mixtures of
+experts: total and active) and data size."""
 
 COLUMNS = {
     "name": "run name, unique within its source",
@@ -58,8 +62,9 @@ COLUMNS = {
     "final_loss": "loss at the last step, nats per token; null: NaN",
     "curve": "in configuration 'intermediate': steps (optimizer steps) and losses (nats per token); null: not logged",
     "status": f"'finished'; 'diverged': final_loss is null or more than {DIVERGED_NATS} nats above the best run of the "
-    "same source, model size and data size; 'unstable': not diverged, but left out of the official split",
-    "split": "of the official split: 'train', 'in_val' or 'ood_val' (models larger than any in train); else 'unstable'",
+    "same source, model size (total and active) and data size; 'unstable': not diverged, but in no split",
+    "split": "'train', 'in_val' or 'ood_val' (models larger than any in train; of mixtures of experts, by active "
+    "parameters); 'unstable': of no split",
 }
 """Column -> what it holds, with its unit."""
 
@@ -83,6 +88,10 @@ _NOTE = "Note: "
 # ------------------------------------------------------------------------------------------------ for users
 
 
+class MissingRunsError(ValueError):
+    """A folder does not hold the runs of a source."""
+
+
 def load_runs(
     source: str,
     data_dir: str | Path | None = None,
@@ -96,7 +105,7 @@ def load_runs(
     Rows come from the cache of `datasets` unless the files, or the code that reads them, changed.
 
     Args:
-        source: "marin" or "steplaw".
+        source: "marin", "steplaw" or "steplaw_moe".
         data_dir: folder of the source's files (directly, or in a folder of the source's name); None downloads the
             public ones.
         config: "final" (no curve) or "intermediate" (with the column `curve`).
@@ -108,6 +117,7 @@ def load_runs(
         which is what `to_pandas` and `to_parquet` give.)
 
     Raises:
+        MissingRunsError: the folder does not hold the source's runs; a ValueError.
         ValueError: unknown source or configuration, or a file that is missing, truncated or malformed.
 
     >>> from datasets_scripts import SAMPLE_DIR
@@ -165,7 +175,7 @@ def export_parquet(
     """Write both configurations of a source as Parquet, with the card that makes `load_dataset` read them.
 
     Args:
-        source: "marin" or "steplaw".
+        source: "marin", "steplaw" or "steplaw_moe".
         output_dir: a new or empty folder; it gets `final/`, `intermediate/` and `README.md`.
         data_dir: as in `load_runs`.
         revision: as in `load_runs`.
@@ -218,7 +228,7 @@ def main(source: str, arguments: Sequence[str] | None = None) -> None:
         epilog=f"example: python -m datasets_scripts.{source} --data_dir logs --output {source}_parquet",
     )
     parser.add_argument("--output", required=True, help="a new or empty folder")
-    parser.add_argument("--data_dir", help="folder of the source's JSON files; default: download the public ones")
+    parser.add_argument("--data_dir", help="folder of the source's files; default: download the public ones")
     parser.add_argument("--revision", default=REVISION, help="commit of the public repository (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
@@ -266,7 +276,7 @@ class RunsBuilder(datasets.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = "final"
 
     SOURCE: str
-    CURVE_KEYS: tuple[str, str]
+    CURVE_KEYS: tuple[str, str] | None = None
     DESCRIPTION: str
     HOMEPAGE: str
 
@@ -281,12 +291,32 @@ class RunsBuilder(datasets.GeneratorBasedBuilder):
         if kwargs.get("data_files") is not None:
             raise ValueError("data_files: a run log is read as a whole; accepted: data_dir, a folder of its files")
         data_dir = None if data_dir is None else str(Path(data_dir).expanduser())
-        self.files = source_files(self.SOURCE, data_dir, kwargs.get("revision") or REVISION)
+        self.files = self.find_files(data_dir, kwargs.get("revision") or REVISION)
         kwargs.setdefault("dataset_name", self.SOURCE)  # `datasets` would take the module's name: `__main__` under -m
         kwargs["hash"] = kwargs.get("hash") or self._fingerprint(local=data_dir is not None)
         super().__init__(
             None if cache_dir is None else str(cache_dir), config_name=config_name, data_dir=data_dir, **kwargs
         )
+
+    @classmethod
+    def find_files(cls, data_dir: str | None, revision: str) -> dict[str, str]:
+        """Role -> path, or URL without `data_dir`, of the source's files; `runs` is among them.
+
+        Raises:
+            ValueError: a file is missing.
+        """
+        return source_files(cls.SOURCE, data_dir, revision)
+
+    def read_files(self, paths: Mapping[str, str]) -> dict[str, Any]:
+        """What the files of the public layout hold: `runs`, `splits` and, where the source has them, `unstable`.
+
+        Args:
+            paths: role -> where the file of `self.files` lies, perhaps downloaded.
+
+        Raises:
+            ValueError: a file is truncated or malformed.
+        """
+        return {role: read_json(paths[role], file) for role, file in self.files.items()}
 
     def _fingerprint(self, local: bool) -> str:
         """Names the cache folder, so that rows are built anew when the files, this code or the descriptions change."""
@@ -311,7 +341,10 @@ class RunsBuilder(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         curve_keys = self.CURVE_KEYS if self.config.curves else None
-        rows, notes = read_runs(self.SOURCE, self.files, curve_keys, paths=self._download(dl_manager))
+        contents = self.read_files(self._download(dl_manager))
+        rows, notes = check_runs(self.SOURCE, contents, self.files, curve_keys)
+        if self.config.curves and not curve_keys:
+            notes.append("this log has no curves: the column curve is null")
         # The notes stay with the rows: whoever reads them from the cache is told the same.
         self.info.description = "\n".join([self._describe(), *(_NOTE + note for note in notes)]).rstrip()
         # A tuple, because `datasets` takes a list for shards that it may deal out.
@@ -361,7 +394,7 @@ class RunsBuilder(datasets.GeneratorBasedBuilder):
 
 
 def source_files(source: str, data_dir: str | None, revision: str = REVISION) -> dict[str, str]:
-    """Paths, or URLs without `data_dir`, of a source's files: `runs`, `splits` and, where there is one, `unstable`."""
+    """Paths, or URLs without `data_dir`, of a source's JSON files: `runs`, `splits` and, if it is there, `unstable`."""
     names = {
         "runs": f"{source}_processed_data.json",
         "splits": f"{source}_keys_model_split.json",
@@ -370,57 +403,73 @@ def source_files(source: str, data_dir: str | None, revision: str = REVISION) ->
     if data_dir is None:
         # The `raw` road of github.com also serves files that the repository keeps in LFS. It has no unstable runs.
         return {role: f"{REPOSITORY}/raw/{revision}/processed_data/{names[role]}" for role in ("runs", "splits")}
+    return local_files(data_dir, names, (source,), ("runs", "splits"))
+
+
+def local_files(
+    data_dir: str, names: Mapping[str, str], subfolders: Sequence[str], required: Sequence[str]
+) -> dict[str, str]:
+    """Role -> path of the files, or their gzips, that lie in a folder or one of its subfolders beside the runs.
+
+    Args:
+        data_dir: the folder.
+        names: role -> file name; `runs` is among them.
+        subfolders: where to look after the folder itself.
+        required: roles without which the source cannot be read.
+
+    Raises:
+        MissingRunsError: the file of the role `runs` is in none of the folders.
+        ValueError: there is no such folder, or another file is missing.
+    """
     if not Path(data_dir).is_dir():
         raise ValueError(f"data_dir: {data_dir} is not a folder; accepted: a folder that holds {names['runs']}")
-    folders = [Path(data_dir), Path(data_dir) / source]
+    folders = [Path(data_dir), *(Path(data_dir) / name for name in subfolders)]
     found = {
         folder: {role: path for role, name in names.items() if (path := _present(folder / name))} for folder in folders
     }
     files = next((files for files in found.values() if "runs" in files), {})
-    for role in ("runs", "splits"):
+    for role in required:
         if role not in files:
             there = sorted(path.name for folder in folders if folder.is_dir() for path in folder.iterdir())
-            raise ValueError(
+            error = MissingRunsError if role == "runs" else ValueError
+            raise error(
                 f"data_dir: no {names[role]} (or {names[role]}.gz) in {' or '.join(map(str, folders))}, which "
                 f"hold {there[:8] or 'nothing'}{_nearest(names[role], there)}"
             )
     return files
 
 
-def read_runs(
-    source: str,
-    files: Mapping[str, str],
-    curve_keys: tuple[str, str] | None = None,
-    *,
-    paths: Mapping[str, str] | None = None,
+def check_runs(
+    source: str, contents: Mapping[str, Any], files: Mapping[str, str], curve_keys: tuple[str, str] | None = None
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Read and check a source's files.
+    """Check what a source's files hold, and turn it into rows.
 
     Args:
         source: what every run's `source` must be.
-        files: as `source_files` gives them, for messages.
+        contents: as `RunsBuilder.read_files` gives them: `runs`, `splits` and perhaps `unstable`.
+        files: role -> file that they come from, for messages; a role that is not there comes from the one of `runs`.
         curve_keys: a run's keys of the curve's steps and losses; None leaves curves out.
-        paths: where those files lie, when they were downloaded.
 
     Returns:
         Split -> rows (`COLUMNS`, `conf` as a dict), in the order of the split file; and what a reader has to know about
         runs and names that are in no row or not where one expects them.
 
     Raises:
-        ValueError: a file is truncated or malformed; says which, the run, the field, what came and what is accepted.
+        ValueError: a file is malformed; says which, the run, the field, what came and what is accepted.
 
     >>> from datasets_scripts import SAMPLE_DIR
-    >>> rows, notes = read_runs("marin", source_files("marin", str(SAMPLE_DIR)))
+    >>> files = source_files("marin", str(SAMPLE_DIR))
+    >>> rows, notes = check_runs("marin", {role: read_json(file, file) for role, file in files.items()}, files)
     >>> list(rows), notes
     (['train', 'in_val', 'ood_val', 'unstable'], [])
     """
-    paths = paths or files
+    files = {role: files.get(role, files["runs"]) for role in contents}
     rows: dict[str, dict[str, Any]] = {}
     unread: Counter[str] = Counter()
     for role in ("runs", "unstable"):
-        if role not in files:
+        if role not in contents:
             continue
-        entries = _read_json(paths[role], files[role])
+        entries = contents[role]
         if not isinstance(entries, list) or (role == "runs" and not entries):
             raise _bad(files[role], "the file", entries, "a JSON array of runs" + (", at least one" * (role == "runs")))
         for index, entry in enumerate(entries):
@@ -430,10 +479,10 @@ def read_runs(
                 raise ValueError(
                     f"{files[role]}: run {row['name']!r} is there twice (first in {first}); accepted: unique names"
                 )
-            rows[row["name"]] = row | {"file": files[role], "split": UNSTABLE}
+            rows[row["name"]] = row | {"role": role, "file": files[role], "split": UNSTABLE}
             unread.update(set(entry) - set(_REQUIRED) - _CURVE_KEYS - {"note"})
 
-    notes = _assign_splits(rows, _read_json(paths["splits"], files["splits"]), files)
+    notes = _assign_splits(rows, contents["splits"], files)
     _assign_statuses(rows.values())
     regular = [row for row in rows.values() if row["split"] != UNSTABLE]
     _check_losses(regular)
@@ -480,7 +529,7 @@ def _assign_splits(rows: dict[str, dict[str, Any]], keys: Any, files: Mapping[st
             if name not in rows:
                 absent += 1
                 continue
-            if rows[name]["file"] == files.get("unstable"):
+            if rows[name]["role"] == "unstable":
                 raise ValueError(
                     f"{file}: {split!r} names run {name!r}, which {rows[name]['file']} holds as a run of no split"
                 )
@@ -496,7 +545,7 @@ def _assign_splits(rows: dict[str, dict[str, Any]], keys: Any, files: Mapping[st
 
     for key in set(keys) - set(SPLITS) - {"note"}:
         notes.append(f"key {key!r} of {Path(file).name} is no split of {list(SPLITS)}: its runs are in 'unstable'")
-    loose = sum(row["split"] == UNSTABLE and row["file"] == files["runs"] for row in rows.values())
+    loose = sum(row["split"] == UNSTABLE and row["role"] == "runs" for row in rows.values())
     if "unstable" not in files:
         notes.append(f"there is no file of unstable runs: 'unstable' holds the {loose} runs that no split names")
     elif loose:
@@ -504,21 +553,39 @@ def _assign_splits(rows: dict[str, dict[str, Any]], keys: Any, files: Mapping[st
     return notes
 
 
-def _assign_statuses(rows: Any) -> None:
-    """Sets each row's `status` by the rule of `DIVERGED_NATS`."""
-    best: dict[tuple[float, float], float] = {}
-    for row in rows:
-        if row["final_loss"] is not None:
-            best[_scale(row)] = min(row["final_loss"], best.get(_scale(row), math.inf))
-    for row in rows:
-        if row["final_loss"] is None or row["final_loss"] > best[_scale(row)] + DIVERGED_NATS:
-            row["status"] = "diverged"
-        else:
-            row["status"] = UNSTABLE if row["split"] == UNSTABLE else "finished"
+def diverged(runs: Collection[Mapping[str, Any]]) -> set[str]:
+    """Names of the runs that diverged by the rule of `DIVERGED_NATS`.
+
+    Args:
+        runs: all runs of one source, with `name`, `conf` and `final_loss` in nats per token.
+
+    >>> conf = {"model size": 100, "data size": 2}
+    >>> losses = {"best": 2.0, "near": 2.3, "far": 2.31, "lost": None}
+    >>> sorted(diverged([{"name": name, "conf": conf, "final_loss": loss} for name, loss in losses.items()]))
+    ['far', 'lost']
+    """
+    best: dict[tuple[float | None, ...], float] = {}
+    for run in runs:
+        if run["final_loss"] is not None:
+            best[_scale(run)] = min(run["final_loss"], best.get(_scale(run), math.inf))
+    return {
+        run["name"]
+        for run in runs
+        if run["final_loss"] is None or run["final_loss"] > best[_scale(run)] + DIVERGED_NATS
+    }
 
 
-def _scale(row: Mapping[str, Any]) -> tuple[float, float]:
-    return row["conf"]["model size"], row["conf"]["data size"]
+def _assign_statuses(rows: Collection[dict[str, Any]]) -> None:
+    """Sets each row's `status`."""
+    lost = diverged(rows)
+    for row in rows:
+        stays = UNSTABLE if row["split"] == UNSTABLE else "finished"
+        row["status"] = "diverged" if row["name"] in lost else stays
+
+
+def _scale(row: Mapping[str, Any]) -> tuple[float | None, ...]:
+    """Mixtures of experts of one total size may differ in what is active."""
+    return row["conf"]["model size"], row["conf"].get("active size"), row["conf"]["data size"]
 
 
 def _check_losses(rows: list[dict[str, Any]]) -> None:
@@ -624,11 +691,17 @@ def _read_bytes(path: str, file: str) -> bytes:
         raise ValueError(f"{file}: not a whole gzip file ({error}); it is truncated or malformed") from error
 
 
-def _read_json(path: str, file: str) -> Any:
+def read_text(path: str, file: str, kind: str) -> str:
+    """The text of a file or its gzip; `file` and `kind` are what messages call it."""
     try:
-        text = _read_bytes(path, file).decode("utf-8")
+        return _read_bytes(path, file).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error}); accepted: JSON, or JSON in a .gz") from error
+        raise ValueError(f"{file}: not UTF-8 text ({error}); accepted: {kind}, or {kind} in a .gz") from error
+
+
+def read_json(path: str, file: str) -> Any:
+    """The content of a JSON file or its gzip; `file` is what messages call it."""
+    text = read_text(path, file, "JSON")
     try:
         return json.loads(text, object_pairs_hook=functools.partial(_unique_keys, file))
     except json.JSONDecodeError as error:

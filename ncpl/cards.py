@@ -25,7 +25,7 @@ RECORD, EVALUATION, WIDGET = "training_record.json", "evaluation.json", "widget.
 NSP_RECORD = "nsp_record.json"
 RESULT_FILES = (RECORD, EVALUATION, WIDGET, NSP_RECORD)
 TAGS = ["scaling-laws", "pretraining", "hyperparameters", "forecasting", "ncpl"]
-LICENCES = {"marin": "Apache-2.0", "steplaw": "none stated"}
+LICENCES = {"marin": "Apache-2.0", "steplaw": "none stated", "steplaw_moe": "none stated"}
 """Source -> licence of its run logs."""
 METRICS = {"mae": "MAE", "rmse": "RMSE", "spearman": "Spearman", "bias": "bias"}
 """Metric of a result file -> its name in a card."""
@@ -210,7 +210,7 @@ def dataset_card(source: str, repo_id: str, configs: list[dict[str, Any]], runs:
     """The card of a source's runs.
 
     Args:
-        source: `marin` or `steplaw`.
+        source: `marin`, `steplaw` or `steplaw_moe`.
         repo_id: where it goes.
         configs: the Hub's `configs` metadata, which splits lie in which files.
         runs: split -> number of runs.

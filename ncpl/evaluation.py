@@ -1,5 +1,6 @@
 """Forecasts against what real runs gave: model, prior and the paper's predictions on identical runs."""
 
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from datasets_scripts.runs import SOURCES, SPLITS, data_hash, load_runs
+from datasets_scripts.runs import SOURCES, SPLITS, MissingRunsError, data_hash, load_runs
+from laws_ncpl import ChinchillaLaw
 from ncpl.configs import check_configs
 from ncpl.forecaster import Forecaster
 from ncpl.metrics import regression_metrics
@@ -38,6 +40,8 @@ def forecast_runs(
 ) -> pd.DataFrame:
     """Forecasts for logged runs beside what they gave.
 
+    A source is left out, with a warning, whose runs are not in `data_dir` or that the checkpoint's prior does not know.
+
     Args:
         forecaster: what is judged.
         data_dir: folder of the run logs (`datasets_scripts.runs.load_runs`), which may hold the paper's predictions as
@@ -48,16 +52,17 @@ def forecast_runs(
     Returns:
         A row for each run, losses in nats per token: `source`, `split`, `name`, `observed`; `model`, its `prior`, and
         `ncpl_1p7b` and `chinchilla`, NaN where the paper's predictions are not at hand; and `lower`, `upper`,
-        `divergence` and `extrapolation` as `predict` gives them; `model size` in million parameters; and `reached`,
-        the coverage of the narrowest interval that holds the observed loss, NaN without calibration.
+        `divergence` and `extrapolation` as `predict` gives them; `model size` and, of mixtures of experts, `active
+        size` in million parameters; and `reached`, the coverage of the narrowest interval that holds the observed
+        loss, NaN without calibration.
 
     Raises:
-        ValueError: an unknown split, logs that are missing or malformed, or a checkpoint that cannot read them.
+        ValueError: an unknown split, no source to judge by, or logs that are malformed or lack a file.
 
     >>> from datasets_scripts import SAMPLE_DIR
     >>> runs = forecast_runs(Forecaster.from_pretrained(), SAMPLE_DIR)
     >>> sorted(runs["source"].unique())
-    ['marin', 'steplaw']
+    ['marin', 'steplaw', 'steplaw_moe']
     """
     for split in splits:
         if split not in SPLITS:
@@ -65,8 +70,17 @@ def forecast_runs(
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}{hint}")
     tables = []
+    left_out: list[str] = []
+    law = forecaster.processor.law
     for source in SOURCES:
-        runs = load_runs(source, data_dir)
+        if isinstance(law, ChinchillaLaw) and source not in law.coefficients:
+            left_out.append(f"{source} is left out: the checkpoint's prior knows {', '.join(law.coefficients)} alone")
+            continue
+        try:
+            runs = load_runs(source, data_dir)
+        except MissingRunsError as error:
+            left_out.append(f"{source} is left out: {error}")
+            continue
         paper = _paper_predictions(source, data_dir)
         for split in dict.fromkeys(splits):
             rows = list(runs[split])
@@ -80,8 +94,9 @@ def forecast_runs(
                     "split": split,
                     "name": names,
                     "observed": [row["final_loss"] for row in rows],
-                    "prior": forecaster.processor.law(configs),
+                    "prior": law(configs),
                     "model size": [config["model size"] for config in configs],
+                    "active size": [config.get("active size", np.nan) for config in configs],
                     "reached": np.nan,
                 }
             )
@@ -89,6 +104,10 @@ def forecast_runs(
                 losses, observed = forecast["model"].to_numpy(), logged["observed"].to_numpy()
                 logged["reached"] = forecaster.calibration.level(configs, losses, observed)
             tables.append(pd.concat([logged, forecast], axis=1).merge(paper, how="left", on=["name", "split"]))
+    if not tables:
+        raise ValueError(left_out[0])
+    for message in left_out:
+        warnings.warn(message, stacklevel=2)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -106,8 +125,8 @@ def evaluation_report(
         `model`, `level`, `data` (source -> hash), `hardware`, `versions`, `commit`, `dirty` and `cells`: for each
         source and split `runs` (how many are compared), `left_out` (runs that the paper did not predict), `errors`
         (predictor -> `mae`, `rmse`, `spearman`, `bias` in nats), and, from a calibrated checkpoint, `coverage` and
-        `width`; and `sizes`: for each source, split and model size (million parameters) the model's `mae` with the
-        `low` and `high` ends of its 95 % bootstrap interval.
+        `width`; and `sizes`: for each source, split and `model_size` (million parameters; of mixtures of experts
+        `active_size` too) the model's `mae` with the `low` and `high` ends of its 95 % bootstrap interval.
     """
     return {
         "model": model,
@@ -117,7 +136,10 @@ def evaluation_report(
         "versions": versions(),
         **(git_state() or {"commit": None, "dirty": None}),
         "cells": [_cell(cell) for _, cell in runs.groupby(["source", "split"], sort=False)],
-        "sizes": [_size(own) for _, own in runs.groupby(["source", "split", "model size"], sort=False)],
+        "sizes": [
+            _size(own)
+            for _, own in runs.groupby(["source", "split", "model size", "active size"], sort=False, dropna=False)
+        ],
     }
 
 
@@ -179,6 +201,7 @@ def _cell(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _size(runs: pd.DataFrame) -> dict[str, Any]:
+    active = runs["active size"].iloc[0]
     errors = (runs["model"] - runs["observed"]).abs().dropna().to_numpy()
     # Whole cells move together, so this is the spread over runs alone, not over cells.
     draws = np.random.default_rng(0).choice(errors, (2000, len(errors))).mean(1)
@@ -186,6 +209,7 @@ def _size(runs: pd.DataFrame) -> dict[str, Any]:
         "source": runs["source"].iloc[0],
         "split": runs["split"].iloc[0],
         "model_size": float(runs["model size"].iloc[0]),
+        **({} if pd.isna(active) else {"active_size": float(active)}),
         "runs": len(errors),
         "mae": float(errors.mean()),
         "low": float(np.quantile(draws, 0.025)),

@@ -115,7 +115,7 @@ def push_dataset(
     """Pushes a source's runs as Parquet with a card, for `load_dataset(repo_id, "final")` and `"intermediate"`.
 
     Args:
-        source: `marin` or `steplaw`.
+        source: `marin`, `steplaw` or `steplaw_moe`.
         repo_id: `owner/name`, or `name` for your own; created when there is none.
         data_dir: folder of the source's run logs; the public ones are downloaded when absent.
         options: see `PushOptions`.

@@ -111,7 +111,7 @@ class DataBlock:
     """Which runs.
 
     Args:
-        sources: run logs, `marin` and `steplaw`.
+        sources: run logs, of `marin`, `steplaw` and `steplaw_moe`; the published prior knows the first two alone.
         data_dir: folder of their files; `sample`: the made-up runs that come along; null: download the public logs.
         config: `final`, final losses alone, or `intermediate`, curve points too.
         splits: the role of each split.

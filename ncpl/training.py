@@ -278,10 +278,18 @@ def _fit_configuration_law(recipe: Recipe, train: Sequence[LoggedRun]) -> dict[s
 
 
 def _unstable(data: DataBlock, train: Sequence[LoggedRun]) -> list[dict[str, Any]]:
-    """Runs of no split that are no larger than those trained on: what is known of divergence."""
-    largest = max(run.config["model size"] for run in train)
-    rows = [row for source in data.sources for row in load_runs(source, _data_dir(data), data.config)["unstable"]]
-    return [row for row in rows if row["conf"]["model size"] <= largest]
+    """Runs of no split that are no larger than those of their source trained on: what is known of divergence."""
+
+    def size(config: Mapping[str, Any]) -> float:
+        # The splits hold out mixtures of experts by what is active: their total sizes are nearly the same.
+        return config.get("active size", config["model size"])
+
+    kept = []
+    for source in data.sources:
+        largest = max(size(run.config) for run in train if run.config["source"] == source)
+        rows = load_runs(source, _data_dir(data), data.config)["unstable"]
+        kept += [row for row in rows if size(row["conf"]) <= largest]
+    return kept
 
 
 def add_adapters(model: NCPLForecaster, lora: Lora) -> PeftModel:

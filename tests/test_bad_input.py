@@ -16,6 +16,7 @@ from processing_ncpl import REQUIRED
 from tests.checkpoints import ADAMW
 from tests.test_cli import run
 
+EXPERTS = {"num layers": 12, "hidden dim": 768, "num experts": 16, "top k": 2, "expert dim": 2048}
 # What changes in a good configuration (None: the field goes), and fragments of the message.
 CONFIGS = {
     "misspelt field": ({"learning rat": 1e-3}, "learning rat: not a known field, did you mean 'learning rate'?"),
@@ -61,6 +62,29 @@ CONFIGS = {
     "size against shape": (
         {"model size": 134000, "data size": 2700, "num layers": 12, "hidden dim": 768},
         "model size: got 134000 (million non-embedding parameters), but num layers, hidden dim and ffn dim make about",
+    ),
+    "experts without what is active": (
+        {"num experts": 8, "top k": 2},
+        "active size: missing; num experts makes this a mixture of experts, which needs active size (million active",
+    ),
+    "experts without top k": ({"num experts": 8, "active size": 60}, "top k: missing; num experts makes this a"),
+    "more active than there are": ({"active size": 200}, "active size: got 200, expected at most model size, 134"),
+    "top k of fewer experts": (
+        {"num experts": 8, "top k": 9, "active size": 60},
+        "top k: got 9, expected at most num experts, 8",
+    ),
+    "tokens an active parameter": (
+        {"model size": 4000, "active size": 4000, "data size": 1},
+        "data size: 1 billion tokens for an active size of 4000 million parameters are 0.25 tokens a parameter",
+    ),
+    "total size against experts": (
+        {**EXPERTS, "model size": 95300, "data size": 200, "active size": 200},
+        "model size: got 95300 (million non-embedding parameters), but num layers, hidden dim, num experts, expert dim "
+        "and shared expert dim make about 934.3",
+    ),
+    "active size against experts": (
+        {**EXPERTS, "model size": 950, "active size": 5},
+        "active size: got 5 (million active non-embedding parameters, MoE), but num layers, hidden dim, top k, expert",
     ),
     "flag": ({"nesterov": "maybe"}, "nesterov: got 'maybe', expected true or false (Nesterov momentum)"),
     "number for a name": ({"optimizer": 5}, "optimizer: got 5, expected text (name of the optimizer)"),

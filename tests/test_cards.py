@@ -256,7 +256,7 @@ print(json.dumps(out))
 
 
 def test_datasets_are_pushed_and_read_by_name(hub, tmp_path):
-    for source in ("marin", "steplaw"):
+    for source in ("marin", "steplaw", "steplaw_moe"):
         first = push_dataset(source, f"me/ncpl-{source}", data_dir=SAMPLE_DIR)
         assert push_dataset(source, f"me/ncpl-{source}", data_dir=SAMPLE_DIR).commit == first.commit
         repository = hub.storage[f"datasets/me/ncpl-{source}"]

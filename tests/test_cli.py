@@ -191,11 +191,12 @@ def test_calibration_figure_needs_calibration(folder, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_examples_are_accepted(forecaster):
+def test_the_examples_are_accepted():
     files = sorted((ROOT / "examples").glob("*.yaml"))
     configs, origins = read_configs([str(file) for file in files])
     assert origins == [str(file) for file in files]
-    assert forecaster.predict(configs)["loss"].between(1, 5).all()
+    # The published prior, of the tiny checkpoint, knows no mixtures of experts.
+    assert Forecaster.from_pretrained().predict(configs)["loss"].between(1, 5).all()
     assert all(500 < config["model size"] < 5000 for config in configs)
 
 

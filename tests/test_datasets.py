@@ -8,9 +8,11 @@ import sys
 import threading
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -20,9 +22,12 @@ from datasets_scripts.marin import Marin
 from datasets_scripts.runs import COLUMNS, data_hash, decode_runs, export_parquet, load_runs
 from datasets_scripts.sample import generate
 from datasets_scripts.steplaw import StepLaw
+from datasets_scripts.steplaw_moe import StepLawMoE
 from processing_ncpl import FIELDS
 
-BUILDERS = {"marin": Marin, "steplaw": StepLaw}
+# Sources in the JSON files of the public NCPL logs; what is particular to the CSV is in test_steplaw_moe.py.
+JSON_BUILDERS: dict[str, Any] = {"marin": Marin, "steplaw": StepLaw}
+BUILDERS = {**JSON_BUILDERS, "steplaw_moe": StepLawMoE}
 SPLITS = ("train", "in_val", "ood_val")
 # Runs of each split, and runs that diverged by the rule, as the README of the real data states them.
 REAL_COUNTS = {
@@ -78,7 +83,7 @@ def test_the_sample_is_what_its_script_writes():
     assert sum(path.stat().st_size for path in SAMPLE_DIR.iterdir() if path.is_file()) < 600_000
 
 
-@pytest.mark.parametrize("source", BUILDERS)
+@pytest.mark.parametrize("source", JSON_BUILDERS)
 def test_the_sample_says_that_it_is_made_up(source):
     for name in ("processed_data", "unstable_runs"):
         for run in read(SAMPLE_DIR / f"{source}_{name}.json"):
@@ -98,7 +103,7 @@ def check_rows(source, folder, prefix, config):
     loaded = load_runs(source, folder, config)
     expected = {split: files["keys_model_split"][split] for split in SPLITS}
     expected["unstable"] = [run["name"] for run in files["unstable_runs"]]
-    steps_key, losses_key = BUILDERS[source].CURVE_KEYS
+    steps_key, losses_key = JSON_BUILDERS[source].CURVE_KEYS
     for split, names in expected.items():
         assert loaded[split]["name"] == names
         for row in loaded[split]:
@@ -113,7 +118,7 @@ def check_rows(source, folder, prefix, config):
 
 
 @pytest.mark.parametrize("config", ["final", "intermediate"])
-@pytest.mark.parametrize("source", BUILDERS)
+@pytest.mark.parametrize("source", JSON_BUILDERS)
 def test_sample_rows(source, config):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -134,7 +139,7 @@ def test_sample_rows(source, config):
 
 
 @pytest.mark.parametrize("config", ["final", "intermediate"])
-@pytest.mark.parametrize("source", BUILDERS)
+@pytest.mark.parametrize("source", JSON_BUILDERS)
 @pytest.mark.filterwarnings("ignore:.*have no curve")
 def test_real_rows(source, config, real_data_dir):
     counts, diverged = REAL_COUNTS[source]
@@ -248,7 +253,7 @@ def test_the_cache_folder_changes_with_the_code(tmp_path):
 
 
 def test_two_builders_do_not_mix():
-    for builder_class in (Marin, StepLaw, Marin):
+    for builder_class in (Marin, StepLaw, StepLawMoE, Marin):
         for config in ("final", "intermediate"):
             builder = builder_class(config_name=config, data_dir=SAMPLE_DIR)
             builder.download_and_prepare()
@@ -332,12 +337,32 @@ def test_command_line(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------ public files
 
 
+@contextmanager
+def serve(folder, module, monkeypatch):
+    """A web server on a folder, in the place of a module's public repository."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(module, "REPOSITORY", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def public(tmp_path, monkeypatch):
     """A web server with the public repository's layout, on the sample: more names than runs, no unstable runs."""
     folder = tmp_path / "web" / "raw" / "1234abc" / "processed_data"
     folder.mkdir(parents=True)
-    for source in BUILDERS:
+    for source in JSON_BUILDERS:
         everything = read(SAMPLE_DIR / f"{source}_processed_data.json") + read(
             SAMPLE_DIR / f"{source}_unstable_runs.json"
         )
@@ -346,21 +371,11 @@ def public(tmp_path, monkeypatch):
         keys["train"] += ["gone-1", "gone-2"]
         (folder / f"{source}_keys_model_split.json").write_text(json.dumps(keys), encoding="utf-8")
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "web")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(runs, "REPOSITORY", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield folder
-    server.shutdown()
-    server.server_close()
+    with serve(tmp_path / "web", runs, monkeypatch):
+        yield folder
 
 
-@pytest.mark.parametrize("source", BUILDERS)
+@pytest.mark.parametrize("source", JSON_BUILDERS)
 def test_public_files(source, public):
     with pytest.warns(UserWarning, match="skipped") as seen:
         loaded = load_runs(source, config="intermediate", revision="1234abc")
@@ -586,7 +601,7 @@ def test_bad_content(logs, file, edit, fragments):
 BAD_ARGUMENTS = {
     "source": (
         lambda: load_runs("marine"),
-        "source: 'marine' is unknown, accepted: ['marin', 'steplaw']; did you mean 'marin'?",
+        "source: 'marine' is unknown, accepted: ['marin', 'steplaw', 'steplaw_moe']; did you mean 'marin'?",
     ),
     "config": (
         lambda: load_runs("marin", SAMPLE_DIR, "last"),

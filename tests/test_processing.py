@@ -1,11 +1,13 @@
 """The prompt, against a second encoding written here from its description, and what a processor must keep."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from datasets_scripts.runs import load_runs
 from laws_ncpl import PUBLISHED_CHINCHILLA
 from ncpl.backbone import train_tokenizer
 from processing_ncpl import FIELDS, NCPLProcessor, check_config, max_step, training_order
@@ -44,6 +46,25 @@ STEPLAW = {
     "min_lr": 1e-05,
     "batch size": 320,
 }
+MOE: dict[str, Any] = {
+    "source": "steplaw_moe",
+    "model size": 1250.25,
+    "active size": 410.5,
+    "data size": 21.0,
+    "num layers": 12,
+    "num heads": 12,
+    "hidden dim": 1152,
+    "ffn dim": 3200,
+    "num experts": 16,
+    "top k": 3,
+    "expert dim": 1600,
+    "shared expert dim": 2400,
+    "optimizer": "adamw",
+    "learning rate": 0.0012,
+    "min_lr": 1e-05,
+    "batch size": 320,
+}
+EXPERTS = ("active size", "num experts", "top k", "expert dim", "shared expert dim")
 STEPS = {"marin": int(8e9 / (192 * 4096)), "steplaw": int(21e9 / (320 * 2048))}
 
 
@@ -133,6 +154,41 @@ def test_version_1_on_real_runs(tokenizer, real_data_dir):
             np.testing.assert_allclose(encoded.values, values, rtol=1e-12)
 
 
+def test_version_1_writes_experts_as_text(tokenizer):
+    """The published table has no number for them, so they come in as every other field outside of it."""
+    encoded = NCPLProcessor(tokenizer).prefix(check_config(MOE))
+    ids, values, numbers = second_encoding(tokenizer, MOE, STEPS["steplaw"])
+    end = len(encoded)
+    assert (encoded.ids, encoded.is_number) == (ids[:end], [bool(n) for n in numbers[:end]])
+    np.testing.assert_allclose(encoded.values, values[:end], rtol=1e-12)
+    assert "active size: 410.5\n" in tokenizer.decode(ids)
+    assert "num experts: 16\ntop k: 3\nexpert dim: 1600\nshared expert dim: 2400\n" in tokenizer.decode(ids)
+
+
+def test_version_2_gives_experts_number_tokens(tokenizer):
+    processor = NCPLProcessor(tokenizer, 2)
+    batch = processor([MOE, *({**MOE, name: MOE[name] - 1} for name in EXPERTS)])
+    changed = batch["number_values_filled"] != batch["number_values_filled"][0]
+    # One number each, in its own place, and the text around is the same.
+    assert changed.sum(1).tolist() == [0] + [1] * len(EXPERTS)
+    assert len({row.nonzero().item() for row in changed[1:]}) == len(EXPERTS)
+    assert (batch["input_ids"] == batch["input_ids"][0]).all()
+    assert batch["is_number_mask"][changed].all()
+    text = processor.decode(batch)
+    assert all(f"{name}: {MOE[name]:g}" in text for name in EXPERTS)
+
+
+def test_prompts_of_real_mixtures(tokenizer, real_data_dir):
+    processor = NCPLProcessor(tokenizer)
+    for row in load_runs("steplaw_moe", real_data_dir)["train"]:
+        config = check_config({**row["conf"], "max step": row["max_step"]})
+        encoded = processor.prefix(config) + processor.branch(config)
+        ids, values, numbers = second_encoding(tokenizer, row["conf"], row["max_step"])
+        assert (encoded.ids, encoded.is_number) == (ids, [bool(n) for n in numbers])
+        np.testing.assert_allclose(encoded.values, values, rtol=1e-12)
+        assert list(training_order(config))[:-1] == list(row["conf"])
+
+
 def test_training_order_is_the_order_of_the_logs(real_data_dir):
     for source in ("marin", "steplaw"):
         for row in json.loads((real_data_dir / source / f"{source}_processed_data.json").read_text()):
@@ -203,6 +259,7 @@ def test_max_step_is_derived_when_absent(real_data_dir):
     for source, tolerance in (("marin", 0), ("steplaw", 0.02)):
         for row in json.loads((real_data_dir / source / f"{source}_processed_data.json").read_text()):
             assert max_step(row["conf"]) == pytest.approx(row["max_step"], rel=tolerance)
+    assert max_step(MOE) == STEPS["steplaw"]
     assert max_step({**STEPLAW, "source": "mine", "seq len": 4096}) == int(21e9 / (320 * 4096))
     with pytest.raises(ValueError, match=r"seq len: missing.*'mine'"):
         max_step({**STEPLAW, "source": "mine"})

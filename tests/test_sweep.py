@@ -29,6 +29,7 @@ GRIDS: dict[str, Any] = {
     "one value": {"batch size": [128]},
     "early fields": {"model size": [100, 134, 300], "data size": [2.7, 5, 10]},
     "text": {"optimizer": ["adamw", "muon", "an optimizer nobody knows"], "lr": RATES},
+    "experts": {"num experts": [4, 8], "top k": [1, 4], "active size": [60, 134]},
     "source and steps": {"source": ["marin", "steplaw"], "seq len": [2048, 4096], "beta1": [0.9, 0.95]},
     "strings and aliases": {"LR": ["1e-3", "2e-3"], "wd": [0, 0.1], "nesterov": [True, False]},
 }

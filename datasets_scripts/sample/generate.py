@@ -5,6 +5,8 @@ rate and batch size, an offset for the optimizer and Gaussian noise, so that a m
 find; curves are the prior over the tokens seen so far, raised while the learning rate is high, and end at that loss.
 """
 
+import csv
+import io
 import json
 import math
 import random
@@ -29,6 +31,11 @@ SEQ_LEN = {"marin": 4096, "steplaw": 2048}
 CURVE_KEYS = {"marin": ("c4en_steps", "c4en_losses"), "steplaw": ("smoothed_loss_steps", "smoothed_loss")}
 COUNTS = {"train": 66, "in_val": 16, "ood_val": 14, "left out": 2, "diverged": 4, "NaN": 2}
 
+# Mixtures of experts in one shape, the first layer dense: (experts, top k, expert dim, shared expert dim).
+MOE_SHAPE = {"numl": 12, "h": 1024, "ffnh": 2816, "numh": 8}
+MOE_EXPERTS = [(64, 1, 256, 256), (60, 2, 256, 512), (8, 1, 2048, 2048), (8, 3, 1536, 4608)]
+MOE_TOKENS_B = (2, 4, 8, 16)
+
 # Offset in nats, and best learning rate relative to AdamW's.
 OPTIMIZERS = {"adamw": (0.0, 1.0), "lion": (0.012, 0.25), "muon": (-0.03, 2.0)}
 
@@ -43,7 +50,7 @@ def files() -> dict[str, str]:
     """File name -> text of every file of the sample, the same on every call.
 
     >>> len(files())
-    6
+    7
     """
     result = {}
     for source, configure in (("marin", _marin_fields), ("steplaw", _steplaw_fields)):
@@ -56,6 +63,7 @@ def files() -> dict[str, str]:
         result[f"{source}_processed_data.json"] = _lines([run for kind, run in runs if kind in splits])
         result[f"{source}_keys_model_split.json"] = json.dumps({"note": NOTE, **splits}, indent=0) + "\n"
         result[f"{source}_unstable_runs.json"] = _lines([run for kind, run in runs if kind not in splits])
+    result["moe_lr_bs_loss.csv"] = _moe_table()
     return result
 
 
@@ -154,6 +162,46 @@ def _marin_fields(rng: random.Random, optimizer: str, lr: float, batch: int) -> 
 
 def _steplaw_fields(rng: random.Random, optimizer: str, lr: float, batch: int) -> dict[str, Any]:
     return {"optimizer": optimizer, "learning rate": lr, "min_lr": 1e-05, "batch size": batch}
+
+
+def _moe_table() -> str:
+    """Step Law's CSV: three learning rates and two batch sizes in each cell, and a diverged run of each architecture.
+
+    Of the upstream columns those that say what ran, and both losses.
+    """
+    rng = random.Random(f"{SEED} steplaw_moe")
+    layers, hidden = MOE_SHAPE["numl"], MOE_SHAPE["h"]
+    cells = [(experts, tokens_b) for experts in MOE_EXPERTS for tokens_b in MOE_TOKENS_B]
+    grid = [(*cell, log2_off, batch) for cell in cells for log2_off in (-1.5, 0, 1.5) for batch in (64, 256)]
+    rows: list[dict[str, Any]] = []
+    for experts, tokens_b, log2_off, batch in [*grid, *((e, rng.choice(MOE_TOKENS_B), 6, 64) for e in MOE_EXPERTS)]:
+        count, top_k, width, shared = experts
+        dense = layers * 4 * hidden**2 + 3 * hidden * MOE_SHAPE["ffnh"]
+        total = dense + (layers - 1) * 3 * hidden * (count * width + shared)
+        active = dense + (layers - 1) * 3 * hidden * (top_k * width + shared)
+        best_lr = 1.5e-3 * (active / 1e8) ** -0.3 * (batch / 128) ** 0.5
+        lr = float(f"{best_lr * 2 ** (log2_off + rng.uniform(-0.25, 0.25)):.3e}")
+        a, alpha, b, beta, c = PUBLISHED_CHINCHILLA["steplaw"]
+        # Experts at rest help as if a model were larger.
+        size_m = (active**0.7 * total**0.3) / 1e6
+        loss = a * size_m**-alpha + b * tokens_b**-beta + c + rng.gauss(0, NOISE_NATS)
+        loss += 0.015 * math.log2(lr / best_lr) ** 2 + 0.006 * math.log2(batch / (60 * tokens_b**0.4)) ** 2
+        if log2_off == 6:
+            loss += rng.uniform(0.5, 3)
+        lost = log2_off == 6 and experts == MOE_EXPERTS[0]
+        rows.append(
+            {"exp_name": f"sample-steplaw_moe-{len(rows):04d}", "seq_len": SEQ_LEN["steplaw"], **MOE_SHAPE}
+            | {"nume": count, "topk": top_k, "moeh": width, "sed": shared, "N": total, "Na": active}
+            | {"D": tokens_b * 10**9, "lr": lr, "bs": batch}
+            | {"ti": int(tokens_b * 1e9 / (batch * SEQ_LEN["steplaw"]))}
+            | {"loss": "nan" if lost else round(loss + rng.gauss(0, 0.03), 6)}
+            | {"smooth loss": "nan" if lost else round(loss, 9), "note": NOTE}
+        )
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 if __name__ == "__main__":
