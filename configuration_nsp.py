@@ -40,6 +40,8 @@ DEFAULT_TASKS: tuple[str, ...] = (
     "bb_arithmetic_2dm_2_acc",
     "lbv2_bbh",
 )
+# Tasks that are known to get worse before they get better with scale (Lin, Hilton, Evans 2022 for TruthfulQA).
+INVERSE_SCALING: tuple[str, ...] = ("truthfulqa",)
 # What is known of a model before it is trained, in the columns of `features`: two logarithms, two shares in 0..1.
 FEATURES: tuple[str, ...] = ("params", "tokens", "code", "moe")
 
@@ -52,6 +54,8 @@ class NSPConfig(PreTrainedConfig):
         tasks: benchmark names, one output each; the 12 tasks with most public scores when absent.
         chance: accuracy of a blind guess for each task, 0..1; from `CHANCE` (0 for an unknown task) when absent.
         families: names of the model families whose fitted effects are stored with the weights.
+        regression_tasks: those whose scores are regressed on one another where some of a model's own are known.
+        dipping_tasks: those that may fall before they rise with scale; other names than those of `tasks` do nothing.
         num_capabilities: latent capabilities that params, tokens and compute raise (K).
         family_rank: rank of the covariance between tasks of a family's effect, and of a single model's.
         hidden_size: width of the encoder.
@@ -85,6 +89,8 @@ class NSPConfig(PreTrainedConfig):
     tasks: list[str] | tuple[str, ...] | None = None
     chance: list[float] | tuple[float, ...] | None = None
     families: list[str] | tuple[str, ...] = ()
+    regression_tasks: list[str] | tuple[str, ...] = ()
+    dipping_tasks: list[str] | tuple[str, ...] = INVERSE_SCALING
     num_capabilities: int = 2
     family_rank: int = 3
     hidden_size: int = 16

@@ -30,6 +30,8 @@ SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 # Accepted counts. What lies outside is a unit slip (7 for 7e9, 2000 for 2e12), not a language model.
 RANGES = {"params": (1e6, 1e14), "tokens": (1e7, 1e16), "flops": (1e14, 1e30)}
 HINTS = {"params": "7e9 or '7B'", "tokens": "2e12 or '2T'", "flops": "8.4e22"}
+# Tokens a parameter of real runs lie well within; what does not is likely a slip of units of one of the two.
+TOKENS_PER_PARAM = (0.5, 1e5)
 # params and tokens say what FLOPs = 6 N D must be; MoE counting and attention explain a factor of two, no more.
 FLOPS_TOLERANCE = 3.0
 
@@ -237,6 +239,14 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
         if missing:
             warnings.warn(
                 f"tokens missing for {missing} of {len(rows)} models: taken as usual for their size, with wider bands",
+                stacklevel=3,
+            )
+        few, many = (math.log(ratio / 1e3) for ratio in TOKENS_PER_PARAM)
+        odd = sum(bool(row["mask"][1]) and not few <= row["features"][1] - row["features"][0] <= many for row in rows)
+        if odd:
+            warnings.warn(
+                f"tokens of {odd} of {len(rows)} models are less than {TOKENS_PER_PARAM[0]:g} or more than "
+                f"{TOKENS_PER_PARAM[1]:g} a parameter, as no known run's: check the units of params and tokens",
                 stacklevel=3,
             )
         for column, name, unit in ((0, "params", 1e9), (1, "tokens", 1e12)):

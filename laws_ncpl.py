@@ -184,15 +184,17 @@ _SATURATION = 0.4
 def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any = np) -> dict[str, Any]:
     """The configuration-aware law, for numpy and torch alike.
 
-        L = E + A e^(-alpha n) + B e^(-(beta + beta_n n) (d + eff)) + valley(x) + edge(u) + floor(b) + waste(b)
+        L = E + A e^(-alpha n) + B e^(growth n - (beta + beta_n n) (d + eff))
+            + valley(x) + edge(u) + floor(b) + waste(b)
 
-    `valley` is zero at the best learning rate (hyperbola below it, exponential above), `edge` rises where training
-    turns rough, `floor` is the noise of small batches, and `waste` the data that batches over the critical size throw
-    away. Their positions and heights are power laws of size, data and batch.
+    The data term grows with size, as in every lab's runs at hand (docs/experiments.md). `valley` is zero at the best
+    learning rate (hyperbola below it, exponential above), `edge` rises where training turns rough, `floor` is the noise
+    of small batches, and `waste` the data that batches over the critical size throw away. Their positions and heights
+    are power laws of size, data and batch.
 
     Args:
         c: coefficient -> its value for each run.
-        n, d, b, rate: logarithms of model size, data size, batch tokens and peak learning rate over `REFERENCE`.
+        n, d, b, rate: logarithms of `effective_size`, data size, batch tokens and peak learning rate over `REFERENCE`.
         xp: numpy or torch.
 
     Returns:
@@ -209,7 +211,8 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
     low = xp.exp(power("low")) * (xp.sqrt(x * x + width * width) - width)
     high = xp.exp(power("high")) * (xp.exp(xp.clip(steep * x, -40.0, 6.0)) - 1 - steep * x)
     edge = xp.exp(xp.clip(xp.exp(c["rough"]) * u - 4, -60.0, 0.5))
-    data = xp.exp(c["logB"] - (c["beta"] + c["beta_n"] * n) * (d + c["eff"] + c["eff_n"] * n + c["eff_d"] * d))
+    seen = d + c["eff"] + c["eff_n"] * n + c["eff_d"] * d
+    data = xp.exp(c["logB"] + c["growth"] * n - (c["beta"] + c["beta_n"] * n) * seen)
     over = b - (c["crit"] + c["crit_n"] * n + c["crit_d"] * d)
     doubled = xp.log1p(xp.exp(-abs(over))) + (over + abs(over)) / 2
     waste = data * (xp.exp(c["beta"] * doubled) - 1)
@@ -218,6 +221,17 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
     excess = low + rough + xp.exp(power("floor")) + waste
     loss = c["E"] + c["offset"] + xp.exp(c["logA"] - c["alpha"] * n) + data + excess
     return {"loss": loss, "excess": excess, "valley": x, "edge": u}
+
+
+def effective_size(c: Mapping[str, Any], active: Any, idle: Any) -> Any:
+    """Logarithm over `REFERENCE` of the dense size that a mixture of experts is worth (Clark et al. 2022).
+
+    Args:
+        c: coefficient -> its value for each run.
+        active: logarithm of the active parameters over `REFERENCE`.
+        idle: logarithm of all parameters over the active ones, 0 of a dense model.
+    """
+    return active + c["experts"] * idle
 
 
 def residual_kernel(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any], xp: Any = np) -> Any:
@@ -364,13 +378,14 @@ class ConfigurationLaw:
     def points(self, configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The residual's coordinates and `closed_form`'s terms, a value for each configuration."""
         rows = [self._row(config) for config in configs]
-        n, d, b, rate = np.array([row[:4] for row in rows]).reshape(-1, 4).T
+        active, idle, d, b, rate = np.array([row[:5] for row in rows]).reshape(-1, 5).T
         c = self._coefficients(configs)
+        n = effective_size(c, active, idle)
         best = c["lr"] + c["lr_n"] * n + c["lr_d"] * d + c["lr_b"] * b
         terms = closed_form(c, n, d, b, np.where(np.isnan(rate), best, rate))
         return locate(terms, n, d, b) | {
             "optimizer": np.array([str(config.get("optimizer")) for config in configs]),
-            "fields": np.array([row[4] for row in rows]).reshape(len(rows), len(COORDINATES)),
+            "fields": np.array([row[5] for row in rows]).reshape(len(rows), len(COORDINATES)),
         }, terms
 
     def _coefficients(self, configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -386,7 +401,7 @@ class ConfigurationLaw:
             zip(self.common, np.array([values[kind] for kind in kinds]).reshape(-1, len(self.common)).T, strict=True)
         )
 
-    def _row(self, config: Mapping[str, Any]) -> tuple[float, float, float, float, list[float]]:
+    def _row(self, config: Mapping[str, Any]) -> tuple[float, float, float, float, float, list[float]]:
         for name in ("model size", "data size"):
             if config.get(name) is None:
                 raise ValueError(
@@ -404,8 +419,11 @@ class ConfigurationLaw:
             # Without a learning rate the Adam part keeps its usual share of it.
             usual_rate = float(usual.get("learning rate", math.nan)) if math.isnan(rate) else rate
             values["adam_lr"] = float(values["adam_lr"]) / usual_rate if usual_rate > 0 else 0.3
+        size = float(filled["model size"])
+        active = float(filled.get("active size", size))
         return (
-            math.log(float(filled["model size"]) / REFERENCE["model size"]),
+            math.log(active / REFERENCE["model size"]),
+            math.log(size / active),
             math.log(float(filled["data size"]) / REFERENCE["data size"]),
             math.log(tokens / REFERENCE["batch tokens"]),
             math.log(rate / REFERENCE["learning rate"]),
@@ -457,7 +475,11 @@ PRIORS: dict[str, Prior] = {
     "alpha": Prior(0.28, 0.05, 0.03),
     "logB": Prior(-1.4, 0.5, 0.4),
     "beta": Prior(0.38, 0.06, 0.05),
-    "beta_n": Prior(0.0, 0.15, 0.02),
+    # How the data term grows with size: by its height (other labs' runs: 0.1 to 0.3) more than by its exponent.
+    "growth": Prior(0.18, 0.1, 0.05),
+    "beta_n": Prior(0.0, 0.04, 0.02),
+    # What the idle experts are worth.
+    "experts": Prior(0.3, 0.15),
     # Optimizers: data efficiency (log), its drift with size and data, and an offset in nats.
     "eff": Prior(0.0, 0.01, 0.0, 0.4),
     "eff_n": Prior(0.0, 0.01, 0.0, 0.1),

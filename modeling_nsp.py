@@ -96,10 +96,31 @@ class TaskHeads(nn.Module):
         self.loadings = nn.Parameter(torch.empty(tasks, config.num_capabilities))
         self.architecture = nn.Parameter(torch.empty(tasks, len(FEATURES) - 2))
         self.ceiling = nn.Parameter(torch.empty(tasks))  # logit of the share of 1 - chance that can be reached
+        self.dip = nn.Parameter(torch.empty(tasks))  # slope lost far below `dip_at`, before its softplus
+        self.dip_at = nn.Parameter(torch.empty(tasks))
         self.register_buffer("chance", torch.tensor(config.chance, dtype=torch.float32))
+        self.dips = [float(task in config.dipping_tasks) for task in config.tasks]
 
     def forward(self, capabilities: Tensor) -> Tensor:
         return self.bias.float() + capabilities @ self.positive_loadings().T
+
+    def bend(self, logits: Tensor, rising: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse scaling: `z + dip softplus(dip_at - z)`, which falls before it rises where the dip is above 1.
+
+        Tasks beside `config.dipping_tasks` stay as they are.
+
+        Args:
+            logits: (..., tasks).
+            rising: (..., 1), where the largest function below it that never falls is wanted instead.
+
+        Returns:
+            bent logits and their derivatives.
+        """
+        dip, at = nn.functional.softplus(self.dip.float()) * logits.new_tensor(self.dips), self.dip_at.float()
+        lowest = at + torch.log((dip - 1).clamp(min=1e-9))
+        flat = rising & (logits < lowest)
+        z = torch.where(flat, lowest, logits)
+        return z + dip * nn.functional.softplus(at - z), (1 - dip * torch.sigmoid(at - z)) * ~flat
 
     def positive_loadings(self) -> Tensor:
         return nn.functional.softplus(self.loadings.float())
@@ -145,6 +166,70 @@ class FamilyEffect(nn.Module):
 
     def noise_variance(self) -> Tensor:
         return torch.exp(2 * self.noise.float())
+
+
+class ScoreRegression(nn.Module):
+    """Scores of a model from its other scores: ridge regression on squares and products, for any that are known.
+
+    The second moments of the training models' features are all that is kept of them; those of the known features give
+    the regression of every other score. Features are ln params, ln tokens, code and the scores' log odds.
+    """
+
+    # Of the kernel (1 + x y / WIDTH)^2 over standardised features, and its noise, in variances of a score's log odds.
+    WIDTH, NOISE = 16.0, 0.3
+    SIZES = 3
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__()
+        self.tasks = [list(config.tasks).index(task) for task in config.regression_tasks]
+        features = self.SIZES + len(self.tasks)
+        products = 1 + features + features * (features + 1) // 2
+        self.chance = [float(config.chance[task]) for task in self.tasks]
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("moments", torch.zeros(products, products))
+
+    def log_odds(self, scores: Tensor) -> Tensor:
+        """(..., tasks) scores -> log odds between chance and 1, with room for scores below chance."""
+        return torch.log((scores - scores.new_tensor(self.chance) + 0.03).clamp(min=0.02) / (1.02 - scores))
+
+    def scores(self, log_odds: Tensor) -> Tensor:
+        """The inverse of `log_odds`."""
+        odds = log_odds.exp()
+        return (1.02 * odds + odds.new_tensor(self.chance) - 0.03) / (1 + odds)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are moments; their first is the number of models."""
+        return len(self.tasks) > 0 and bool(self.moments[0, 0] > 0)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # The moments are nearly singular: in half precision there would be nothing left to regress on.
+        return super()._apply(
+            lambda tensor: fn(tensor).to(tensor.dtype) if tensor.is_meta else tensor.to(fn(tensor).device)
+        )
+
+    def products(self, values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """1, standardised features, squares and products of known ones, (batch, products); which are known."""
+        values = (values - self.centre) / self.deviation * known
+        first, second = torch.triu_indices(values.shape[1], values.shape[1], device=values.device)
+        weight = torch.where(first == second, 1.0, math.sqrt(2)) / self.WIDTH
+        one = torch.ones_like(values[:, :1])
+        quadratic = values[:, first] * values[:, second] * weight
+        expanded = torch.cat([one, math.sqrt(2 / self.WIDTH) * values, quadratic], 1)
+        return expanded, torch.cat([one, known, known[:, first] * known[:, second]], 1)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(batch, features), which are known -> (batch, tasks) scores; those of a known task are no prediction."""
+        expanded, which = self.products(values, known)
+        subsets, member = torch.unique(which, dim=0, return_inverse=True)
+        ridge = self.NOISE * torch.eye(len(self.moments), device=values.device)
+        linear = slice(1 + self.SIZES, 1 + self.deviation.numel())
+        targets = self.moments[:, linear] / math.sqrt(2 / self.WIDTH)
+        masked = subsets[:, :, None] * self.moments * subsets[:, None, :] + ridge
+        weights = torch.linalg.solve(masked, subsets[:, :, None] * targets)
+        predicted = (expanded[:, None] @ weights[member])[:, 0]
+        return self.scores(predicted * self.deviation[self.SIZES :] + self.centre[self.SIZES :])
 
 
 class EncoderLayer(nn.Module):
@@ -246,6 +331,7 @@ class NSPPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = False
     _no_split_modules: ClassVar[list[str]] = ["EncoderLayer"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["regression"]
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -271,6 +357,8 @@ class NSPPreTrainedModel(PreTrainedModel):
             init.normal_(module.loadings, mean=0.5, std=0.3)
             init.zeros_(module.architecture)
             init.constant_(module.ceiling, 3.0)
+            init.constant_(module.dip, -2.0)
+            init.constant_(module.dip_at, -2.0)
             init.copy_(module.chance, torch.tensor(self.config.chance, dtype=torch.float32))
         elif isinstance(module, FamilyEffect):
             init.normal_(module.family_factors, std=0.3)
@@ -280,6 +368,10 @@ class NSPPreTrainedModel(PreTrainedModel):
             init.constant_(module.noise, math.log(0.02))
             init.zeros_(module.known_means)
             init.zeros_(module.known_covariances)
+        elif isinstance(module, ScoreRegression):
+            init.zeros_(module.centre)
+            init.ones_(module.deviation)
+            init.zeros_(module.moments)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -301,6 +393,7 @@ class NSPModel(NSPPreTrainedModel):
         self.heads = TaskHeads(config)
         self.effect = FamilyEffect(config)
         self.encoder = Encoder(config)
+        self.regression = ScoreRegression(config)
         self.post_init()
 
     @property
@@ -357,7 +450,15 @@ class NSPModel(NSPPreTrainedModel):
             return self.forward(**given, **dict(zip(names, options, strict=True)))
         features = features.float()
         mask = torch.ones_like(features) if feature_mask is None else feature_mask.float()
-        size, mean, by_tokens = self._prior(features, mask)
+        rising = torch.ones_like(features[:, :1], dtype=torch.bool)
+        if score_values is not None:
+            if score_tasks is None or score_mask is None or score_features is None:
+                raise ValueError("score_values: score_tasks, score_mask and score_features are needed with them")
+            models = torch.zeros_like(score_tasks) if score_models is None else score_models
+            present = score_mask > 0.5
+            # Where a model itself was measured there is no curve to keep from falling.
+            rising = ~(present & (models == 0)).any(1, keepdim=True)
+        size, mean, by_tokens = self._prior(features, mask, rising)
         variance, scores = self.effect.model_covariance().diagonal() + by_tokens**2, None
         variance = variance + self._unknown_architecture(mask).square().sum(-2) + self._beyond(features, mask)[:, None]
         family = self.effect.family_covariance()
@@ -366,15 +467,12 @@ class NSPModel(NSPPreTrainedModel):
             mean = mean + familiar * self.effect.known_means[index].float()
             family = torch.where(familiar[..., None], self.effect.known_covariances[index].float(), family)
         variance = variance + family.diagonal(dim1=-2, dim2=-1)
-        if score_values is not None:
-            if score_tasks is None or score_mask is None or score_features is None:
-                raise ValueError("score_values: score_tasks, score_mask and score_features are needed with them")
-            models = torch.zeros_like(score_tasks) if score_models is None else score_models
+        if score_values is not None and score_features is not None:
             known = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
-            present = score_mask > 0.5
             shift, reduction, scores = self._condition(
                 features,
                 mask,
+                rising,
                 family,
                 mean,
                 score_values.float(),
@@ -387,10 +485,12 @@ class NSPModel(NSPPreTrainedModel):
             mean, variance = mean + shift, (variance - reduction).clamp(min=1e-6)
         architecture = torch.cat([features[:, 2:] * mask[:, 2:], mask[:, 2:]], -1)
         shift, scale, states, attentions = self.encoder(size, mask[:, 1:2], architecture, scores)
-        # Never confident on an assumption: the encoder may not narrow what is missing or extrapolated.
-        assumed = (mask[:, 1:2] < 1) | (self._beyond(features, mask) > 0)[:, None]
-        scale = torch.where(assumed, scale.clamp(min=0), scale)
+        # Never confident on an assumption: the encoder may not narrow what is missing or, ever less, extrapolated.
+        assumed = torch.maximum(1 - mask[:, 1:2], (self._beyond(features, mask) / EXTRAPOLATION).clamp(max=1)[:, None])
+        scale = torch.where(scale < 0, scale * (1 - assumed), scale)
         logits, deviations = mean + shift, variance.sqrt() * torch.exp(0.5 * scale)
+        if score_values is not None and not self.training and self.regression.fitted:
+            logits = self._second_opinion(logits, features, mask, score_values.float(), score_tasks, models, present)
         output = self._output(logits, deviations, labels, label_weights)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -401,8 +501,11 @@ class NSPModel(NSPPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _prior(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logs of size (..., 3), mean logits, and the logits per standard deviation of missing tokens (..., tasks)."""
+    def _prior(self, features: Tensor, mask: Tensor, rising: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logs of size (..., 3), mean logits, and the logits per standard deviation of missing tokens (..., tasks).
+
+        `rising` (..., 1) is where the mean must not fall with size; nowhere when absent.
+        """
         intercept, slope, deviation = self.config.tokens_prior
         params, missing = features[..., 0], 1 - mask[..., 1]
         tokens = torch.where(missing > 0, intercept + slope * params, features[..., 1])
@@ -410,7 +513,9 @@ class NSPModel(NSPPreTrainedModel):
         capabilities, derivatives = self.scaling(size)
         mean = self.heads(capabilities) + (features * mask)[..., 2:] @ self.heads.architecture.float().T
         by_tokens = (derivatives[..., 1, :] + derivatives[..., 2, :]) @ self.heads.positive_loadings().T
-        return size, mean, by_tokens * (deviation * missing)[..., None]
+        falls = torch.zeros_like(missing, dtype=torch.bool)[..., None] if rising is None else rising
+        mean, bent = self.heads.bend(mean, falls)
+        return size, mean, by_tokens * bent * (deviation * missing)[..., None]
 
     def _unknown_architecture(self, mask: Tensor) -> Tensor:
         """Logits per standard deviation of what is not said of the architecture, (..., features, tasks)."""
@@ -427,6 +532,7 @@ class NSPModel(NSPPreTrainedModel):
         self,
         features: Tensor,
         mask: Tensor,
+        rising: Tensor,
         family: Tensor,
         mean: Tensor,
         values: Tensor,
@@ -440,7 +546,7 @@ class NSPModel(NSPPreTrainedModel):
         pick = tasks[..., None]
         _, prior, by_tokens = self._prior(score_features, score_mask)
         prior, by_tokens = prior.gather(-1, pick)[..., 0], by_tokens.gather(-1, pick)[..., 0]
-        _, target_mean, target_by_tokens = self._prior(features, mask)
+        _, target_mean, target_by_tokens = self._prior(features, mask, rising)
         # A known family's mean effect, which `mean` holds already, is its siblings' too.
         prior = prior + (mean - target_mean).gather(1, tasks)
         by_architecture = self._unknown_architecture(score_mask).gather(
@@ -483,11 +589,45 @@ class NSPModel(NSPPreTrainedModel):
         nudged = features + torch.nn.functional.pad(moved[:, None], (1, 2))
         nudged[:, 1] = torch.where(mask[:, 1] > 0, features[:, 1], self._assumed_tokens(features) + moved)
         all_known = torch.cat([torch.ones_like(mask[:, :2]), mask[:, 2:]], -1)
-        shift = shift + self._prior(nudged, all_known)[1] - target_mean
+        shift = shift + self._prior(nudged, all_known, rising)[1] - target_mean
         expected, _ = self.heads.scores(prior, tasks)
         innovation = (values - expected) / 0.1
         described = torch.stack([innovation, expected, (models == 0).float()], -1)
         return shift, reduction, (described * real[..., None], tasks, present)
+
+    def _second_opinion(
+        self,
+        logits: Tensor,
+        features: Tensor,
+        mask: Tensor,
+        values: Tensor,
+        tasks: Tensor,
+        models: Tensor,
+        present: Tensor,
+    ) -> Tensor:
+        """Logits averaged with the regression's where scores of the model itself, and of no sibling, are known."""
+        regressed = torch.tensor(self.regression.tasks, device=logits.device)
+        given = (tasks[..., None] == regressed) & (present & (models == 0))[..., None]
+        known = given.any(1)
+        scores = (values[..., None] * given).sum(1) / given.sum(1).clamp(min=1)
+        own = known.any(1) & ~(present & (models != 0)).any(1)
+        if not own.any():
+            return logits
+        described = torch.cat([self.regression_sizes(features, mask), self.regression.log_odds(scores)], 1)
+        which = torch.cat([torch.ones_like(described[:, : self.regression.SIZES]), known.float()], 1)
+        predicted = self.regression(described[own], which[own])
+        chance, span = self.heads.chance.float()[regressed], self.heads.span()[regressed]
+        share = ((predicted - chance) / span).clamp(0.005, 0.995)
+        ours = logits[own][:, regressed]
+        blended = torch.where(known[own], ours, (ours + torch.logit(share)) / 2)
+        rows = torch.nonzero(own)
+        return logits.index_put((rows, regressed[None]), blended)
+
+    def regression_sizes(self, features: Tensor, mask: Tensor) -> Tensor:
+        """(batch, 3): ln params, ln tokens and code, what is missing at its expectation."""
+        tokens = torch.where(mask[:, 1] > 0, features[:, 1], self._assumed_tokens(features))
+        code = torch.where(mask[:, 2] > 0, features[:, 2], float(self.config.feature_priors[0]))
+        return torch.stack([features[:, 0], tokens, code], 1)
 
     def _assumed_tokens(self, features: Tensor) -> Tensor:
         return self.config.tokens_prior[0] + self.config.tokens_prior[1] * features[:, 0]
@@ -582,6 +722,7 @@ class NSPEnsemble(PreTrainedModel):
     base_model_prefix = "nsp_ensemble"
     main_input_name = "features"
     accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["regression"]
     _init_weights = NSPPreTrainedModel._init_weights
 
     def __init__(self, config: NSPEnsembleConfig) -> None:

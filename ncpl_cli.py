@@ -222,7 +222,11 @@ def evaluate(
 def benchmarks(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Files: CSV or JSON descriptions, or a Hub model's config.json."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Files (YAML, JSON, JSON lines, CSV) of descriptions or of runs' configurations, a Hub model's "
+            "config.json, and FIELD=VALUE.",
+        ),
     ] = None,
     params: Annotated[str | None, typer.Option(help="Parameters, such as 7e9.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 2e12.")] = None,
@@ -234,16 +238,19 @@ def benchmarks(
 ) -> None:
     """Forecast the benchmark scores of models that do not exist yet.
 
+    A run's configuration gives its loss first, and the scores that go with the loss.
+
     \b
     Examples:
       ncpl benchmarks --params 7e9 --tokens 2e12 --like Llama-2
       ncpl benchmarks models.csv --json
+      ncpl benchmarks examples/marin-1b.yaml
     """
     from modeling_nsp import NSPModel
     from ncpl import nsp
-    from ncpl.configs import parse_value
+    from ncpl.configs import parse_value, read_configs
 
-    rows = [row for path in models or [] for row in nsp.read_models(path)]
+    rows = read_configs(models)[0] if models else []
     named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
     if named:
         rows.append(named)
@@ -261,18 +268,24 @@ def benchmarks(
         _print_json(_records(found))
         return
     for row in _records(found):
-        tokens_text = "unknown" if row["tokens"] is None else f"{row['tokens']:.3g}"
+        tokens_text = "unknown" if math.isnan(row["tokens"]) else f"{row['tokens']:.3g}"
         outside = ", outside the sizes seen in training" if row["extrapolation"] else ""
         print(f"{row['params']:.3g} parameters, {tokens_text} tokens{outside}")
+        if "loss" in row:
+            print(
+                f"loss {row['loss']:.4f} ({row['loss_lower']:.4f} to {row['loss_upper']:.4f}), "
+                f"P(divergence) {row['divergence']:.3f}; {row['assumption']}"
+            )
         _print(
             [
                 {
                     "task": task,
                     "score": f"{row[task]:.3f}",
                     f"{level * 100:g} % interval": f"{row[f'{task}_lower']:.3f} to {row[f'{task}_upper']:.3f}",
-                    "past chance": f"{row[f'{task}_emergence']:.0%}",
+                    "past chance": f"{row[f'{task}_emergence']:.0%}" if f"{task}_emergence" in row else "",
                 }
-                for task in predictor.config.tasks
+                for task in (name.removesuffix("_lower") for name in row if name.endswith("_lower"))
+                if task in row and task != "loss" and not math.isnan(row[task])
             ]
         )
 
@@ -336,7 +349,7 @@ def card(
 
     text = cards.checkpoint_card(folder, repo)
     widget = folder / cards.WIDGET
-    if not widget.exists() and (folder / "config.json").exists():
+    if not widget.exists() and cards.is_forecaster(folder):
         _write(widget, json.dumps(cards.widget_examples(folder), indent=2) + "\n")
         text = cards.checkpoint_card(folder, repo)
     _write(folder / "README.md", text)

@@ -3,8 +3,8 @@
     python benchmarks/nsp.py --data_dir ../shared/data --figure docs/figures/nsp.png
 
 Protocols: nothing of the family is known (`size`), the core scores of the next smaller model of the family
-(`sibling`), or three other scores of the model itself, averaged over all 35 choices of them (`others`). Every fit is
-blind to the families it is judged on.
+(`sibling`), or three other scores of the model itself, averaged over all 35 choices of them (`others`; beside it the
+three that served best in each fold's training families). Every fit is blind to the families it is judged on.
 """
 
 import argparse
@@ -83,11 +83,13 @@ def speed(model: NSPModel, repeats: int = 200, rows: int = 8192) -> dict[str, An
     batch["features"] = batch["features"] + torch.cat([jitter, jitter, torch.zeros(rows, 2)], 1)
     sibling = {**described, "siblings": [{"params": 1e9, "tokens": 1e12, "mmlu": 0.3, "arc_c": 0.4, "hellaswag": 0.6}]}
     extracted_sibling = model.extractor(sibling)
+    extracted_own = model.extractor({**described, "scores": {"arc_c": 0.45, "hellaswag": 0.75, "gsm8k": 0.15}})
     seconds = {name: time_ms / 1000 for name, time_ms in _milliseconds(lambda: model(**batch), 50).items()}
     figures = {
         "one_prediction_ms": _milliseconds(lambda: model(**extracted), repeats),
         "one_prediction_from_mapping_ms": _milliseconds(lambda: model(described), repeats),
         "one_prediction_with_sibling_ms": _milliseconds(lambda: model(**extracted_sibling), repeats),
+        "one_prediction_with_own_scores_ms": _milliseconds(lambda: model(**extracted_own), repeats),
         "batch_rows_per_s": {
             "median": rows / seconds["median"],
             "min": rows / seconds["max"],

@@ -52,7 +52,7 @@ def table(name: str) -> str:
     return "\n".join([*lines, "", "; ".join(text for text in about if text) + ".", ""])
 
 
-CELLS = ("steplaw in_val", "steplaw ood_val", "marin in_val", "marin ood_val")
+CELLS = tuple(f"{source} {split}" for source in ("steplaw", "marin", "steplaw_moe") for split in ("in_val", "ood_val"))
 SHOWN = {
     "NCPL-1.7B, published": "NCPL-1.7B, as published",
     "Chinchilla, published with NCPL": "Chinchilla, as published with it",
@@ -73,9 +73,8 @@ def accuracy_table() -> str:
     lines = [f"| MAE, nats per token | {' | '.join(CELLS)} |", "|---" * (len(CELLS) + 1) + "|"]
     for name, shown in SHOWN.items():
         if name in result["methods"]:
-            figures = [result["methods"][name][cell] for cell in CELLS]
-            spread = [f" ± {figure['mae_sd']:.4f}" if "mae_sd" in figure else "" for figure in figures]
-            cells = [f"{figure['mae']:.4f}{sd}" for figure, sd in zip(figures, spread, strict=True)]
+            figures = [result["methods"][name].get(cell) for cell in CELLS]
+            cells = ["" if figure is None else _with_spread(figure) for figure in figures]
             lines.append(f"| {shown} | {' | '.join(cells)} |")
     shipped = result["methods"]["ours, shipped"]
     for label, metric, form in (("bias", "bias", "+.4f"), ("Spearman", "spearman", ".4f")):
@@ -83,6 +82,10 @@ def accuracy_table() -> str:
     intervals = result["intervals"]["ours, shipped"]
     lines.append(f"| in its 90 % interval | {' | '.join(format(intervals[c]['coverage'], '.1%') for c in CELLS)} |")
     return "\n".join(lines)
+
+
+def _with_spread(figure: dict[str, float]) -> str:
+    return f"{figure['mae']:.4f}" + (f" ± {figure['mae_sd']:.4f}" if "mae_sd" in figure else "")
 
 
 def scores_table() -> str:
@@ -97,7 +100,9 @@ def scores_table() -> str:
     for name, figures in result["baselines"].items():
         lines.append(f"| {name} | {' | '.join(f'{figures[p]:.4f}' if p in figures else '' for p in protocols)} |")
     own = [f"{result['nsp'][p]['mae']:.4f}" for p in protocols]
+    chosen = f"{result['nsp']['others']['chosen_in_training']['mae']:.4f}"
     lines.append(f"| **`nsp-base`** | {' | '.join(own)} |")
+    lines.append(f"| - the three that inform most, chosen in training | | | {chosen} |")
     coverage = [f"{result['nsp']['coverage_90'][p]:.1%}" for p in protocols]
     return "\n".join([*lines, f"| in its 90 % interval | {' | '.join(coverage)} |"])
 

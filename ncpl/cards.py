@@ -117,6 +117,7 @@ def checkpoint_card(
     kind = "adapter" if adapter else "forecaster"
     template = f"{name}.md" if (TEMPLATES / f"{name}.md").exists() and not adapter else f"{kind}.md"
     processor = _read(folder, "processor_config.json")
+    stages = list(record.get("stages", {}).values())
     body = (
         _environment()
         .get_template(template)
@@ -127,6 +128,7 @@ def checkpoint_card(
             config={"number_embedding": "of its base", "prompt_version": processor.get("prompt_version", 1)} | config,
             backbone=base_model or "from scratch",
             parameters=record.get("parameters"),
+            gain=stages[-1].get("gain") if stages else None,
             calibrated=bool(processor.get("calibration")),
             widget=[{"title": title, "text": _forecast_text(item["forecast"])} for title, item in widget.items()],
             data=record.get("data"),
@@ -184,6 +186,11 @@ def _nsp_card(record: Mapping[str, Any], repo_id: str) -> str:
         .render(name=name, repo_id=repo_id, record=record, protocols=protocols, by_task=by_task, known=NSP_PROTOCOLS)
     )
     return _card(data, body)
+
+
+def is_forecaster(folder: str | Path) -> bool:
+    """Whether a folder holds a forecaster, not an adapter or a predictor of scores: only those have a widget."""
+    return _read(Path(folder), "config.json").get("model_type") == "ncpl"
 
 
 def widget_examples(folder: str | Path) -> dict[str, Any]:

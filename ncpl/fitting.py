@@ -25,6 +25,7 @@ from laws_ncpl import (
     Trees,
     closed_form,
     divergence_features,
+    effective_size,
     locate,
     residual_kernel,
     sequence_length,
@@ -35,6 +36,10 @@ Row = Mapping[str, Any]
 _FREEDOM = 4.0
 # Scale of that distribution in the first fit, in nats.
 _SPREAD = 0.004
+# Steps of L-BFGS from the prior's means, taken run by run and then under the kernels' covariance. Stopped this early,
+# coefficients of which the runs say little stay near their prior; run to the end, runs of left-out cells are forecast
+# worse by a quarter (docs/experiments.md).
+_STEPS = {"robust": 100, "general": 30}
 # Weight of the runs taken one by one beside the general least squares, which alone would let the residual stand in
 # for the law: enough to keep the closed form a forecast of its own.
 _ANCHOR = 0.1
@@ -42,42 +47,47 @@ _ANCHOR = 0.1
 # that marginal likelihood believes every one of them, and then does not carry over to another centre. The scales are
 # learnt under the larger, the residual is made under the smaller.
 _NUGGET = {"scales": 0.01, "residual": 0.003}
+# Source -> one whose lab, data and evaluation set it shares: its deviations start from that one's and stay this much
+# closer to them than to those of a stranger.
+_KIN = {"steplaw_moe": "steplaw"}
+_KINSHIP = 0.3
 # Nats above the best run of the same source, size and data size from which a run counts as diverged.
 DIVERGED = 0.3
 
 
-def cell(row: Row) -> tuple[str, float, float]:
-    """What runs of one comparison share: source, model size and data size (within rounding)."""
+def cell(row: Row) -> tuple[str, float, float, float]:
+    """What runs of one comparison share: source, model size, of which active, and data size (within rounding)."""
     conf = row["conf"]
-    return str(row["source"]), round(float(conf["model size"]), 1), round(float(conf["data size"]), 2)
+    size = float(conf["model size"])
+    active = float(conf.get("active size", size))
+    return str(row["source"]), round(size, 1), round(active, 1), round(float(conf["data size"]), 2)
 
 
-def fit(rows: Sequence[Row], *, seed: int = 0, starts: int = 4) -> "Fit":
+def fit(rows: Sequence[Row], *, seed: int | None = None) -> "Fit":
     """Fits the closed form and the residuals around it.
 
-    The closed form comes first, by maximum a posteriori under `PRIORS` with Student-t errors, from several starts.
+    The closed form comes first, towards the maximum a posteriori under `PRIORS` with Student-t errors, stopped early.
     Then, in turn: each source's residual kernel by marginal likelihood, with every run's noise weighed by how far it
     lies off; and the closed form again, by least squares under that covariance, so that the runs of one cell do not
     count as independent evidence.
 
     Args:
         rows: finished runs.
-        seed: of the starting points.
-        starts: number of starting points.
+        seed: of a random starting point, to see how much hangs on it; the prior's means when absent.
 
     Raises:
         ValueError: no rows, or a row without a loss.
 
-    >>> law = fit(example_rows(), starts=1).law()
+    >>> law = fit(example_rows()).law()
     >>> law.sources.keys() == {"mine"}
     True
     """
-    return _fit(rows, seed, starts)
+    return _fit(rows, seed)
 
 
-def fit_prior(rows: Sequence[Row], *, seed: int = 0, starts: int = 4) -> ConfigurationLaw:
+def fit_prior(rows: Sequence[Row], *, seed: int | None = None) -> ConfigurationLaw:
     """The law of `fit`."""
-    return fit(rows, seed=seed, starts=starts).law()
+    return fit(rows, seed=seed).law()
 
 
 def random_folds(rows: Sequence[Row], folds: int = 5, *, seed: int = 0) -> list[str]:
@@ -116,12 +126,17 @@ class _Layout:
             *(("optimizer", name, self.by_optimizer) for name in self.optimizers),
         ]
 
+    def kin(self, source: str) -> str | None:
+        """The source that a source's deviations start from."""
+        return _KIN[source] if _KIN.get(source) in self.sources else None
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Prior means and standard deviations."""
         means, sds = [], []
-        for kind, _, names in self.groups:
+        for kind, group, names in self.groups:
+            near = _KINSHIP if kind == "source" and self.kin(group) else 1.0
             means += [PRIORS[name].mean if kind == "common" else 0.0 for name in names]
-            sds += [getattr(PRIORS[name], "sd" if kind == "common" else kind) for name in names]
+            sds += [near * getattr(PRIORS[name], "sd" if kind == "common" else kind) for name in names]
         return torch.tensor(means, dtype=torch.float64), torch.tensor(sds, dtype=torch.float64)
 
     def coefficients(self, z: Tensor, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +144,10 @@ class _Layout:
         values = mean + sd * z
         common, rest = values[: len(PRIORS)], values[len(PRIORS) :]
         cut = len(self.sources) * len(self.by_source)
-        sources = rest[:cut].reshape(len(self.sources), -1)[runs["source"]]
+        table = rest[:cut].reshape(len(self.sources), -1)
+        kin = [self.sources.index(self.kin(name) or name) for name in self.sources]
+        inherits = torch.tensor([[float(self.kin(name) is not None)] for name in self.sources])
+        sources = (table + inherits * table[kin])[runs["source"]]
         optimizers = rest[cut:].reshape(len(self.optimizers), -1)[runs["optimizer"]]
         c = dict(zip(PRIORS, common, strict=True))
         for i, name in enumerate(self.by_source):
@@ -218,6 +236,10 @@ class Fit:
     def law(self) -> ConfigurationLaw:
         mean, sd = self.layout.moments()
         values = self.layout.nested((mean + sd * self.z).numpy())
+        sources = {name: dict(values[name]) for name in self.layout.sources}
+        for name in sources:
+            if kin := self.layout.kin(name):
+                sources[name] = {key: value + values[kin][key] for key, value in values[name].items()}
         errors = self.layout.nested((sd * torch.sqrt(torch.diagonal(self._posterior[1]))).numpy())
         residuals = {
             source: KernelResidual(
@@ -233,7 +255,7 @@ class Fit:
         }
         return ConfigurationLaw(
             common=values["common"],
-            sources={name: values[name] for name in self.layout.sources},
+            sources=sources,
             optimizers={name: values[name] for name in self.layout.optimizers},
             typical=self.typical,
             residuals=residuals,
@@ -244,9 +266,7 @@ class Fit:
         """Derivatives of the closed form, a row for each run."""
 
         def loss(z: Tensor) -> Tensor:
-            return closed_form(self.layout.coefficients(z, runs), runs["n"], runs["d"], runs["b"], runs["rate"], torch)[
-                "loss"
-            ]
+            return _terms(self.layout.coefficients(z, runs), runs)["loss"]
 
         return torch.autograd.functional.jacobian(loss, self.z, vectorize=True, strategy="forward-mode")
 
@@ -276,7 +296,7 @@ class Fit:
     def held_out(self, groups: Sequence[str], *, only: str | None = None) -> np.ndarray:
         """Forecasts of each group of rows by a law that has not seen it, in nats per token.
 
-        The refits start from this fit and keep its kernels' scales.
+        The refits start anew from the prior's means and keep this fit's kernels' scales.
 
         Args:
             groups: the group of each row.
@@ -295,7 +315,7 @@ class Fit:
         for group in sorted(set(groups)) if only is None else [only]:
             outside = np.array([name == group for name in groups])
             kept = [row for row, out in zip(self.rows, outside, strict=True) if not out]
-            refit = _fit(kept, 0, 1, None if afresh else self)
+            refit = _fit(kept, None, self, afresh)
             law, held = refit.law(), [row for row, out in zip(self.rows, outside, strict=True) if out]
             losses[outside] = law([row["conf"] for row in held])
             runs = _runs(law, self.layout, held)
@@ -340,9 +360,9 @@ class Fit:
         by_cell, deviations = self._by_cell
         held = [(by_cell if forecasts is None else forecasts, deviations, np.full(len(cells), True))]
         for source in self.layout.sources if forecasts is None else ():
-            sizes = sorted({name[1] for name in cells if name[0] == source})
+            sizes = sorted({name[1:3] for name in cells if name[0] == source}, key=lambda size: size[1])
             if len(sizes) > 2:
-                largest = np.array([name[:2] == (source, sizes[-1]) for name in cells])
+                largest = np.array([name[:3] == (source, *sizes[-1]) for name in cells])
                 # Afresh: scales that have seen the larger models would make these errors too small.
                 held.append((*self._held_out(["held" if out else "kept" for out in largest], "held", True), largest))
         errors = np.concatenate([losses[chosen] - observed[chosen] for losses, _, chosen in held])
@@ -371,9 +391,8 @@ class Fit:
 
     def _points(self, runs: Mapping[str, Tensor], part: _Part) -> dict[str, Tensor]:
         c = self.layout.coefficients(self.z, runs)
-        terms = closed_form(c, runs["n"], runs["d"], runs["b"], runs["rate"], torch)
         columns = [list(COORDINATES).index(name) for name in part.fields]
-        found = locate(terms, runs["n"], runs["d"], runs["b"], torch)
+        found = locate(_terms(c, runs), effective_size(c, runs["n"], runs["idle"]), runs["d"], runs["b"], torch)
         return found | {"optimizer": runs["optimizer"], "fields": runs["fields"][:, columns]}
 
 
@@ -406,12 +425,18 @@ def _mode(values: Sequence[Any]) -> Any:
 def _runs(law: ConfigurationLaw, layout: _Layout, rows: Sequence[Row]) -> dict[str, Tensor]:
     """The closed form's inputs; a learning rate of 0 stands where a configuration has none."""
     read = [law._row(row["conf"]) for row in rows]
-    columns = torch.tensor([values[:4] for values in read], dtype=torch.float64).reshape(-1, 4).T
-    runs = dict(zip(("n", "d", "b", "rate"), columns, strict=True))
-    runs["fields"] = torch.tensor([values[4] for values in read], dtype=torch.float64)
+    columns = torch.tensor([values[:5] for values in read], dtype=torch.float64).reshape(-1, 5).T
+    runs = dict(zip(("n", "idle", "d", "b", "rate"), columns, strict=True))
+    runs["fields"] = torch.tensor([values[5] for values in read], dtype=torch.float64)
     runs["source"] = torch.tensor([layout.sources.index(str(row["source"])) for row in rows])
     runs["optimizer"] = torch.tensor([layout.optimizers.index(str(row["conf"]["optimizer"])) for row in rows])
     return runs
+
+
+def _terms(c: Mapping[str, Tensor], runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The closed form at runs."""
+    size = effective_size(c, runs["n"], runs["idle"])
+    return closed_form(c, size, runs["d"], runs["b"], runs["rate"], torch)
 
 
 def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, float]:
@@ -442,8 +467,8 @@ def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: 
     return z.detach(), final if math.isfinite(final) else math.inf
 
 
-def _fit(rows: Sequence[Row], seed: int, starts: int, first: Fit | None = None) -> Fit:
-    """The whole fit; with `first`, a quick one from there that keeps its kernels' scales."""
+def _fit(rows: Sequence[Row], seed: int | None, first: Fit | None = None, afresh: bool = True) -> Fit:
+    """The whole fit; of some of the rows of `first` with its layout, and, unless `afresh`, its kernels' scales."""
     if not rows:
         raise ValueError("rows: got none, expected finished runs")
     for i, row in enumerate(rows):
@@ -462,39 +487,67 @@ def _fit(rows: Sequence[Row], seed: int, starts: int, first: Fit | None = None) 
     runs = _runs(replace(ConfigurationLaw.example(), typical=typical), layout, rows)
     losses = torch.tensor([row["final_loss"] for row in rows], dtype=torch.float64)
 
+    start = torch.zeros(len(layout.moments()[0]), dtype=torch.float64)
+    if seed is not None:
+        start = 0.4 * torch.randn(len(start), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = Fit(list(rows), layout, typical, start, runs, {})
+    for sources, free in _teams(layout, runs):
+        _fit_sources(found, sources, free, losses, None if afresh else first)
+    return found
+
+
+def _teams(layout: _Layout, runs: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+    """Sources that are fitted together, in turn, and which coefficients each of them frees.
+
+    Dense models come first. Sources of mixtures of experts follow with the common values held: they borrow from the
+    dense ones and lend nothing, for their size is not one number (what an expert is worth varies by more than a law of
+    one size can say) and would bend the dense models' exponents.
+    """
+    present = [name for i, name in enumerate(layout.sources) if bool((runs["source"] == i).any())]
+    sparse = [name for name in present if bool((runs["idle"][runs["source"] == layout.sources.index(name)] > 0).all())]
+    dense = [name for name in present if name not in sparse]
+    kinds = [(kind, group, name) for kind, group, names in layout.groups for name in names]
+    own = torch.tensor([group in sparse or (kind, name) == ("common", "experts") for kind, group, name in kinds])
+    if not dense or not sparse:
+        return [(present, torch.ones_like(own))]
+    return [(dense, ~own), (sparse, own)]
+
+
+def _fit_sources(found: Fit, sources: Sequence[str], free: Tensor, losses: Tensor, first: Fit | None) -> None:
+    """Fits the free coefficients and the kernels of some sources, all else in `found` held.
+
+    With `first` the kernels keep its scales.
+    """
+    layout, runs, held = found.layout, found.runs, found.z
+    rows = {name: torch.nonzero(runs["source"] == layout.sources.index(name))[:, 0] for name in sources}
+    mine = torch.cat([rows[name] for name in sorted(rows)]).sort().values
+
+    def whole(z: Tensor) -> Tensor:
+        return held.masked_scatter(free, z)
+
     def residuals(z: Tensor) -> Tensor:
-        c = layout.coefficients(z, runs)
-        return losses - closed_form(c, runs["n"], runs["d"], runs["b"], runs["rate"], torch)["loss"]
+        return losses - _terms(layout.coefficients(whole(z), runs), runs)["loss"]
 
     def robust(z: Tensor) -> Tensor:
-        return (1.5 * torch.log1p((residuals(z) / _SPREAD) ** 2 / 2)).sum()
+        return (1.5 * torch.log1p((residuals(z)[mine] / _SPREAD) ** 2 / 2)).sum()
 
-    if first is None:
-        random = torch.Generator().manual_seed(seed)
-        size = len(layout.moments()[0])
-        begin = [torch.randn(size, generator=random, dtype=torch.float64) * 0.4 * (k > 0) for k in range(starts)]
-        z, _ = min((_minimise(robust, start, 400) for start in begin), key=lambda reached: reached[1])
-    else:
-        z, _ = _minimise(robust, first.z, 60)
-    found = Fit(list(rows), layout, typical, z, runs, {})
+    z, _ = _minimise(robust, held[free], _STEPS["robust"])
     rounds = 3 if first is None else 2
     for k in range(rounds):
-        parts = {}
-        for source in sorted({str(row["source"]) for row in rows}):
-            index = torch.tensor([i for i, row in enumerate(rows) if str(row["source"]) == source])
+        found.z = whole(z)
+        for source in sorted(sources):
             old = found.parts.get(source) or (first.parts.get(source) if first else None)
             iterations = 0 if first is not None else 40 if k == 0 else 13
-            parts[source] = _fit_part(found, index, residuals(found.z)[index], old, iterations)
-        found.parts = parts
+            found.parts[source] = _fit_part(found, rows[source], residuals(z)[rows[source]], old, iterations)
         if k < rounds - 1:
 
             def general(z: Tensor) -> Tensor:
                 r = residuals(z)
-                parts = [0.5 * r[part.rows] @ part.inverse @ r[part.rows] for part in found.parts.values()]
-                return torch.stack(parts).sum() + _ANCHOR * robust(z)
+                parts = [found.parts[name] for name in sources]
+                terms = [0.5 * r[part.rows] @ part.inverse @ r[part.rows] for part in parts]
+                return torch.stack(terms).sum() + _ANCHOR * robust(z)
 
-            found.z, _ = _minimise(general, found.z, 60)
-    return found
+            z, _ = _minimise(general, z, _STEPS["general"])
 
 
 def _fit_part(fit: Fit, index: Tensor, residuals: Tensor, old: _Part | None, iterations: int) -> _Part:
@@ -538,15 +591,15 @@ def _fit_part(fit: Fit, index: Tensor, residuals: Tensor, old: _Part | None, ite
 def _at_best(fit: Fit, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same runs at the law's best learning rate."""
     c = fit.layout.coefficients(fit.z, runs)
-    best = c["lr"] + c["lr_n"] * runs["n"] + c["lr_d"] * runs["d"] + c["lr_b"] * runs["b"]
-    return {**runs, "rate": best}
+    size = effective_size(c, runs["n"], runs["idle"])
+    return {**runs, "rate": c["lr"] + c["lr_n"] * size + c["lr_d"] * runs["d"] + c["lr_b"] * runs["b"]}
 
 
 def fit_calibration(
     rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: int = 0, forecasts: np.ndarray | None = None
 ) -> Calibration:
     """The calibration of `fit`: see `Fit.calibration`."""
-    return fit(rows, seed=seed).calibration(unstable, seed=seed, forecasts=forecasts)
+    return fit(rows).calibration(unstable, seed=seed, forecasts=forecasts)
 
 
 def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray) -> dict[str, float]:
@@ -568,13 +621,15 @@ def _known(fit: Fit) -> dict[str, dict[str, Any]]:
     grids = {}
     for source, part in fit.parts.items():
         own = {name: values[part.rows] for name, values in fit.runs.items()}
-        size = torch.linspace(float(own["n"].min()) - 2.5, float(own["n"].max()) + 2.8, 14, dtype=torch.float64)
+        sizes = effective_size(fit.layout.coefficients(fit.z, own), own["n"], own["idle"]).detach()
+        size = torch.linspace(float(sizes.min()) - 2.5, float(sizes.max()) + 2.8, 14, dtype=torch.float64)
         data = torch.linspace(float(own["d"].min()) - 2.5, float(own["d"].max()) + 2.8, 14, dtype=torch.float64)
         n, d = (axis.flatten() for axis in torch.meshgrid(size, data, indexing="ij"))
         optimizer = int(torch.mode(own["optimizer"]).values)
         mine = own["fields"][own["optimizer"] == optimizer]
         runs = {
             "n": n,
+            "idle": torch.zeros_like(n),
             "d": d,
             "b": own["b"].median() + 0.4 * (d - own["d"].median()),
             "rate": torch.zeros_like(n),
@@ -594,7 +649,8 @@ def _envelopes(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
     for row in rows:
         conf = row["conf"]
         values = {
-            name: conf.get(name) for name in ("model size", "data size", "learning rate", "weight decay", "warmup")
+            name: conf.get(name)
+            for name in ("model size", "active size", "data size", "learning rate", "weight decay", "warmup")
         }
         values["batch tokens"] = conf["batch size"] * sequence_length(conf)
         for source in ("", str(row["source"])):
@@ -744,7 +800,7 @@ def _features(rows: Sequence[Row]) -> np.ndarray:
     sources."""
     law = ConfigurationLaw.example()
     read = [law._row(row["conf"]) for row in rows]
-    return np.array([[*values[:4], *values[4]] for values in read])
+    return np.array([[*values[:5], *values[5]] for values in read])
 
 
 def baseline_forecasts(name: str, rows: Sequence[Row], held: Sequence[Row], *, seed: int = 0) -> np.ndarray:

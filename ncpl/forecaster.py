@@ -187,19 +187,22 @@ class Forecaster:
         """Forecasts benchmark scores of models with the embedded NSP (`ncpl.nsp.benchmarks`).
 
         Args:
-            models: a description such as `{"params": 7e9, "tokens": 2e12}`, a list of them, or a DataFrame.
+            models: a description such as `{"params": 7e9, "tokens": 2e12}`, or a configuration as `predict` takes it; a
+                list of either, or a DataFrame.
             like: a known family whose data quality is assumed.
             level: coverage of the bands.
 
         Returns:
             A row for each model: for each task TASK, TASK_lower, TASK_upper and TASK_emergence, and `extrapolation`.
+            Configurations also have their forecast `loss` with its interval, which widens the bands, scores in the
+            setting of AI2's model ladder (`olmo_...`), and `assumption`: how the loss was put on that ladder's scale.
 
         Raises:
             ValueError: a field, task or family that is not known, or a value out of range.
         """
         from ncpl.nsp import benchmarks
 
-        return benchmarks(models, like, level)
+        return benchmarks(models, like, level, forecaster=self)
 
     def curve(self, config: Mapping[str, Any], points: int = 50) -> pd.DataFrame:
         """Forecasts the loss curve of a run.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,14 @@ from tqdm.auto import tqdm
 
 from configuration_nsp import CHANCE, CORE_TASKS, NSPConfig
 from datasets_scripts.leaderboard import load_leaderboard
-from feature_extraction_nsp import NSPFeatureExtractor, as_rows
+from datasets_scripts.runs import SOURCES, load_runs
+from feature_extraction_nsp import TOKENS_PER_PARAM, NSPFeatureExtractor, as_rows
 from modeling_nsp import NSPModel, NSPOutput
 from ncpl import record
+from processing_ncpl import field_name
+
+if TYPE_CHECKING:
+    from ncpl.forecaster import Forecaster
 
 Rows = Sequence[int] | np.ndarray
 PROTOCOLS = ("size", "sibling", "others")
@@ -274,7 +279,9 @@ def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool
     options, rows = recipe.training, np.asarray(rows)
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    config = NSPConfig(**{"tasks": scores.tasks, **_statistics(scores, rows), **recipe.model})
+    core = [task for task in scores.tasks if task in CORE_TASKS]
+    given = {"tasks": scores.tasks, "regression_tasks": core, **_statistics(scores, rows), **recipe.model}
+    config = NSPConfig(**given)
     model = NSPModel(config).train()
     encoder = list(model.encoder.parameters())
     closed = [(name, p) for name, p in model.named_parameters() if not name.startswith("encoder.")]
@@ -317,7 +324,29 @@ def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return model.eval()
+    model.eval()
+    set_regression(model, scores, rows)
+    return model
+
+
+@torch.no_grad()
+def set_regression(model: NSPModel, scores: Scores, rows: Rows) -> None:
+    """Stores the moments of some models' sizes and scores, from which scores are regressed on one another.
+
+    What was not measured is filled in by the model.
+    """
+    regression, index = model.regression, torch.as_tensor(np.asarray(rows), dtype=torch.long)
+    if not regression.tasks:
+        return
+    values = scores.values[index][:, regression.tasks]
+    known = [[(row, task) for task in regression.tasks if not scores.values[row, task].isnan()] for row in rows]
+    filled = torch.where(values.isnan(), predict(model, scores, rows, known).predictions[:, regression.tasks], values)
+    sizes = model.regression_sizes(scores.features[index], scores.mask[index])
+    described = torch.cat([sizes, regression.log_odds(filled)], 1)
+    regression.centre.copy_(described.mean(0))
+    regression.deviation.copy_(described.std(0).clamp(min=1e-3))
+    expanded, _ = regression.products(described, torch.ones_like(described))
+    regression.moments.copy_((expanded.double().T @ expanded.double()).float())
 
 
 _SHRUNK = {"slopes", "offsets", "loadings", "architecture", "family_factors", "model_factors"}
@@ -470,10 +499,21 @@ def cross_validate(
     found: dict[str, list[pd.DataFrame]] = {protocol: [] for protocol in PROTOCOLS}
     jobs = list(itertools.product(enumerate(scores.folds(recipe.evaluation.folds)), recipe.evaluation.seeds))
     for (fold, (train, test)), seed in tqdm(jobs, disable=not progress, desc="leave-family-out"):
-        judged = judge(fit(scores, train, recipe, seed), scores, test, architecture_known)
+        model = fit(scores, train, recipe, seed)
+        judged = judge(model, scores, test, architecture_known)
+        choice = choose_known(model, scores, train)
+        judged["others"]["chosen"] = judged["others"]["known"] == judged["others"]["task"].map(choice)
         for name, frame in judged.items():
             found[name].append(frame.assign(fold=fold, seed=seed))
     return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
+
+
+def choose_known(model: NSPModel, scores: Scores, rows: Rows) -> dict[str, str]:
+    """For each core task the three others that serve it best in the rows the model was fitted to, joined by `+`."""
+    frame = judge(model, scores, [row for row in rows if scores.mask[row, 1] > 0])["others"]
+    errors = frame.assign(error=(frame["value"] - frame["prediction"]).abs().to_numpy())
+    best = errors.pivot_table(values="error", index="task", columns="known").idxmin(axis=1)
+    return {str(task): str(known) for task, known in best.items()}
 
 
 def mean_error(frame: pd.DataFrame) -> float:
@@ -554,6 +594,21 @@ def calibrate_emergence(frame: pd.DataFrame, threshold: float, slope: float, int
     return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
 
 
+def _calibrated_emergence(frame: pd.DataFrame, threshold: float, past: pd.Series) -> pd.Series:
+    """Probabilities of each fold by a calibration on the other folds."""
+    found = pd.Series(0.0, index=frame.index)
+    for fold in frame["fold"].unique():
+        own = frame["fold"] == fold
+        if past[~own].nunique() < 2:
+            found[own] = frame.loc[own, "emergence"]
+            continue
+        # Slope 1 and intercept 0: a calibration of the given probabilities.
+        slope, intercept = calibrate_emergence(frame[~own], threshold, 1.0, 0.0)
+        score = frame.loc[own, "emergence"].clip(1e-6, 1 - 1e-6)
+        found[own] = 1 / (1 + np.exp(-(slope * np.log(score / (1 - score)) + intercept)))
+    return found
+
+
 def is_past(frame: pd.DataFrame, threshold: float) -> np.ndarray:
     """Whether each row's task has left chance: value > chance + threshold (1 - chance)."""
     chance = frame["task"].map(CHANCE).to_numpy()
@@ -561,11 +616,17 @@ def is_past(frame: pd.DataFrame, threshold: float) -> np.ndarray:
 
 
 def emergence_figures(frame: pd.DataFrame, threshold: float) -> dict[str, Any]:
-    """AUROC and Brier score of emergence on held-out families: of all BIG-bench scores, and the mean of the tasks'."""
+    """AUROC and Brier score of emergence on held-out families: of all BIG-bench scores, and the mean of the tasks'.
+
+    `calibrated`: the same after each fold was calibrated on the others, as the saved model is on all, with the share
+    that was past chance in fifths of the forecast probability.
+    """
     from sklearn.metrics import brier_score_loss, roc_auc_score
 
     frame = frame[frame["task"].str.startswith(EMERGENT_PREFIX)]
     past = pd.Series(is_past(frame, threshold), index=frame.index)
+    calibrated = _calibrated_emergence(frame, threshold, past)
+    bins = np.minimum((calibrated * 5).astype(int), 4)
     by_task = {
         task: float(roc_auc_score(past[own.index], own["emergence"]))
         for task, own in frame.groupby("task")
@@ -576,6 +637,19 @@ def emergence_figures(frame: pd.DataFrame, threshold: float) -> dict[str, Any]:
         "auroc_mean_of_tasks": float(np.mean(list(by_task.values()))),
         "auroc_by_task": by_task,
         "brier": float(brier_score_loss(past, frame["emergence"])),
+        "calibrated": {
+            "brier": float(brier_score_loss(past, calibrated)),
+            "brier_of_the_base_rate": float(past.mean() * (1 - past.mean())),
+            "reliability": [
+                {
+                    "forecast": float(calibrated[bins == b].mean()),
+                    "share_past": float(past[bins == b].mean()),
+                    "scores": int((bins == b).sum()),
+                }
+                for b in range(5)
+                if (bins == b).any()
+            ],
+        },
         "share_past": float(past.mean()),
         "scores": len(frame),
     }
@@ -726,6 +800,8 @@ def baselines(scores: Scores, folds: int = 5) -> dict[str, dict[str, float]]:
 # --- loss to scores ---
 
 LINK_FILE = "loss_link.json"
+# The link of configurations: its runs cover the sizes that losses are forecast for, with one recipe.
+RUN_LINK = "olmo_ladder"
 LINK_NOTES = {
     "olmo_ladder": "C4-en validation loss per token of the dolma2 tokenizer; 5-shot ranked-choice accuracies of OLMES",
     "gadre_open_lm": "C4 validation loss per token of the GPT-NeoX tokenizer; accuracies of LLM-Foundry's heavy suite",
@@ -743,16 +819,34 @@ class LossLink:
         tasks: task -> (chance, top, steepness, middle, standard deviation of the residual).
         losses: lowest and highest loss seen, nats per token.
         errors: task -> mean absolute error where the fit did not see the family.
+        law: (a, alpha, b, beta, e) of its finished runs' loss `a N^-alpha + b D^-beta + e`, in units of 1e9.
+        offsets: source of run logs -> (loss above that law at equal N and D, its standard deviation), nats per token.
     """
 
     source: str
     tasks: dict[str, tuple[float, float, float, float, float]]
     losses: tuple[float, float]
     errors: dict[str, float]
+    law: tuple[float, float, float, float, float]
+    offsets: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __call__(self, loss: np.ndarray, task: str) -> np.ndarray:
         """Scores of one task at losses in nats per token."""
         return _link(np.asarray(loss, dtype=float), *self.tasks[task][:4])
+
+    def expected(self, params: Any, tokens: Any) -> np.ndarray:
+        """Loss of this setting's own finished runs, nats per token, at params and tokens (counts)."""
+        a, alpha, b, beta, e = self.law
+        return np.asarray(a * (np.asarray(params) / 1e9) ** -alpha + b * (np.asarray(tokens) / 1e9) ** -beta + e)
+
+    def scale(self, loss: np.ndarray, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Factor s of both params and tokens at which this setting's own runs would have the loss; 0.01 to 100."""
+        low, high = (np.full(np.shape(loss), end) for end in (math.log(0.01), math.log(100.0)))
+        for _ in range(40):
+            middle = (low + high) / 2
+            worse = self.expected(params * np.exp(middle), tokens * np.exp(middle)) > loss
+            low, high = np.where(worse, middle, low), np.where(worse, high, middle)
+        return np.asarray(np.exp(high))
 
 
 def _link(loss: np.ndarray, chance: float, top: float, steepness: float, middle: float) -> np.ndarray:
@@ -770,6 +864,8 @@ def fit_loss_link(table: pd.DataFrame, source: str) -> LossLink:
 
     if source == "olmo_ladder":  # early checkpoints are far from any finished model
         table = table[table["loss"] < table["loss"].quantile(0.9)]
+    finished = table[table["flag"].isna() & table["loss"].notna()]
+    law = _fit_loss_law(*(finished[c].to_numpy(dtype=float) for c in ("params", "tokens", "loss")))
     tasks, errors = {}, {}
     for task in [column for column in table.columns if column.startswith(source.split("_")[0] + "_")]:
         rows = table[table[task].notna() & table["loss"].notna()]
@@ -784,7 +880,43 @@ def fit_loss_link(table: pd.DataFrame, source: str) -> LossLink:
         top, steepness, middle = _fit_link(loss, score, low)
         tasks[task] = (low, top, steepness, middle, float(np.std(predicted - score)))
         errors[task] = float(np.abs(predicted - score).mean())
-    return LossLink(source, tasks, (float(table["loss"].min()), float(table["loss"].max())), errors)
+    return LossLink(source, tasks, (float(table["loss"].min()), float(table["loss"].max())), errors, law)
+
+
+def _fit_loss_law(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> tuple[float, float, float, float, float]:
+    from scipy.optimize import least_squares
+
+    n, d = np.log(params / 1e9), np.log(tokens / 1e9)
+
+    def residual(theta: np.ndarray) -> np.ndarray:
+        return np.exp(theta[0] - theta[1] * n) + np.exp(theta[2] - theta[3] * d) + theta[4] - loss
+
+    a, alpha, b, beta, e = least_squares(residual, [0.0, 0.3, 0.0, 0.3, 2.0], loss="soft_l1", f_scale=0.05).x
+    return math.exp(a), float(alpha), math.exp(b), float(beta), float(e)
+
+
+def fit_offsets(link: LossLink, runs: Mapping[str, Sequence[tuple[Mapping[str, Any], float]]]) -> None:
+    """Measures how far the losses of run logs lie above a link's, and stores it with the link.
+
+    The best of at least five runs at the same params and tokens is taken for well-tuned; its distance from the link's
+    own loss at those params and tokens is the offset.
+
+    Args:
+        link: the link.
+        runs: source -> (configuration, final loss in nats per token) of each run.
+    """
+    for source, pairs in runs.items():
+        by_size: dict[tuple[float, float], list[float]] = {}
+        for config, loss in pairs:
+            by_size.setdefault(_size(config), []).append(loss)
+        found = [min(losses) - float(link.expected(*size)) for size, losses in by_size.items() if len(losses) >= 5]
+        if len(found) > 1:
+            link.offsets[source] = (float(np.median(found)), float(np.std(found, ddof=1)))
+
+
+def _size(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Non-embedding params, of a mixture the active ones, and tokens of a configuration; counts."""
+    return float(config.get("active size") or config["model size"]) * 1e6, float(config["data size"]) * 1e9
 
 
 def _fit_link(loss: np.ndarray, score: np.ndarray, low: float) -> tuple[float, float, float]:
@@ -859,20 +991,38 @@ def load_links() -> dict[str, LossLink]:
 
 
 def benchmarks(
-    models: Any, like: str | None = None, level: float = 0.9, model: NSPModel | str = "nsp-base"
+    models: Any,
+    like: str | None = None,
+    level: float = 0.9,
+    model: NSPModel | str = "nsp-base",
+    forecaster: "Forecaster | None" = None,
 ) -> pd.DataFrame:
     """Benchmark scores of models that do not exist yet.
 
     Args:
         models: a description such as `{"params": 7e9, "tokens": 2e12}`, a list of them, a DataFrame, or a Hub model
-            config; see `NSPFeatureExtractor` for known scores and siblings.
+            config; see `NSPFeatureExtractor` for known scores and siblings. Or configurations of runs as
+            `Forecaster.predict` takes them: what they add is said below.
         like: a known family whose data quality is assumed for all models that do not say `like` themselves.
         level: coverage of the bands, between 0 and 1.
         model: a model, a folder, a Hub id, or the name of an embedded model.
+        forecaster: forecasts the losses of configurations; the embedded default when absent.
 
     Returns:
         a row for each model: `params`, `tokens` (NaN where missing), for each task TASK, TASK_lower, TASK_upper and
-        TASK_emergence (probability of being past chance), and `extrapolation` (outside of the sizes seen in training).
+        TASK_emergence (probability of being past chance), and `extrapolation` (outside of the sizes seen in training,
+        or of the tokens a parameter of any known run).
+
+        Configurations have `loss`, `loss_lower`, `loss_upper` (nats per token) and `divergence` too, and tasks in the
+        setting of AI2's model ladder (`olmo_...`), read off the loss. Losses of two sources do not compare, for their
+        tokenizers and evaluation sets differ. The link assumes that **at equal params and tokens a well-tuned run of
+        the source is as good as the ladder's**, so that what separates their losses is an offset of the source, which
+        was measured on run logs and whose spread widens the bands. A loss above that of a well-tuned run counts as less
+        compute: `equivalent_compute` is the share of 6 N D that the ladder would have needed, and the other tasks'
+        scores are those of params and tokens scaled to it (TASK_emergence: at the forecast loss alone). `assumption`
+        says this in each row. Where the source has no measured offset the loss says nothing about scores: a warning,
+        `olmo_...` and `equivalent_compute` are NaN.
+        Params are the configuration's non-embedding ones, of a mixture of experts the active ones.
 
     Raises:
         ValueError: a field, task or family that is not known, or a value out of range.
@@ -882,9 +1032,18 @@ def benchmarks(
     True
     """
     predictor = NSPModel.from_pretrained(model).eval() if isinstance(model, str) else model
+    rows = as_rows(models)
+    runs = [_is_configuration(row) for row in rows]
+    if any(runs) and not all(runs):
+        raise ValueError(
+            f"models: number {runs.index(True)} is a run's configuration and number {runs.index(False)} describes a "
+            "model by its params and tokens; give the two kinds apart"
+        )
+    if any(runs):
+        return _benchmarks_of_runs(models, like, level, predictor, forecaster)
     if like is not None:
-        models = [{"like": like, **row} for row in as_rows(models)]
-    extracted = predictor.extractor(models)
+        rows = [{"like": like, **row} for row in rows]
+    extracted = predictor.extractor(rows)
     with torch.no_grad():
         output = predictor(extracted)
         lower, upper = predictor.interval(output, level)
@@ -892,6 +1051,9 @@ def benchmarks(
     size = features[:, :2].exp() * torch.tensor([1e9, 1e12])
     bounds = torch.tensor(predictor.config.support, dtype=torch.float64).T
     outside = ((features[:, :2] < bounds[0] - 1e-6) | (features[:, :2] > bounds[1] + 1e-6)) & (mask[:, :2] > 0)
+    few, many = TOKENS_PER_PARAM
+    ratio = size[:, 1] / size[:, 0]
+    odd = ((ratio < few) | (ratio > many)) & (mask[:, 1] > 0)
     columns: dict[str, Any] = {
         "params": size[:, 0].numpy(),
         "tokens": torch.where(mask[:, 1] > 0, size[:, 1], torch.nan).numpy(),
@@ -901,27 +1063,96 @@ def benchmarks(
         columns[f"{task}_lower"] = lower[:, i].double().numpy()
         columns[f"{task}_upper"] = upper[:, i].double().numpy()
         columns[f"{task}_emergence"] = output.emergence_scores[:, i].double().numpy()
-    columns["extrapolation"] = outside.any(1).numpy()
+    columns["extrapolation"] = (outside.any(1) | odd).numpy()
     return pd.DataFrame(columns)
 
 
-def read_models(path: str | Path) -> list[Mapping[str, Any]]:
-    """Descriptions from a CSV or JSON file; JSON may also be a Hub model's `config.json`.
+RUN_FIELDS = {"source", "model size", "data size", "optimizer"}
 
-    Raises:
-        ValueError: another kind of file, or one that cannot be read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.suffix == ".csv":
-        return as_rows(pd.read_csv(path))
-    if path.suffix == ".json":
-        try:
-            return as_rows(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON ({error})") from None
-    raise ValueError(f"{path}: {path.suffix or 'no suffix'}, accepted are .csv and .json")
+
+def _is_configuration(row: Mapping[str, Any]) -> bool:
+    return any(field_name(str(name)) in RUN_FIELDS for name in row)
+
+
+def _benchmarks_of_runs(
+    runs: Any, like: str | None, level: float, predictor: NSPModel, forecaster: "Forecaster | None"
+) -> pd.DataFrame:
+    """`benchmarks` of configurations: their loss, its scale, and scores at that scale and at the ends of its band."""
+    from ncpl.configs import as_configs, check_configs
+    from ncpl.forecaster import Forecaster
+
+    forecaster = Forecaster.from_pretrained() if forecaster is None else forecaster
+    configs = check_configs(as_configs(runs)[0], forecaster.processor.strict)
+    forecast = forecaster.predict_checked(configs, level)
+    link = load_links()[RUN_LINK]
+    sources = [str(config["source"]) for config in configs]
+    known = np.array([source in link.offsets for source in sources])
+    if not known.all():
+        warnings.warn(
+            f"source: no offset to the link's loss was measured for {sorted({*sources} - {*link.offsets})} (measured: "
+            f"{', '.join(link.offsets)}); scores there follow from size and tokens alone",
+            stacklevel=3,
+        )
+    offset, spread = np.array([link.offsets.get(source, (math.nan, math.nan)) for source in sources]).T
+    params, tokens = np.array([_size(config) for config in configs]).T
+    # Loss in the link's scale: as forecast, then at the worse and at the better end of a band that has the offset's.
+    loss, ends = forecast["loss"].to_numpy() - offset, [forecast[end].to_numpy() - offset for end in ("upper", "lower")]
+    multiple = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2)))
+    worse = loss + np.hypot(ends[0] - loss, multiple * spread)
+    better = loss - np.hypot(loss - ends[1], multiple * spread)
+
+    def at(losses: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+        scale = np.where(known, link.scale(losses, params, tokens), 1.0)
+        described = [
+            {"params": n * s, "tokens": d * s, "moe": config.get("num experts") is not None}
+            | ({"domain": "general"} if here else {})
+            for n, d, s, config, here in zip(params, tokens, scale, configs, known, strict=True)
+        ]
+        return scale, benchmarks(described, like, level, predictor)
+
+    scale, table = at(loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said for the middle already
+        low, high = at(worse)[1], at(better)[1]
+    for task in predictor.config.tasks:
+        middle = table[task]
+        table[f"{task}_lower"] = middle - np.hypot(middle - low[task], middle - table[f"{task}_lower"])
+        table[f"{task}_upper"] = middle + np.hypot(high[task] - middle, table[f"{task}_upper"] - middle)
+        for side, outer in (("lower", np.maximum), ("upper", np.minimum)):
+            table[f"{task}_{side}"] = outer(table[f"{task}_{side}"], float(side == "upper"))
+    linked = pd.DataFrame(index=table.index)
+    if known.any():
+        linked = scores_from_loss(loss[known], better[known], worse[known], source=RUN_LINK, level=level)
+        linked = linked.set_index(table.index[known]).reindex(table.index)
+        table["extrapolation"] |= linked.pop("extrapolation").fillna(False).astype(bool)
+        linked = linked.drop(columns=["loss", "setting"])
+    table["extrapolation"] |= forecast["extrapolation"].gt(0).to_numpy()
+    said = {
+        source: (
+            f"the loss of {source} is taken {link.offsets[source][0]:+.2f} nats (standard deviation "
+            f"{link.offsets[source][1]:.2f}) off the model ladder's at equal params and tokens; its data as good as "
+            "the ladder's"
+            if source in link.offsets
+            else f"nothing is known of the loss scale of {source}: scores from size and tokens alone"
+        )
+        for source in sources
+    }
+    head = pd.DataFrame(
+        {
+            "loss": forecast["loss"].to_numpy(),
+            "loss_lower": forecast["lower"].to_numpy(),
+            "loss_upper": forecast["upper"].to_numpy(),
+            "divergence": forecast["divergence"].to_numpy(),
+            "equivalent_compute": np.where(known, scale**2, math.nan),
+            "params": params,
+            "tokens": tokens,
+        }
+    )
+    outside = table.pop("extrapolation")
+    scored = table.drop(columns=["params", "tokens"])
+    return pd.concat([head, scored, linked], axis=1).assign(
+        extrapolation=outside, assumption=[said[source] for source in sources]
+    )
 
 
 def emergence_scales(
@@ -1045,16 +1276,19 @@ def train(recipe: Mapping[str, Any], output_dir: str | Path, progress: bool = Tr
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
     model.extractor.save_pretrained(output)
-    links = {}
+    links: dict[str, LossLink] = {}
     for source in LINK_NOTES:
         try:
             losses = load_leaderboard(source, plan.data.data_dir)
         except ValueError as error:
             warnings.warn(f"no link from loss to scores by {source}: {error}", stacklevel=2)
             continue
-        links[source] = asdict(fit_loss_link(losses, source))
+        links[source] = fit_loss_link(losses, source)
+    if RUN_LINK in links:
+        fit_offsets(links[RUN_LINK], _run_logs(plan.data.data_dir))
     if links:
-        (output / LINK_FILE).write_text(json.dumps(rounded(links), indent=1) + "\n")
+        told = {source: asdict(link) for source, link in links.items()}
+        (output / LINK_FILE).write_text(json.dumps(rounded(told), indent=1) + "\n")
     state = record.git_state()
     result = {
         "recipe": {k: v for k, v in recipe.items() if k != "data"} | {"leaderboard": plan.data.leaderboard},
@@ -1068,6 +1302,19 @@ def train(recipe: Mapping[str, Any], output_dir: str | Path, progress: bool = Tr
     }
     (output / "nsp_record.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
     return result
+
+
+def _run_logs(data_dir: str | None) -> dict[str, list[tuple[Mapping[str, Any], float]]]:
+    """Training runs of every source in a folder: (configuration, final loss in nats per token)."""
+    found = {}
+    for source in SOURCES:
+        try:
+            runs = load_runs(source, data_dir)["train"]
+        except ValueError as error:
+            warnings.warn(f"the losses of {source} get no place on the link's scale: {error}", stacklevel=3)
+            continue
+        found[source] = list(zip(runs["conf"], runs["final_loss"], strict=True))
+    return found
 
 
 def calibration(judged: Mapping[str, pd.DataFrame], tasks: Sequence[str], recipe: NSPRecipe) -> dict[str, Any]:
@@ -1098,8 +1345,12 @@ def summarize(judged: Mapping[str, pd.DataFrame], tasks: Sequence[str], recipe: 
             "mae_by_task": (core["value"] - core["prediction"]).abs().groupby(core["task"]).mean().to_dict(),
             "models": int(core["row"].nunique()),
         }
-    # A user who may choose which three to measure: each choice is judged on the five that are left.
     others = judged["others"]
+    if "chosen" in others:
+        # Which three to know is chosen for each task on the fold's training families alone.
+        by_seed = [mean_error(own) for _, own in others[others["chosen"]].groupby("seed")]
+        figures["others"]["chosen_in_training"] = {"mae": float(np.mean(by_seed)), "mae_by_seed": by_seed}
+    # A user who may choose which three to measure: each choice is judged on the five that are left.
     by_choice = {
         known: float((own["value"] - own["prediction"]).abs().groupby(own["task"]).mean().mean())
         for known, own in others.groupby("known")

@@ -55,6 +55,9 @@ class ModelBlock:
         huber_delta: residual in nats at which the Huber loss turns from square to linear.
         prior: the law whose residuals are learnt: `chinchilla`, as published (default), `configuration`, fitted on the
             training split, or the path of a law's JSON.
+        one_standard_error: keep the network only if it beats the prior alone on the split `select` by more than a
+            standard error (Hastie et al., The Elements of Statistical Learning, 7.10); else its head is set to zero,
+            and the law speaks alone.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2` or `flex_attention`.
     """
 
@@ -67,6 +70,7 @@ class ModelBlock:
     loss: Literal["mse", "mae", "huber"] | None = None
     huber_delta: float | None = None
     prior: str | None = None
+    one_standard_error: bool = False
     attn_implementation: str = "sdpa"
 
     def __post_init__(self) -> None:
@@ -257,6 +261,10 @@ class Recipe:
     push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
+        if self.model.one_standard_error and self.data.config == "intermediate":
+            raise ValueError(
+                "model.one_standard_error: judges final losses alone, accepted only with data.config final"
+            )
         lora = self.stages.full is not None and self.stages.full.lora is not None
         if self.push_to_hub and lora and (self.model.checkpoint is None or Path(self.model.checkpoint).is_dir()):
             raise ValueError(

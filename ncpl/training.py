@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -266,7 +267,7 @@ def _fit_configuration_law(recipe: Recipe, train: Sequence[LoggedRun]) -> dict[s
         from ncpl.fitting import fit, random_folds
 
         rows = [{"source": run.config["source"], "conf": run.config, "final_loss": run.final_loss} for run in train]
-        fitted = fit(rows, seed=recipe.seed)
+        fitted = fit(rows)
         state = {
             "law": fitted.law().to_dict(),
             "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)).tolist(),
@@ -388,6 +389,30 @@ class Evaluation:
             table.setdefault(split, {}).setdefault(source, {})[kind] = metrics
         return table
 
+    def gain(self, residuals: np.ndarray, split: str) -> tuple[float, float]:
+        """By how much the residuals lower a split's mean error, over its sources, below the prior's, in nats per token.
+
+        Args:
+            residuals: one for each item.
+            split: its name.
+
+        Returns:
+            The gain and its standard error. Runs of one source, optimizer, size and data size count as one witness:
+            their errors move together.
+        """
+        gains = np.abs(self._residual) - np.abs(self._residual - np.asarray(residuals, np.float64))
+        fields = ("optimizer", "model size", "active size", "data size")
+        groups = [str([item.config.get(name) for name in fields]) for item in self.items]
+        means, variances = [], []
+        for source in self.runs[split]:
+            at = np.array([cell == (split, source, "final") for cell in self._cells])
+            mean, off = gains[at].mean(), defaultdict[str, float](float)
+            for group, value in zip(np.array(groups)[at], gains[at], strict=True):
+                off[group] += value - mean
+            means.append(mean)
+            variances.append(sum(value**2 for value in off.values()) / at.sum() ** 2)
+        return float(np.mean(means)), float(np.sqrt(np.sum(variances))) / len(means)
+
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """The cells as the Trainer logs them, with each split's mean error over its sources, `SPLIT_mae`."""
         flat: dict[str, float] = {}
@@ -440,7 +465,8 @@ class StageRun:
         output = Path(self.recipe.output_dir)
         self.folder = output / "stages" / self.name
         """For checkpoints while the stage runs, its log and its report."""
-        self.output = output if self.name == self.recipe.stages.items()[-1][0] else self.folder / "model"
+        self.last = self.name == self.recipe.stages.items()[-1][0]
+        self.output = output if self.last else self.folder / "model"
         """For the trained model."""
         packed = self.recipe.data.packed
         self.items = list(self.runs) if packed else [point for run in self.runs for point in run.points()]
@@ -479,12 +505,23 @@ class StageRun:
         trainer = self._trainer(trainable, processor, evaluation, callbacks)
         resumed = last_checkpoint(self.folder)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        residuals = trainer.predict(cast(Any, evaluation.items)).predictions
+        residuals = np.asarray(trainer.predict(cast(Any, evaluation.items)).predictions)
+        select = self.recipe.data.splits.select
+        gain, error = evaluation.gain(residuals, select)
+        kept = not (self.last and self.recipe.model.one_standard_error and gain <= error)
+        if not kept:
+            if trainer.is_world_process_zero():
+                print(f"{select}: the network gains {gain:.4f} ± {error:.4f} nats over the prior, which speaks alone")
+            for name, parameter in trainable.named_parameters():
+                if "head" in name.split("."):
+                    parameter.data.zero_()
+            residuals = np.zeros_like(residuals)
         trainer.save_model(str(self.output))
         report = {
             "steps": trainer.state.global_step,
             "best_step": trainer.state.best_global_step,
-            "metrics": evaluation.cells(cast(np.ndarray, residuals)),
+            "gain": {"mean": gain, "standard_error": error, "kept": kept},
+            "metrics": evaluation.cells(residuals),
             "parameters": sum(p.numel() for p in trainable.parameters()),
             "trainable_parameters": sum(p.numel() for p in trainable.parameters() if p.requires_grad),
             "resumed_from_step": 0 if resumed is None else int(resumed.name.rpartition("-")[2]),

@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
+import ncpl_cli
 from datasets_scripts import SAMPLE_DIR
 from ncpl import cards
 from ncpl.cards import EXAMPLES, checkpoint_card, widget_examples
@@ -148,7 +149,8 @@ NSP_RECORD = {
     "metrics": {
         "coverage_90": {"size": 0.9123},
         "size": {"mae": 0.0512, "models": 87, "mae_by_task": {"mmlu": 0.0433, "gsm8k": 0.0871}},
-        "others": {"mae": 0.0312, "models": 88, "mae_by_task": {"mmlu": 0.0233}},
+        "others": {"mae": 0.0312, "models": 88, "mae_by_task": {"mmlu": 0.0233}, "chosen_in_training": {"mae": 0.0277}},
+        "emergence": {"auroc": 0.944},
     },
 }
 
@@ -164,6 +166,19 @@ def test_the_score_predictors_card(tmp_path, record):
     assert len(card.data.eval_results or []) == (5 if record else 0)
     assert ("| parameters and tokens | 87 | 0.0512 | 0.0433 | 0.0871 |" in text) == bool(record)
     assert ("| and three scores of its own | 88 | 0.0312 | 0.0233 | - |" in text) == bool(record)
+    for figure in ("0.0277.", "0.912 (parameters and tokens)", "AUROC 0.944"):
+        assert (figure in text) == bool(record), figure
+
+
+def test_the_command_writes_a_score_predictors_card(tmp_path, capsys, monkeypatch):
+    """It forecasts no loss, so it has no widget."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nsp"}))
+    monkeypatch.setattr("sys.argv", ["ncpl", "card", str(tmp_path), "me/nsp-base"])
+    with pytest.raises(SystemExit) as stop:
+        ncpl_cli.main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.strip() == str(tmp_path / "README.md")
+    assert not (tmp_path / cards.WIDGET).exists()
 
 
 def test_the_check_itself_finds_an_invented_number(folder):

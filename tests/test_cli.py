@@ -253,13 +253,47 @@ def test_benchmarks(tmp_path, capsys):
     assert unknown["mmlu_upper"] - unknown["mmlu_lower"] > 0
 
 
+def test_benchmarks_of_a_configuration(capsys):
+    example = ROOT / "examples" / "marin-1b.yaml"
+    status, out, err = run("benchmarks", example, "--json", capsys=capsys)
+    assert status == 0, err
+    (row,) = json.loads(out)
+    assert row["loss_lower"] < row["loss"] < row["loss_upper"]
+    assert row["olmo_hellaswag_lower"] < row["olmo_hellaswag"] < row["olmo_hellaswag_upper"]
+    assert row["mmlu_lower"] <= row["mmlu"] <= row["mmlu_upper"]
+    assert "marin" in row["assumption"]
+    status, out, err = run("benchmarks", example, "lr=2e-2", capsys=capsys)
+    assert status == 0, err
+    assert "the loss of marin is taken" in out
+    assert "olmo_hellaswag" in out
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize(("params", "message"), [(7, "params: 7 must be"), ("", "params is missing"), (-1, "positive")])
+def test_benchmarks_refuses_a_row_of_a_file(suffix, params, message, tmp_path, capsys):
+    file = tmp_path / f"models.{suffix}"
+    rows = [{"params": 7e9, "tokens": 2e12}, {"params": params, "tokens": 2e12}]
+    if suffix == "csv":
+        file.write_text("params,tokens\n" + "".join(f"{row['params']},{row['tokens']}\n" for row in rows))
+    else:
+        file.write_text(json.dumps(rows))
+    status, out, err = run("benchmarks", file, "--json", capsys=capsys)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "model 1" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "models: got none"),
         (["--params", "7", "--tokens", "2e12"], "params: 7 must be"),
         (["--params", "7e9", "--tokens", "2e12", "--like", "no such family"], "no such family"),
-        (["absent.csv"], "absent.csv: no such file"),
+        (["absent.csv"], "absent.csv: cannot be read"),
+        (["params=7e9", "tokens=0"], "tokens: 0 must be positive"),
+        (["tokens=2e12"], "params is missing"),
+        (["params=7e9", "data size=2"], "params: not a known field"),
+        (["source=marin", "model size=300"], "data size: missing"),
     ],
 )
 def test_benchmarks_refuses(arguments, message, capsys):

@@ -35,7 +35,7 @@ def unstable(rows):
 
 @pytest.fixture(scope="module")
 def fit(rows):
-    return fitting.fit(rows, starts=1)
+    return fitting.fit(rows)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,21 @@ def test_numpy_and_torch_agree():
         np.testing.assert_allclose(ours[name], theirs[name].numpy(), rtol=1e-12)
 
 
+def test_data_term_grows_with_size():
+    """At one token count the next doubling of data is worth more to a larger model, by e^(growth n) (beta_n 0)."""
+    values = {name: prior.mean for name, prior in laws.PRIORS.items()}
+    assert values["growth"] > 0 == values["beta_n"]
+
+    def gain(n):
+        less, more = (laws.closed_form(values, n, d, 0.0, values["lr"])["loss"] for d in (0.0, math.log(2)))
+        # Without the learning rate's and the batch's own dependence on data.
+        floor = laws.closed_form(values | {"logB": -60.0}, n, 0.0, 0.0, values["lr"])["loss"]
+        later = laws.closed_form(values | {"logB": -60.0}, n, math.log(2), 0.0, values["lr"])["loss"]
+        return (less - floor) - (more - later)
+
+    assert gain(1.0) / gain(0.0) == pytest.approx(math.exp(values["growth"]), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "other", [{"learning rate": 2e-4}, {"learning rate": 2e-2}, {"batch size": 16}, {"batch size": 8192}]
 )
@@ -113,7 +128,7 @@ def test_errors_of_parameters_shrink_where_data_speak(law):
 
 
 def test_fit_is_deterministic(rows):
-    first, second = (fitting.fit_prior(rows[::4], starts=2, seed=3) for _ in range(2))
+    first, second = (fitting.fit_prior(rows[::4], seed=3) for _ in range(2))
     assert first.to_dict() == second.to_dict()
 
 
@@ -127,6 +142,61 @@ def test_fit_is_deterministic(rows):
 def test_fit_refuses(bad, message):
     with pytest.raises(ValueError, match=message):
         fitting.fit(bad)
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    """Made-up runs of mixtures of experts, worth a dense model of a third of the way from active to all parameters."""
+    law = laws.ConfigurationLaw.example()
+    made = fitting.example_rows()[::3]
+    confs = []
+    for i, row in enumerate(made):
+        total = row["conf"]["model size"] * (3 + i % 3)
+        confs.append(row["conf"] | {"source": "mixed", "model size": total, "active size": row["conf"]["model size"]})
+    worth = [conf | {"model size": conf["active size"] ** 0.7 * conf["model size"] ** 0.3} for conf in confs]
+    dense = [{name: value for name, value in conf.items() if name != "active size"} for conf in worth]
+    losses = law.closed_form(dense)
+    return [
+        row | {"source": "mixed", "conf": c, "final_loss": float(y)}
+        for row, c, y in zip(made, confs, losses, strict=True)
+    ]
+
+
+def test_mixtures_of_experts_are_worth_what_their_idle_experts_add(sparse):
+    law = laws.ConfigurationLaw.example()
+    assert law.common["experts"] == 0.3
+    expected = [row["final_loss"] for row in sparse]
+    np.testing.assert_allclose(law.closed_form(confs(sparse)), expected, atol=1e-12)
+
+
+def test_mixtures_of_experts_borrow_and_lend_nothing(rows, sparse):
+    poisoned = [row | {"final_loss": row["final_loss"] + 0.3} for row in sparse]
+    law, other = (fitting.fit([*rows, *mixed]).law() for mixed in (sparse, poisoned))
+    assert {**law.common, "experts": 0} == {**other.common, "experts": 0}
+    np.testing.assert_array_equal(law(confs(rows)), other(confs(rows)))
+    for fitted, mixed in ((law, sparse), (other, poisoned)):
+        assert np.abs(fitted(confs(mixed)) - [row["final_loss"] for row in mixed]).mean() < 0.003
+    # Alone they are fitted like anything else.
+    alone = fitting.fit(sparse).law()
+    assert np.abs(alone(confs(sparse)) - [row["final_loss"] for row in sparse]).mean() < 0.003
+
+
+def test_a_source_of_the_same_lab_starts_from_its_kin(rows, sparse):
+    """With few runs of its own it is forecast as its kin is, not as a stranger."""
+    kin = [row | {"source": "steplaw", "conf": row["conf"] | {"source": "steplaw"}} for row in rows]
+    shifted = [row | {"final_loss": row["final_loss"] + 0.5} for row in kin]
+    stranger = [row | {"source": "marin", "conf": row["conf"] | {"source": "marin"}} for row in rows]
+    few = [row | {"source": "steplaw_moe", "conf": row["conf"] | {"source": "steplaw_moe"}} for row in sparse[:1]]
+    few = [row | {"final_loss": row["final_loss"] + 0.5} for row in few]
+    law = fitting.fit([*shifted, *stranger, *few]).law()
+    assert law.sources["steplaw_moe"]["E"] == pytest.approx(law.sources["steplaw"]["E"], abs=0.05)
+    assert law.sources["steplaw_moe"]["E"] > law.sources["marin"]["E"] + 0.3
+
+
+def test_cells_of_mixtures_differ_by_what_is_active(sparse):
+    conf = {"model size": 2000, "data size": 2}
+    cells = {fitting.cell({"source": "mine", "conf": conf | extra}) for extra in ({}, {"active size": 200})}
+    assert len(cells) == 2
 
 
 def test_held_out_forecasts_have_not_seen_their_rows(fit, rows):
@@ -280,7 +350,7 @@ def test_random_folds_keep_equal_runs_together(rows):
     half = len(twins) // 2
     folds = fitting.random_folds(twins, 2)
     assert folds[:half] == folds[half:]
-    forecasts = fitting.fit(twins, starts=1).held_out(folds)
+    forecasts = fitting.fit(twins).held_out(folds)
     observed = np.array([row["final_loss"] for row in twins])
     assert np.abs(forecasts - observed).mean() > 1e-4  # a twin in the fit would give the answer away
     np.testing.assert_allclose(forecasts[:half], forecasts[half:], atol=1e-9)

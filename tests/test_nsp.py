@@ -1,5 +1,6 @@
 """NSP through the user's door: what it predicts and refuses, what survives saving, and the leaderboard behind it."""
 
+import copy
 import json
 import math
 import subprocess
@@ -108,6 +109,54 @@ def test_missing_tokens_widen(base):
     assert (output.logit_deviations[0] > output.logit_deviations[1]).all()
 
 
+def test_a_curve_that_may_dip_rises_unless_a_score_of_its_own_is_known():
+    """Inverse scaling is followed where a model was measured; the curve at a fixed family never falls."""
+    model = random_model(tasks=["mmlu", "truthfulqa"], dipping_tasks=["mmlu", "truthfulqa"], max_shift=0.0)
+    with torch.no_grad():
+        model.heads.dip.fill_(3.0)
+        model.heads.dip_at.copy_(model.heads(model.scaling(torch.tensor([[2.0, 0.7, 2.7]]))[0])[0])
+    grid = [{"params": n, "tokens": 2e12, "domain": "general", "moe": False} for n in np.logspace(8, 12, 30)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        curve = model(grid).predictions
+        sibling = {"params": 1e8, "tokens": 2e12, "mmlu": 0.3, "truthfulqa": 0.4}
+        with_sibling = model([{**row, "siblings": [sibling]} for row in grid]).predictions
+        given = model.extractor(grid)
+        free = model._prior(given["features"], given["feature_mask"])[1]
+    assert (curve.diff(dim=0) >= -1e-6).all()
+    assert (with_sibling.diff(dim=0) >= -1e-6).all()
+    assert (free.diff(dim=0) < -1e-3).any(0).all()
+    # From its lowest point on the curve is the dip's own.
+    bottom = free.argmin(0)
+    for task in range(2):
+        expected = model.heads.scores(free)[0][bottom[task] :, task]
+        torch.testing.assert_close(curve[bottom[task] :, task], expected, atol=2e-3, rtol=0)
+
+
+def test_the_regression_of_scores_is_ridge_on_products_of_what_is_known():
+    """Against scikit-learn's kernel ridge on the same rows, whatever scores are known."""
+    from sklearn.kernel_ridge import KernelRidge
+
+    model = random_model(tasks=["mmlu", "gsm8k", "arc_c"], regression_tasks=["mmlu", "gsm8k", "arc_c"])
+    regression = model.regression
+    values = torch.randn(40, 6) @ torch.randn(6, 6) + 1.0
+    regression.centre.copy_(values.mean(0))
+    regression.deviation.copy_(values.std(0))
+    expanded, _ = regression.products(values, torch.ones_like(values))
+    regression.moments.copy_(expanded.T @ expanded)
+    standard = ((values - values.mean(0)) / values.std(0)).numpy()
+    new = torch.randn(5, 6)
+    for used in ([0, 1, 2, 3], [0, 1, 2, 3, 5], [0, 1, 2, 5]):
+        known = torch.zeros(5, 6)
+        known[:, used] = 1
+        found = regression(new, known)
+        plain = KernelRidge(alpha=regression.NOISE, kernel="poly", degree=2, gamma=1 / regression.WIDTH, coef0=1)
+        plain.fit(standard[:, used], standard[:, 4])
+        wanted = plain.predict(((new - values.mean(0)) / values.std(0)).numpy()[:, used])
+        wanted = regression.scores(torch.tensor(wanted)[:, None] * values.std(0)[3:] + values.mean(0)[3:])[:, 1]
+        torch.testing.assert_close(found[:, 1], wanted.float(), atol=2e-3, rtol=0)
+
+
 def test_extrapolation_widens_and_says_so(base):
     with pytest.warns(UserWarning, match=r"params of 1 of 2 models outside .* extrapolation"):
         output = base([{"params": 5e12, "tokens": 2e12}, LLAMA])
@@ -176,6 +225,33 @@ def test_half_precision(model, dtype):
     output = half(CASES)
     assert output.predictions.dtype == dtype
     assert (output.predictions.float() - model(CASES).predictions).abs().max() < 0.03
+
+
+def test_the_regression_stays_whole_in_half_precision(base, tmp_path):
+    """Its moments are nearly singular; both ways to half precision leave them alone."""
+    case = {**LLAMA, "scores": {"arc_c": 0.5, "hellaswag": 0.77, "gsm8k": 0.14}}
+    wanted = base(case).predictions
+    base.save_pretrained(tmp_path)
+    loaded = NSPModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    cast = NSPModel.from_pretrained(tmp_path).eval().to(torch.bfloat16)
+    for half in (loaded, cast):
+        assert half.encoder.norm.weight.dtype == torch.bfloat16
+        assert half.regression.moments.dtype == torch.float32
+        assert (half(case).predictions.float() - wanted).abs().max() < 0.03
+
+
+def test_known_scores_of_its_own_bring_the_regression_in(base):
+    """It is half of the logit of scores that are not known, and keeps out where a sibling is known."""
+    without = copy.deepcopy(base)
+    without.regression.moments.zero_()
+    scores = {"arc_c": 0.5, "hellaswag": 0.77, "gsm8k": 0.14}
+    own = {**LLAMA, "domain": "general", "scores": scores}
+    with_sibling = {**own, "siblings": [{"params": 1e9, "tokens": 2e12, "mmlu": 0.3}]}
+    assert base(own).predictions[0, 0] != without(own).predictions[0, 0]
+    for row in (LLAMA, with_sibling):
+        torch.testing.assert_close(base(row).predictions, without(row).predictions)
+    known = [base.config.tasks.index(task) for task in scores]
+    torch.testing.assert_close(base(own).predictions[0, known], without(own).predictions[0, known])
 
 
 # --- saving ---
@@ -250,6 +326,8 @@ def test_an_ensemble_is_its_members_mean_and_one_repository(tmp_path):
         ({"tokens": 2e12}, "model 0: params is missing"),
         ({"params": 7, "tokens": 2e12}, "params: 7 must be a count from 1e\\+06"),
         ({"params": 7e9, "tokens": 2}, "tokens: 2 must be a count"),
+        ({"params": "7", "tokens": "2T"}, "params: '7' must be a count"),
+        ({"params": 7e9, "tokens": -2e12}, "tokens: -2000000000000.0 must be positive"),
         ({"params": 7e9, "tokens": 2000}, "tokens: 2000 must be a count"),
         ({"params": 0, "tokens": 2e12}, "params: 0 must be positive"),
         ({"params": -7e9, "tokens": 2e12}, "params: -7000000000.0 must be positive"),
@@ -285,6 +363,13 @@ def test_bad_input(row, message):
 def test_bad_models(models, message):
     with pytest.raises(ValueError, match=message):
         NSPFeatureExtractor()(models)
+
+
+@pytest.mark.parametrize("row", [{"params": 7e9, "tokens": 2e9}, {"params": 7e6, "tokens": 2e12}])
+def test_a_likely_slip_of_units_is_said(row):
+    with pytest.warns(UserWarning, match="check the units of params and tokens"):
+        table = nsp.benchmarks(row)
+    assert table["extrapolation"].all()
 
 
 def test_equal_numbers_written_differently_are_equal():
@@ -406,6 +491,106 @@ def test_scores_follow_a_loss():
         nsp.scores_from_loss(-1.0)
 
 
+RUN = {
+    "source": "marin",
+    "model size": 300,
+    "data size": 6,
+    "optimizer": "adamw",
+    "learning rate": 4e-3,
+    "batch size": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def forecaster():
+    from ncpl import Forecaster
+
+    return Forecaster.from_pretrained()
+
+
+def test_a_configuration_gives_scores_through_its_loss(forecaster):
+    table = forecaster.benchmarks([RUN, {**RUN, "learning rate": 5e-2}])
+    assert set(CORE_TASKS) | {"olmo_hellaswag", "equivalent_compute"} <= set(table.columns)
+    forecast = forecaster.predict([RUN, {**RUN, "learning rate": 5e-2}])
+    np.testing.assert_allclose(table["loss"], forecast["loss"])
+    np.testing.assert_allclose(table[["params", "tokens"]], [[3e8, 6e9]] * 2)
+    # A worse learning rate is less compute, and no score is better for it.
+    assert table["loss"][1] > table["loss"][0]
+    assert table["equivalent_compute"][1] < 0.8 * table["equivalent_compute"][0]
+    for task in (*CORE_TASKS, "olmo_hellaswag", "olmo_arc_easy"):
+        assert table[task][1] <= table[task][0]
+        assert (table[f"{task}_lower"] <= table[task]).all()
+        assert (table[f"{task}_upper"] >= table[task]).all()
+    # The link, by hand: the ladder's scores at the forecast loss less the source's offset.
+    offset, _ = nsp.load_links()["olmo_ladder"].offsets["marin"]
+    by_hand = nsp.scores_from_loss(forecast["loss"] - offset)
+    np.testing.assert_allclose(table["olmo_hellaswag"], by_hand["olmo_hellaswag"])
+    # The loss's uncertainty is in the bands.
+    assert (table["olmo_hellaswag_lower"] < by_hand["olmo_hellaswag_lower"]).all()
+    assert table["assumption"].str.contains("marin is taken -0.2").all()
+
+
+def test_scaled_compute_is_where_the_ladder_has_the_loss():
+    link = nsp.load_links()["olmo_ladder"]
+    params, tokens = np.array([3e8, 7e9]), np.array([6e9, 2e12])
+    scale = link.scale(link.expected(0.5 * params, 0.5 * tokens), params, tokens)
+    np.testing.assert_allclose(scale, 0.5, rtol=1e-6)
+
+
+def test_a_source_without_offset_says_so(forecaster):
+    run = {**RUN, "source": "my lab", "seq len": 4096}
+    with pytest.warns(UserWarning, match=r"no offset .* measured for \['my lab'\]"):
+        table = forecaster.benchmarks(run)
+    assert table["equivalent_compute"].isna().all()
+    assert not any(column.startswith("olmo_") for column in table.columns)
+    assert table["assumption"].str.contains("nothing is known of the loss scale of my lab").all()
+    plain = nsp.benchmarks({"params": 3e8, "tokens": 6e9, "moe": False})
+    np.testing.assert_allclose(table["mmlu"], plain["mmlu"])
+    with pytest.warns(UserWarning, match="no offset"):
+        both = forecaster.benchmarks([RUN, run])
+    assert both["olmo_hellaswag"].isna().tolist() == [False, True]
+
+
+def test_offsets_are_the_best_runs_distance_from_the_law():
+    link = nsp.load_links()["olmo_ladder"]
+    runs = []
+    for size in (100, 300, 900):
+        level = float(link.expected(size * 1e6, 1e10)) - 0.3
+        runs += [({"model size": size, "data size": 10}, level + worse) for worse in (0.0, 0.1, 0.2, 0.3, 0.5)]
+    runs += [({"model size": 50, "data size": 10}, 0.1)] * 4  # too few runs to be called tuned
+    link.offsets.clear()
+    nsp.fit_offsets(link, {"made up": runs})
+    assert link.offsets["made up"] == (pytest.approx(-0.3), pytest.approx(0.0, abs=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([RUN, LLAMA], "number 0 is a run's configuration and number 1 describes a model"),
+        ({**RUN, "model size": 7e9}, "model size: got 7000000000"),
+        ({**RUN, "data size": 0}, "data size: got 0"),
+        ({k: v for k, v in RUN.items() if k != "data size"}, "data size: missing"),
+    ],
+)
+def test_bad_configurations(models, message, forecaster):
+    with pytest.raises(ValueError, match=message):
+        forecaster.benchmarks(models)
+
+
+def test_emergence_is_judged_after_a_calibration_on_other_families():
+    random = np.random.default_rng(0)
+    probability = random.uniform(0.02, 0.98, 4000)
+    past = random.random(4000) < probability
+    # Overconfident by a factor of three in log odds.
+    told = 1 / (1 + (1 / probability - 1) ** 3)
+    frame = pd.DataFrame({"task": "bb_arithmetic_2da_2_acc", "value": np.where(past, 0.5, 0.0), "emergence": told,
+                          "fold": np.arange(4000) % 5})  # fmt: skip
+    figures = nsp.emergence_figures(frame, 0.1)
+    assert figures["calibrated"]["brier"] < figures["brier"] - 0.01
+    for group in figures["calibrated"]["reliability"]:
+        assert group["forecast"] == pytest.approx(group["share_past"], abs=0.06)
+
+
 def test_the_figure_draws_every_task(base):
     figure = nsp.plot_scales(base, tasks=CORE_TASKS)
     assert sum(axis.get_visible() for axis in figure.axes) == 8
@@ -481,6 +666,7 @@ def test_training_learns_size_and_family_and_keeps_its_record(leaderboard, tmp_p
     }
     record = nsp.train(recipe, tmp_path / "out", progress=False)
     metrics = record["metrics"]
+    assert 0 < metrics["others"]["chosen_in_training"]["mae"] < metrics["size"]["mae"]
     assert metrics["sibling"]["mae"] < 0.75 * metrics["size"]["mae"]
     assert metrics["others"]["mae"] < 0.6 * metrics["size"]["mae"]
     assert {"hardware", "versions", "commit", "seeds"} <= set(record)

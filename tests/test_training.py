@@ -24,7 +24,7 @@ from datasets_scripts import SAMPLE_DIR
 from datasets_scripts.runs import data_hash
 from laws_ncpl import law_from_dict
 from modeling_ncpl import NCPLForecaster
-from ncpl import training
+from ncpl import Forecaster, training
 from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.metrics import regression_metrics
 from ncpl.recipe import DataBlock, Stage, describe, load_recipe, parse_overrides
@@ -155,6 +155,7 @@ BAD_RECIPES = [
     ({"model.scratch.hidden_size": "18"}, "model.scratch.hidden_size: got 18, expected a multiple of twice num_heads"),
     ({"model.prompt_version": "3"}, "model.prompt_version: got 3, expected 1 or 2"),
     ({"model.scratch": "null", "model.checkpoint": "x"}, "model.prompt_version: a checkpoint keeps its own"),
+    ({"model.one_standard_error": "true", "data.config": "intermediate"}, "model.one_standard_error: judges final"),
     ({"data.config": "finale"}, "data.config: got 'finale', expected final or intermediate; did you mean final?"),
     ({"data.sources": "[]"}, "data.sources: got an empty list"),
     ({"data.splits.select": "train"}, "data.splits: a split has one role, got train train"),
@@ -385,6 +386,31 @@ def test_fitted_prior(tiny_recipe, tmp_path):
     record = json.loads((tmp_path / "out" / training.RECORD).read_text())
     assert record["prior_metrics"]["in_val"]["steplaw"]["final"]["mae"] < 0.02
     assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_a_network_that_gains_nothing_is_silent(tiny_recipe, tmp_path, capsys):
+    """One standard error: three steps at a tiny rate beat no law, and then the law's forecasts are what is saved."""
+    rule = {"model__one_standard_error": "true", "stages__frozen": "null"}
+    run_train.main(tiny_recipe("still", **rule, stages__full__learning_rate=1e-9))
+    assert "over the prior, which speaks alone" in capsys.readouterr().out
+    record = json.loads((tmp_path / "still" / training.RECORD).read_text())
+    assert record["metrics"] == record["prior_metrics"]
+    assert not record["stages"]["full"]["gain"]["kept"]
+    config = training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["in_val"]["steplaw"][0].config
+    forecaster = Forecaster.from_pretrained(tmp_path / "still")
+    assert forecaster.predict(config)["loss"].item() == pytest.approx(forecaster.processor.law([config])[0], abs=1e-6)
+
+
+def test_a_network_that_gains_is_kept(tiny_recipe, trained, tmp_path):
+    run_train.main(tiny_recipe("out", model__one_standard_error="true"))
+    gain = json.loads((tmp_path / "out" / training.RECORD).read_text())["stages"]["full"]["gain"]
+    assert gain["kept"]
+    assert gain["mean"] > gain["standard_error"] > 0
+    before = json.loads((trained / training.RECORD).read_text())
+    errors = [before[of]["in_val"]["steplaw"]["final"]["mae"] for of in ("prior_metrics", "metrics")]
+    assert gain["mean"] == pytest.approx(errors[0] - errors[1], abs=1e-6)
+    ours, theirs = weights(tmp_path / "out"), weights(trained)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("stage", ["frozen", "full"])
