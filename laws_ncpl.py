@@ -475,9 +475,9 @@ PRIORS: dict[str, Prior] = {
     "alpha": Prior(0.28, 0.05, 0.03),
     "logB": Prior(-1.4, 0.5, 0.4),
     "beta": Prior(0.38, 0.06, 0.05),
-    # How the data term grows with size: by its height (other labs' runs: 0.1 to 0.3) more than by its exponent.
-    "growth": Prior(0.18, 0.1, 0.05),
-    "beta_n": Prior(0.0, 0.04, 0.02),
+    # How the data term grows with size, by its height and by its exponent: the means of other labs' fits.
+    "growth": Prior(0.11, 0.12, 0.05),
+    "beta_n": Prior(0.035, 0.05, 0.02),
     # What the idle experts are worth.
     "experts": Prior(0.3, 0.15),
     # Optimizers: data efficiency (log), its drift with size and data, and an offset in nats.

@@ -325,6 +325,8 @@ class Fit:
                     chosen = {name: values[torch.tensor(mine)] for name, values in runs.items()}
                     found = refit.deviation(source, _at_best(refit, chosen)).numpy()
                     deviations[np.flatnonzero(outside)[mine]] = found
+            if not np.isfinite(losses[outside] + deviations[outside]).all():
+                raise FloatingPointError(f"the fit without {group} has no finite forecasts")
         return losses, deviations
 
     def held_out_cells(self) -> np.ndarray:
@@ -440,8 +442,9 @@ def _terms(c: Mapping[str, Tensor], runs: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, float]:
-    """L-BFGS on an objective plus the standard normal prior; a start that leaves the finite numbers gives infinity."""
+    """L-BFGS on an objective plus the standard normal prior: the lowest point that it saw, and its value."""
     z = start.clone().requires_grad_(True)
+    lowest = (start.clone(), math.inf)
     optimizer = torch.optim.LBFGS(
         [z],
         max_iter=iterations,
@@ -453,18 +456,22 @@ def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: 
     )
 
     def closure() -> Tensor:
+        nonlocal lowest
         optimizer.zero_grad()
         try:
             value = objective(z) + 0.5 * (z**2).sum()
         except torch.linalg.LinAlgError:
-            # A covariance out of the positive definite ones: far from any optimum, turn back towards the prior.
+            value = torch.tensor(math.nan)
+        if not torch.isfinite(value):
+            # Overflow, or a covariance that is not positive definite: far from any optimum, turn back to the prior.
             value = 1e6 * (1 + (z**2).sum())
         value.backward()
+        if (found := float(value.detach())) < lowest[1]:
+            lowest = (z.detach().clone(), found)
         return value
 
     optimizer.step(closure)
-    final = float(closure().detach())
-    return z.detach(), final if math.isfinite(final) else math.inf
+    return lowest
 
 
 def _fit(rows: Sequence[Row], seed: int | None, first: Fit | None = None, afresh: bool = True) -> Fit:

