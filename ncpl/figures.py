@@ -1,5 +1,6 @@
 """Figures, drawn with matplotlib (`pip install ncpl[plots]`)."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,19 @@ def reliability(runs: pd.DataFrame, path: str | Path) -> None:
     figure = _figure(4.6, 4.4)
     axes = figure.subplots()
     levels = np.linspace(0, 1, 101)
-    colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
-    for i, ((source, split), own) in enumerate(runs.groupby(["source", "split"], sort=False)):
+    # A source has a colour, a split a dash.
+    colours = dict(zip(runs["source"].unique(), itertools.cycle(("#0072B2", "#E69F00", "#009E73")), strict=False))
+    dashes = dict(zip(runs["split"].unique(), itertools.cycle(("-", "--", ":")), strict=False))
+    for (source, split), own in runs.groupby(["source", "split"], sort=False):
         share = [(own["reached"] <= level).mean() for level in levels]
-        axes.plot(levels, share, label=f"{source} {split}", color=colours[i % len(colours)], linewidth=1.4)
+        axes.plot(levels, share, label=f"{source} {split}", color=colours[source], linestyle=dashes[split], lw=1.4)
     axes.axline((0, 0), slope=1, color="black", linewidth=0.8, zorder=0)
     axes.set(
         xlabel="asked coverage", ylabel="share of runs inside the interval", xlim=(0, 1), ylim=(0, 1), aspect="equal"
     )
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     _save(figure, path)
 
 
