@@ -342,9 +342,7 @@ class Fit:
         part = self.parts[source]
         return (part.alpha / torch.diagonal(part.inverse)).numpy()
 
-    def calibration(
-        self, unstable: Sequence[Row] = (), *, seed: int = 0, forecasts: np.ndarray | None = None
-    ) -> Calibration:
+    def calibration(self, unstable: Sequence[Row] = (), *, seed: int = 0) -> Calibration:
         """Fits intervals, divergence and the envelope.
 
         Every cell of source, size and data size is forecast by a law that has seen no run of it, and the largest size
@@ -354,14 +352,13 @@ class Fit:
         Args:
             unstable: runs that diverged or went unstable, with or without a loss.
             seed: of the divergence trees.
-            forecasts: held-out forecasts of the rows by another model over the law, for that model's intervals.
         """
         law = replace(self.law(), residuals={}, standard_errors={})
         cells = [cell(row) for row in self.rows]
         observed = np.array([row["final_loss"] for row in self.rows])
         by_cell, deviations = self._by_cell
-        held = [(by_cell if forecasts is None else forecasts, deviations, np.full(len(cells), True))]
-        for source in self.layout.sources if forecasts is None else ():
+        held = [(by_cell, deviations, np.full(len(cells), True))]
+        for source in self.layout.sources:
             sizes = sorted({name[1:3] for name in cells if name[0] == source}, key=lambda size: size[1])
             if len(sizes) > 2:
                 largest = np.array([name[:3] == (source, *sizes[-1]) for name in cells])
@@ -527,7 +524,7 @@ def _fit_sources(found: Fit, sources: Sequence[str], free: Tensor, losses: Tenso
     """
     layout, runs, held = found.layout, found.runs, found.z
     rows = {name: torch.nonzero(runs["source"] == layout.sources.index(name))[:, 0] for name in sources}
-    mine = torch.cat([rows[name] for name in sorted(rows)]).sort().values
+    mine = torch.cat(list(rows.values())).sort().values
 
     def whole(z: Tensor) -> Tensor:
         return held.masked_scatter(free, z)
@@ -602,11 +599,9 @@ def _at_best(fit: Fit, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**runs, "rate": c["lr"] + c["lr_n"] * size + c["lr_d"] * runs["d"] + c["lr_b"] * runs["b"]}
 
 
-def fit_calibration(
-    rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: int = 0, forecasts: np.ndarray | None = None
-) -> Calibration:
+def fit_calibration(rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: int = 0) -> Calibration:
     """The calibration of `fit`: see `Fit.calibration`."""
-    return fit(rows).calibration(unstable, seed=seed, forecasts=forecasts)
+    return fit(rows).calibration(unstable, seed=seed)
 
 
 def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray) -> dict[str, float]:
