@@ -54,7 +54,7 @@ class NSPConfig(PreTrainedConfig):
         tasks: benchmark names, one output each; the 12 tasks with most public scores when absent.
         chance: accuracy of a blind guess for each task, 0..1; from `CHANCE` (0 for an unknown task) when absent.
         families: names of the model families whose fitted effects are stored with the weights.
-        regression_tasks: those whose scores are regressed on one another where some of a model's own are known.
+        regression_tasks: those whose scores are regressed on known ones, of the model itself or of a sibling.
         dipping_tasks: those that may fall before they rise with scale; other names than those of `tasks` do nothing.
         num_capabilities: latent capabilities that params, tokens and compute raise (K).
         family_rank: rank of the covariance between tasks of a family's effect, and of a single model's.

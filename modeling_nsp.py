@@ -10,6 +10,9 @@ A task's score is `chance + (1 - chance) ceiling sigmoid(z)`. Its logit z is the
 - a bounded correction by a transformer encoder over feature and score tokens. Its family side is blind to the size of
   the model in question, so that scores still rise with compute at fixed family; its size side sets the uncertainty.
 
+Where scores are known, ridge regressions on them say half of it: on some of the model's own (`ScoreRegression`), or on
+those of a sibling (`SiblingRegression`).
+
 Shapes: batch = models, tasks = benchmarks, scores = known scores, seq = tokens of the encoder, hidden = its width.
 """
 
@@ -36,6 +39,8 @@ except ImportError:
 # Logits of variance per squared unit of ln(size) beyond the training data.
 EXTRAPOLATION = 0.25
 GAUSS_NEWTON_STEPS = 4
+# ln of the ratio of params from which on the regression on a smaller sibling counts in full where it lifts a score.
+LARGER = math.log(1.5)
 # Encoder tokens: the family's side never sees the model's size.
 FAMILY, ARCHITECTURE, PARAMS, TOKENS, COMPUTE = range(5)
 FIXED_TOKENS = 5
@@ -168,26 +173,18 @@ class FamilyEffect(nn.Module):
         return torch.exp(2 * self.noise.float())
 
 
-class ScoreRegression(nn.Module):
-    """Scores of a model from its other scores: ridge regression on squares and products, for any that are known.
+class Regression(nn.Module):
+    """Ridge regression on scores of which any may be missing, and so kept as second moments, without training rows."""
 
-    The second moments of the training models' features are all that is kept of them; those of the known features give
-    the regression of every other score. Features are ln params, ln tokens, code and the scores' log odds.
-    """
-
-    # Of the kernel (1 + x y / WIDTH)^2 over standardised features, and its noise, in variances of a score's log odds.
-    WIDTH, NOISE = 16.0, 0.3
-    SIZES = 3
+    SIZES = 3  # of a model: ln params, ln tokens, code
 
     def __init__(self, config: NSPConfig) -> None:
         super().__init__()
         self.tasks = [list(config.tasks).index(task) for task in config.regression_tasks]
-        features = self.SIZES + len(self.tasks)
-        products = 1 + features + features * (features + 1) // 2
         self.chance = [float(config.chance[task]) for task in self.tasks]
+        features = self.SIZES + len(self.tasks)
         self.register_buffer("centre", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
-        self.register_buffer("moments", torch.zeros(products, products))
 
     def log_odds(self, scores: Tensor) -> Tensor:
         """(..., tasks) scores -> log odds between chance and 1, with room for scores below chance."""
@@ -200,7 +197,7 @@ class ScoreRegression(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether there are moments; their first is the number of models."""
+        """Whether there are moments; the constant's own comes first."""
         return len(self.tasks) > 0 and bool(self.moments[0, 0] > 0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -208,6 +205,30 @@ class ScoreRegression(nn.Module):
         return super()._apply(
             lambda tensor: fn(tensor).to(tensor.dtype) if tensor.is_meta else tensor.to(fn(tensor).device)
         )
+
+    @staticmethod
+    def _solve(moments: Tensor, targets: Tensor, known: Tensor, ridge: Tensor) -> Tensor:
+        """Weights (batch, features, tasks) of the known features, (batch, features)."""
+        subsets, member = torch.unique(known, dim=0, return_inverse=True)
+        masked = subsets[:, :, None] * moments * subsets[:, None, :] + torch.diag(ridge)
+        return torch.linalg.solve(masked, subsets[:, :, None] * targets)[member]
+
+
+class ScoreRegression(Regression):
+    """Scores of a model from its other scores: ridge regression on squares and products, for any that are known.
+
+    The second moments of the training models' features are all that is kept of them; those of the known features give
+    the regression of every other score. Features are ln params, ln tokens, code and the scores' log odds.
+    """
+
+    # Of the kernel (1 + x y / WIDTH)^2 over standardised features, and its noise, in variances of a score's log odds.
+    WIDTH, NOISE = 16.0, 0.3
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__(config)
+        features = len(self.centre)
+        products = 1 + features + features * (features + 1) // 2
+        self.register_buffer("moments", torch.zeros(products, products))
 
     def products(self, values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """1, standardised features, squares and products of known ones, (batch, products); which are known."""
@@ -222,14 +243,55 @@ class ScoreRegression(nn.Module):
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
         """(batch, features), which are known -> (batch, tasks) scores; those of a known task are no prediction."""
         expanded, which = self.products(values, known)
-        subsets, member = torch.unique(which, dim=0, return_inverse=True)
-        ridge = self.NOISE * torch.eye(len(self.moments), device=values.device)
         linear = slice(1 + self.SIZES, 1 + self.deviation.numel())
         targets = self.moments[:, linear] / math.sqrt(2 / self.WIDTH)
-        masked = subsets[:, :, None] * self.moments * subsets[:, None, :] + ridge
-        weights = torch.linalg.solve(masked, subsets[:, :, None] * targets)
-        predicted = (expanded[:, None] @ weights[member])[:, 0]
+        ridge = torch.full_like(expanded[0], self.NOISE)
+        predicted = (expanded[:, None] @ self._solve(self.moments, targets, which, ridge))[:, 0]
         return self.scores(predicted * self.deviation[self.SIZES :] + self.centre[self.SIZES :])
+
+
+class SiblingRegression(Regression):
+    """Scores of a model from those of a smaller sibling: ridge regression of their difference in log odds.
+
+    Linear in what the model has more of (ln params, ln tokens), never falling with it, and in the sibling's ln params,
+    ln tokens, code and log odds. Fitted to pairs of models of one family.
+    """
+
+    RIDGE = 0.4  # in variances of a feature
+    GROWTHS = 2  # ln params, ln tokens
+
+    def __init__(self, config: NSPConfig) -> None:
+        super().__init__(config)
+        products = 1 + self.GROWTHS + len(self.centre) + len(self.tasks)
+        self.register_buffer("growth", torch.ones(self.GROWTHS))  # root mean square
+        self.register_buffer("moments", torch.zeros(products, products))  # of the features, then the differences
+
+    def described(self, sizes: Tensor, sibling: Tensor, log_odds: Tensor, known: Tensor) -> Tensor:
+        """Features (batch, 1 + growths + sizes + tasks) of pairs.
+
+        Args:
+            sizes: (batch, 3) of the model.
+            sibling: (batch, 3) of its sibling.
+            log_odds: (batch, tasks) of the sibling.
+            known: (batch, tasks), 1 where they are.
+        """
+        grown = (sizes - sibling)[:, : self.GROWTHS] / self.growth
+        own = (torch.cat([sibling, log_odds], 1) - self.centre) / self.deviation
+        return torch.cat(
+            [torch.ones_like(grown[:, :1]), grown, own * torch.cat([torch.ones_like(sibling), known], 1)], 1
+        )
+
+    def forward(self, sizes: Tensor, sibling: Tensor, log_odds: Tensor, known: Tensor) -> Tensor:
+        """Arguments as for `described` -> (batch, tasks) log odds; no prediction where the sibling's is not known."""
+        features = self.described(sizes, sibling, log_odds, known)
+        number = features.shape[1]
+        which = torch.cat([torch.ones_like(features[:, : number - len(self.tasks)]), known], 1)
+        ridge = torch.full_like(features[0], self.RIDGE)
+        ridge[0] = 0.0
+        weights = self._solve(self.moments[:number, :number], self.moments[:number, number:], which, ridge)
+        grows = slice(1, 1 + self.GROWTHS)
+        weights = torch.cat([weights[:, :1], weights[:, grows].clamp(min=0), weights[:, grows.stop :]], 1)
+        return log_odds + (features[:, None] @ weights)[:, 0]
 
 
 class EncoderLayer(nn.Module):
@@ -331,7 +393,7 @@ class NSPPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = False
     _no_split_modules: ClassVar[list[str]] = ["EncoderLayer"]
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["regression"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["regression", "sibling_regression"]
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -368,10 +430,12 @@ class NSPPreTrainedModel(PreTrainedModel):
             init.constant_(module.noise, math.log(0.02))
             init.zeros_(module.known_means)
             init.zeros_(module.known_covariances)
-        elif isinstance(module, ScoreRegression):
+        elif isinstance(module, Regression):
             init.zeros_(module.centre)
             init.ones_(module.deviation)
             init.zeros_(module.moments)
+            if isinstance(module, SiblingRegression):
+                init.ones_(module.growth)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -394,6 +458,7 @@ class NSPModel(NSPPreTrainedModel):
         self.effect = FamilyEffect(config)
         self.encoder = Encoder(config)
         self.regression = ScoreRegression(config)
+        self.sibling_regression = SiblingRegression(config)
         self.post_init()
 
     @property
@@ -489,8 +554,15 @@ class NSPModel(NSPPreTrainedModel):
         assumed = torch.maximum(1 - mask[:, 1:2], (self._beyond(features, mask) / EXTRAPOLATION).clamp(max=1)[:, None])
         scale = torch.where(scale < 0, scale * (1 - assumed), scale)
         logits, deviations = mean + shift, variance.sqrt() * torch.exp(0.5 * scale)
-        if score_values is not None and not self.training and self.regression.fitted:
-            logits = self._second_opinion(logits, features, mask, score_values.float(), score_tasks, models, present)
+        if score_values is not None and score_features is not None and not self.training:
+            values = score_values.float()
+            if self.regression.fitted:
+                logits = self._second_opinion(logits, features, mask, values, score_tasks, models, present)
+            if self.sibling_regression.fitted:
+                new = None if family_ids is None else family_ids < 0
+                logits = self._sibling_opinion(
+                    logits, features, mask, values, score_tasks, models, present, score_features.float(), known, new
+                )
         output = self._output(logits, deviations, labels, label_weights)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -623,14 +695,59 @@ class NSPModel(NSPPreTrainedModel):
         rows = torch.nonzero(own)
         return logits.index_put((rows, regressed[None]), blended)
 
+    def _sibling_opinion(
+        self,
+        logits: Tensor,
+        features: Tensor,
+        mask: Tensor,
+        values: Tensor,
+        tasks: Tensor,
+        models: Tensor,
+        present: Tensor,
+        score_features: Tensor,
+        score_mask: Tensor,
+        new: Tensor | None,
+    ) -> Tensor:
+        """Logits averaged with the regression on the largest sibling, where nothing of the model itself is known.
+
+        `new` (batch,) is where the family is not a known one; everywhere when absent. The average is one of log odds.
+        Both rise with size, and so does the average: the regression, which knows larger models only, never lifts a
+        score at the sibling's own size and below, and from there on more and more.
+        """
+        regression = self.sibling_regression
+        regressed = torch.tensor(regression.tasks, device=logits.device)
+        given = (tasks[..., None] == regressed) & (present & (models != 0))[..., None]
+        sizes, which = self.regression_sizes(score_features, score_mask), given.any(-1)
+        for column in range(2):  # the largest, and of these the longest trained
+            key = sizes[..., column].masked_fill(~which, -math.inf)
+            which = which & (key == key.amax(1, keepdim=True))
+        at = which.any(1) & ~(present & (models == 0)).any(1)
+        at = at if new is None else at & new
+        if not at.any():
+            return logits
+        given, which = (given & which[..., None])[at], which[at]
+        known = given.any(1)
+        scores = (values[at][..., None] * given).sum(1) / given.sum(1).clamp(min=1)
+        sibling = (sizes[at] * which[..., None]).sum(1) / which.sum(1, keepdim=True)
+        size = self.regression_sizes(features, mask)[at]
+        chance, span = self.heads.chance.float()[regressed], self.heads.span()[regressed]
+        before = logits[at][:, regressed]
+        ours = regression.log_odds(chance + span * torch.sigmoid(before))
+        more = regression(size, sibling, regression.log_odds(scores), known.float()) - ours
+        larger = ((size - sibling)[:, :1] / LARGER).clamp(0, 1)
+        averaged = ours + (more.clamp(max=0) + larger * more.clamp(min=0)) / 2
+        share = ((regression.scores(averaged) - chance) / span).clamp(0.005, 0.995)
+        rows = torch.nonzero(at)
+        return logits.index_put((rows, regressed[None]), torch.where(known, torch.logit(share), before))
+
     def regression_sizes(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(batch, 3): ln params, ln tokens and code, what is missing at its expectation."""
-        tokens = torch.where(mask[:, 1] > 0, features[:, 1], self._assumed_tokens(features))
-        code = torch.where(mask[:, 2] > 0, features[:, 2], float(self.config.feature_priors[0]))
-        return torch.stack([features[:, 0], tokens, code], 1)
+        """(..., 3): ln params, ln tokens and code, what is missing at its expectation."""
+        tokens = torch.where(mask[..., 1] > 0, features[..., 1], self._assumed_tokens(features))
+        code = torch.where(mask[..., 2] > 0, features[..., 2], float(self.config.feature_priors[0]))
+        return torch.stack([features[..., 0], tokens, code], -1)
 
     def _assumed_tokens(self, features: Tensor) -> Tensor:
-        return self.config.tokens_prior[0] + self.config.tokens_prior[1] * features[:, 0]
+        return self.config.tokens_prior[0] + self.config.tokens_prior[1] * features[..., 0]
 
     def _output(self, logits: Tensor, deviations: Tensor, labels: Tensor | None, weights: Tensor | None) -> NSPOutput:
         predictions, slopes = self.heads.scores(logits)
@@ -722,7 +839,7 @@ class NSPEnsemble(PreTrainedModel):
     base_model_prefix = "nsp_ensemble"
     main_input_name = "features"
     accepts_loss_kwargs = False
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["regression"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["regression", "sibling_regression"]
     _init_weights = NSPPreTrainedModel._init_weights
 
     def __init__(self, config: NSPEnsembleConfig) -> None:

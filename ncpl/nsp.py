@@ -24,7 +24,7 @@ from configuration_nsp import CHANCE, CORE_TASKS, NSPConfig
 from datasets_scripts.leaderboard import load_leaderboard
 from datasets_scripts.runs import SOURCES, load_runs
 from feature_extraction_nsp import TOKENS_PER_PARAM, NSPFeatureExtractor, as_rows
-from modeling_nsp import NSPModel, NSPOutput
+from modeling_nsp import NSPModel, NSPOutput, SiblingRegression
 from ncpl import record
 from processing_ncpl import field_name
 
@@ -162,6 +162,8 @@ class TrainingBlock:
         encoder_decay: weight decay of the encoder.
         auxiliary_weight: of tasks beside the core ones, in the loss.
         unknown_architecture: share of examples whose architecture is hidden.
+        family_inflation: factor on the fitted variance of a family's effect: the closed form follows the families it
+            was fitted to more closely than it will a new one.
     """
 
     steps: int = 900
@@ -172,6 +174,7 @@ class TrainingBlock:
     encoder_decay: float = 0.1
     auxiliary_weight: float = 0.3
     unknown_architecture: float = 0.2
+    family_inflation: float = 1.0
 
 
 @dataclass
@@ -325,19 +328,21 @@ def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool
         schedule.step()
         optimizer.zero_grad()
     model.eval()
-    set_regression(model, scores, rows)
+    _inflate(model, options.family_inflation)
+    set_regressions(model, scores, rows)
     return model
 
 
 @torch.no_grad()
-def set_regression(model: NSPModel, scores: Scores, rows: Rows) -> None:
+def set_regressions(model: NSPModel, scores: Scores, rows: Rows) -> None:
     """Stores the moments of some models' sizes and scores, from which scores are regressed on one another.
 
     What was not measured is filled in by the model.
     """
-    regression, index = model.regression, torch.as_tensor(np.asarray(rows), dtype=torch.long)
+    regression, rows = model.regression, np.asarray(rows)
     if not regression.tasks:
         return
+    index = torch.as_tensor(rows, dtype=torch.long)
     values = scores.values[index][:, regression.tasks]
     known = [[(row, task) for task in regression.tasks if not scores.values[row, task].isnan()] for row in rows]
     filled = torch.where(values.isnan(), predict(model, scores, rows, known).predictions[:, regression.tasks], values)
@@ -347,6 +352,48 @@ def set_regression(model: NSPModel, scores: Scores, rows: Rows) -> None:
     regression.deviation.copy_(described.std(0).clamp(min=1e-3))
     expanded, _ = regression.products(described, torch.ones_like(described))
     regression.moments.copy_((expanded.double().T @ expanded.double()).float())
+    _set_sibling_regression(
+        model.sibling_regression, sizes.double(), described[:, regression.SIZES :].double(), scores.families[rows]
+    )
+
+
+def _set_sibling_regression(
+    regression: SiblingRegression, sizes: Tensor, log_odds: Tensor, families: np.ndarray
+) -> None:
+    """Stores the moments of all pairs of a model and a smaller one of its family.
+
+    A family weighs as the root of its number of pairs, a pair the less the larger its ratio of params, and the less
+    the farther it is from the regression (Student-t, 3 degrees of freedom, by reweighting).
+    """
+    params = sizes[:, 0].numpy()
+    model, other = np.nonzero((families[:, None] == families) & (params[:, None] > params))
+    if not len(model):
+        return
+    _, family, counts = np.unique(families[model], return_inverse=True, return_counts=True)
+    size, sibling, known = sizes[model], sizes[other], torch.ones_like(log_odds[other])
+    grown, described = (size - sibling)[:, : regression.GROWTHS], torch.cat([sizes, log_odds], 1)[other]
+    prior = (-0.5 * grown[:, 0]).exp() / torch.from_numpy(counts[family]).double().sqrt()
+    weight = (prior / prior.sum())[:, None]
+    centre = (weight * described).sum(0)
+    regression.centre.copy_(centre)
+    regression.deviation.copy_((weight * (described - centre).square()).sum(0).sqrt().clamp(min=1e-3))
+    regression.growth.copy_((weight * grown.square()).sum(0).sqrt().clamp(min=1e-3))
+    features = regression.described(size, sibling, log_odds[other], known)
+    expanded = torch.cat([features, log_odds[model] - log_odds[other]], 1)
+    for _ in range(5):
+        regression.moments.copy_(expanded.T @ (weight * expanded))
+        predicted = regression(size.float(), sibling.float(), log_odds[other].float(), known.float())
+        error = (log_odds[model] - predicted).square()
+        far = (error / (weight * error).sum(0)).mean(1)
+        weight = prior / (3 + far)
+        weight = (weight / weight.sum())[:, None]
+
+
+@torch.no_grad()
+def _inflate(model: NSPModel, factor: float) -> None:
+    """Multiplies the variance of a family's effect."""
+    model.effect.family_factors.mul_(math.sqrt(factor))
+    model.effect.family_scales.add_(math.log(factor) / 2)
 
 
 _SHRUNK = {"slopes", "offsets", "loadings", "architecture", "family_factors", "model_factors"}

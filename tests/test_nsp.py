@@ -35,6 +35,24 @@ def random_model(seed: int = 0, **config) -> NSPModel:
     return model
 
 
+def random_pairs(model: NSPModel, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Sizes, siblings' sizes, siblings' log odds and their differences, whose moments the model then has."""
+    regression, random = model.sibling_regression, torch.Generator().manual_seed(seed)
+    tasks = len(regression.tasks)
+    mixed = torch.randn(60, 5 + tasks, generator=random) @ torch.randn(5 + tasks, 5 + tasks, generator=random)
+    sibling = torch.cat([mixed[:, :2] / 5, (mixed[:, 2:3] > 0).float()], 1)
+    size = sibling + torch.cat([mixed[:, 3:5].abs() / 5, torch.zeros(60, 1)], 1)
+    log_odds = mixed[:, 5:] / 3
+    difference = torch.randn(60, tasks, generator=random) + (size - sibling)[:, :2].sum(1, keepdim=True)
+    described = torch.cat([sibling, log_odds], 1)
+    regression.centre.copy_(described.mean(0))
+    regression.deviation.copy_(described.std(0))
+    features = regression.described(size, sibling, log_odds, torch.ones_like(log_odds))
+    expanded = torch.cat([features, difference], 1)
+    regression.moments.copy_(expanded.T @ expanded / 60)
+    return size, sibling, log_odds, difference
+
+
 @pytest.fixture(scope="module")
 def model():
     return random_model()
@@ -59,7 +77,8 @@ def base():
 )
 @pytest.mark.filterwarnings("ignore:tokens|params:UserWarning")
 def test_scores_lie_between_chance_and_one_and_rise_with_size(seed, context):
-    model = random_model(seed)
+    model = random_model(seed, regression_tasks=CORE_TASKS)
+    random_pairs(model, seed)
     grid = np.logspace(7, 13, 25)
     low = torch.tensor(model.config.chance)
     for rows in (
@@ -157,6 +176,31 @@ def test_the_regression_of_scores_is_ridge_on_products_of_what_is_known():
         torch.testing.assert_close(found[:, 1], wanted.float(), atol=2e-3, rtol=0)
 
 
+def test_the_regression_on_a_sibling_is_ridge_on_what_is_known():
+    """Against scikit-learn's ridge on the same pairs; what grows never lowers a score."""
+    from sklearn.linear_model import Ridge
+
+    model = random_model(tasks=["mmlu", "gsm8k", "arc_c"], regression_tasks=["mmlu", "gsm8k", "arc_c"])
+    size, sibling, log_odds, difference = random_pairs(model)
+    regression = model.sibling_regression
+    for used in ([0, 1, 2], [0, 2], [1]):
+        known = torch.zeros_like(log_odds)
+        known[:, used] = 1
+        found = regression(size, sibling, log_odds, known)
+        columns = [*range(1, 6), *(6 + task for task in used)]
+        features = regression.described(size, sibling, log_odds, known).numpy()[:, columns]
+        for task in used:
+            plain = Ridge(regression.RIDGE * len(size)).fit(features, difference[:, task].numpy())
+            # The constant bears no penalty.
+            assert (plain.coef_[:2] >= 0).all()
+            wanted = torch.tensor(plain.predict(features)) + log_odds[:, task]
+            torch.testing.assert_close(found[:, task], wanted.float(), atol=1e-3, rtol=0)
+    regression.moments[1:3, 9:] *= -1
+    regression.moments[9:, 1:3] *= -1
+    more = regression(size + torch.tensor([1.0, 1.0, 0.0]), sibling, log_odds, torch.ones_like(log_odds))
+    torch.testing.assert_close(more, regression(size, sibling, log_odds, torch.ones_like(log_odds)))
+
+
 def test_extrapolation_widens_and_says_so(base):
     with pytest.warns(UserWarning, match=r"params of 1 of 2 models outside .* extrapolation"):
         output = base([{"params": 5e12, "tokens": 2e12}, LLAMA])
@@ -252,6 +296,45 @@ def test_known_scores_of_its_own_bring_the_regression_in(base):
         torch.testing.assert_close(base(row).predictions, without(row).predictions)
     known = [base.config.tasks.index(task) for task in scores]
     torch.testing.assert_close(base(own).predictions[0, known], without(own).predictions[0, known])
+
+
+def test_a_sibling_brings_its_regression_in(base):
+    """It is half of the log odds of the scores that a smaller sibling has, and keeps out where more is known."""
+    without = copy.deepcopy(base)
+    without.sibling_regression.moments.zero_()
+    sibling = {"params": 1e9, "tokens": 2e12, "mmlu": 0.3, "hellaswag": 0.6}
+    row = {**LLAMA, "domain": "general", "siblings": [sibling]}
+    given, regression = base.extractor(row), base.sibling_regression
+    sizes = base.regression_sizes(given["features"], given["feature_mask"])
+    smaller = base.regression_sizes(given["score_features"], given["score_feature_mask"])[:, 0]
+    scores, known = torch.full((1, 8), 0.5), torch.zeros(1, 8)
+    for task, value in (("mmlu", 0.3), ("hellaswag", 0.6)):
+        at = regression.tasks.index(base.config.tasks.index(task))
+        scores[0, at], known[0, at] = value, 1
+    regressed = regression(sizes, smaller, regression.log_odds(scores), known)
+    own = without(row).predictions
+    mean = regression.scores((regression.log_odds(own[:, regression.tasks]) + regressed) / 2)
+    wanted = own.clone()
+    wanted[:, regression.tasks] = torch.where(known > 0, mean, own[:, regression.tasks])
+    torch.testing.assert_close(base(row).predictions, wanted, atol=1e-4, rtol=0)
+    for more in ({"scores": {"arc_c": 0.5}}, {"like": base.config.families[0]}):
+        torch.testing.assert_close(base({**row, **more}).predictions, without({**row, **more}).predictions)
+    # A larger sibling's own opinion of a smaller model never lifts it.
+    row = {**row, "params": 5e8}
+    assert (base(row).predictions <= without(row).predictions + 1e-6).all()
+
+
+def test_of_several_siblings_the_largest_is_regressed_on(base):
+    """Whatever their order; and the curve rises through the sizes of all."""
+    siblings = [
+        {"params": 1e9, "tokens": 2e12, "mmlu": 0.3, "hellaswag": 0.6},
+        {"params": 3e9, "tokens": 1e12, "mmlu": 0.5},
+        {"params": 3e9, "tokens": 2e12, "mmlu": 0.4},
+    ]
+    grid = [{"params": n, "tokens": 2e12, "domain": "general"} for n in np.logspace(8.5, 10.5, 60)]
+    one, other = (base([{**row, "siblings": order} for row in grid]) for order in (siblings, siblings[::-1]))
+    torch.testing.assert_close(one.predictions, other.predictions, atol=1e-5, rtol=1e-4)
+    assert (one.predictions.diff(dim=0) >= -1e-6).all()
 
 
 # --- saving ---
