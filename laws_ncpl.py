@@ -185,12 +185,13 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
     """The configuration-aware law, for numpy and torch alike.
 
         L = E + A e^(-alpha n) + B e^(growth n - (beta + beta_n n) (d + eff))
-            + valley(x) + edge(u) + floor(b) + waste(b)
+            + valley(x) + edge(u) + setback(v) + floor(b) + waste(b)
 
     The data term grows with size, as in every lab's runs at hand (docs/experiments.md). `valley` is zero at the best
-    learning rate (hyperbola below it, exponential above), `edge` rises where training turns rough, `floor` is the noise
-    of small batches, and `waste` the data that batches over the critical size throw away. Their positions and heights
-    are power laws of size, data and batch.
+    learning rate (hyperbola below it, exponential above), `edge` rises where training turns rough, `setback` is the
+    data that runs lose which blow up early and recover (a step in the learning rate), `floor` is the noise of small
+    batches, and `waste` the data that batches over the critical size throw away. Their positions and heights are power
+    laws of size, data and batch.
 
     Args:
         c: coefficient -> its value for each run.
@@ -198,7 +199,7 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
         xp: numpy or torch.
 
     Returns:
-        `loss` and its part `excess` (valley, edge, floor and waste) in nats per token, and where the rate lies:
+        `loss` and its part `excess` (valley, edge, setback, floor, waste) in nats per token, and where the rate lies:
         `valley`, log over the best one, and `edge`, log over the one where training turns rough.
     """
 
@@ -216,8 +217,11 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
     over = b - (c["crit"] + c["crit_n"] * n + c["crit_d"] * d)
     doubled = xp.log1p(xp.exp(-abs(over))) + (over + abs(over)) / 2
     waste = data * (xp.exp(c["beta"] * doubled) - 1)
+    blown = 1 / (1 + xp.exp(-xp.clip(xp.exp(c["sharp"]) * (rate - power("blow")), -40.0, 40.0)))
+    lost = xp.exp(c["lost"] + c["lost_d"] * d + c["lost_b"] * b) * blown
+    setback = data * (xp.exp(c["beta"] * lost) - 1)
     # A run that goes on rising diverges and has no loss: what finishes saturates.
-    rough = _SATURATION * (1 - xp.exp(-(high + edge) / _SATURATION))
+    rough = _SATURATION * (1 - xp.exp(-(high + edge + setback) / _SATURATION))
     excess = low + rough + xp.exp(power("floor")) + waste
     loss = c["E"] + c["offset"] + xp.exp(c["logA"] - c["alpha"] * n) + data + excess
     return {"loss": loss, "excess": excess, "valley": x, "edge": u}
@@ -494,6 +498,12 @@ PRIORS: dict[str, Prior] = {
     "steep": Prior(-0.2, 0.3, 0.3),
     **_power("edge", 1.5, Prior(-0.6, 0.2, 0.1), Prior(0.1, 0.2, 0.2), Prior(0.2, 0.2, 0.2), 1.0, 1.0),
     "rough": Prior(0.5, 0.4, 0.3),
+    # Where runs blow up early, how sharply that sets in, and the logarithm of data (in log units) that they lose.
+    **_power("blow", 0.8, Prior(-0.6, 0.2, 0.1), Prior(0.0, 0.2, 0.1), Prior(0.0, 0.2, 0.1), 0.7, 0.7),
+    "sharp": Prior(1.8, 0.5, 0.3),
+    "lost": Prior(-1.2, 0.7, 0.5),
+    "lost_d": Prior(0.0, 0.2, 0.1),
+    "lost_b": Prior(0.0, 0.2, 0.1),
     **_power("floor", -5.0, Prior(0.0, 0.05, 0.03), Prior(0.2, 0.1, 0.1), Prior(-1.0, 0.2, 0.2), 0.5),
     "crit": Prior(1.5, 0.7, 0.7, 0.4),
     "crit_n": Prior(0.0, 0.1, 0.05),

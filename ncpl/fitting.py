@@ -5,6 +5,7 @@ None where the run has none). Everything is deterministic under its seed.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,15 +35,10 @@ from laws_ncpl import (
 Row = Mapping[str, Any]
 # Student-t degrees of freedom of the losses around the law: runs close to divergence scatter far.
 _FREEDOM = 4.0
-# Scale of that distribution in the first fit, in nats.
+# Scale of that distribution in the fit of the closed form, in nats.
 _SPREAD = 0.004
-# Steps of L-BFGS from the prior's means, taken run by run and then under the kernels' covariance. Stopped this early,
-# coefficients of which the runs say little stay near their prior; run to the end, runs of left-out cells are forecast
-# worse by a quarter (docs/experiments.md).
-_STEPS = {"robust": 100, "general": 30}
-# Weight of the runs taken one by one beside the general least squares, which alone would let the residual stand in
-# for the law: enough to keep the closed form a forecast of its own.
-_ANCHOR = 0.1
+# Steps of L-BFGS for a kernel's scales, the runs' noise weighed anew after each round.
+_ROUNDS = (40, 13, 13)
 # Noise in nats, over the kernel's own, of runs whose hyper-parameters vary: ablations repeat their centre so closely
 # that marginal likelihood believes every one of them, and then does not carry over to another centre. The scales are
 # learnt under the larger, the residual is made under the smaller.
@@ -66,10 +62,10 @@ def cell(row: Row) -> tuple[str, float, float, float]:
 def fit(rows: Sequence[Row], *, seed: int | None = None) -> "Fit":
     """Fits the closed form and the residuals around it.
 
-    The closed form comes first, towards the maximum a posteriori under `PRIORS` with Student-t errors, stopped early.
-    Then, in turn: each source's residual kernel by marginal likelihood, with every run's noise weighed by how far it
-    lies off; and the closed form again, by least squares under that covariance, so that the runs of one cell do not
-    count as independent evidence.
+    The closed form comes first, the maximum a posteriori under `PRIORS` with Student-t errors. What it gets wrong it
+    gets wrong for all the runs of a cell together, so that these count as one witness (a coarsened posterior, Miller &
+    Dunson 2019); taken as independent they overfit (docs/experiments.md). Then each source's residual kernel, by
+    marginal likelihood, with every run's noise weighed by how far it lies off.
 
     Args:
         rows: finished runs.
@@ -138,6 +134,26 @@ class _Layout:
             means += [PRIORS[name].mean if kind == "common" else 0.0 for name in names]
             sds += [near * getattr(PRIORS[name], "sd" if kind == "common" else kind) for name in names]
         return torch.tensor(means, dtype=torch.float64), torch.tensor(sds, dtype=torch.float64)
+
+    def slopes(self, runs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the flat vector does to the coefficients, linearly.
+
+        Returns:
+            For each of its entries the place of its coefficient in `PRIORS`, and (runs, entries) that coefficient's
+            derivatives.
+        """
+        names, columns, moved = list(PRIORS), [], []
+        for kind, group, own in self.groups:
+            if kind == "common":
+                mine = torch.ones(len(runs["n"]), dtype=torch.bool)
+            elif kind == "source":
+                heirs = [i for i, name in enumerate(self.sources) if group in (name, self.kin(name))]
+                mine = torch.isin(runs["source"], torch.tensor(heirs))
+            else:
+                mine = runs["optimizer"] == self.optimizers.index(group)
+            columns += [names.index(name) for name in own]
+            moved += [mine] * len(own)
+        return torch.tensor(columns), torch.stack(moved, 1) * self.moments()[1]
 
     def coefficients(self, z: Tensor, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mean, sd = self.moments()
@@ -224,13 +240,18 @@ class _Part:
 
 @dataclass
 class Fit:
-    """A fitted law with all that its uncertainty and its held-out forecasts need; made by `fit`."""
+    """A fitted law with all that its uncertainty and its held-out forecasts need; made by `fit`.
+
+    `witness` is a run's weight in the fit of the closed form, one over the number of its cell's runs.
+    """
 
     rows: list[Row]
     layout: _Layout
     typical: dict[str, dict[str, dict[str, Any]]]
     z: Tensor
     runs: dict[str, Tensor]
+    losses: Tensor
+    witness: Tensor
     parts: dict[str, _Part]
 
     def law(self) -> ConfigurationLaw:
@@ -264,23 +285,24 @@ class Fit:
 
     def jacobian(self, runs: Mapping[str, Tensor]) -> Tensor:
         """Derivatives of the closed form, a row for each run."""
-
-        def loss(z: Tensor) -> Tensor:
-            return _terms(self.layout.coefficients(z, runs), runs)["loss"]
-
-        return torch.autograd.functional.jacobian(loss, self.z, vectorize=True, strategy="forward-mode")
+        own = self.layout.coefficients(self.z, runs)
+        table = torch.stack([own[name].expand(len(runs["n"])) for name in PRIORS], 1).detach().requires_grad_(True)
+        # A run's loss hangs on its own coefficients alone, so one pass backward gives the derivatives of all runs.
+        losses = _terms(dict(zip(PRIORS, table.unbind(1), strict=True)), runs)["loss"]
+        (by_coefficient,) = torch.autograd.grad(losses.sum(), table)
+        columns, slopes = self.layout.slopes(runs)
+        return by_coefficient[:, columns] * slopes
 
     @cached_property
     def _posterior(self) -> tuple[Tensor, Tensor]:
-        """Derivatives at the fitted runs, and the posterior covariance of the standard scores.
+        """Derivatives at the fitted runs, and the posterior covariance of the standard scores (Laplace)."""
+        slopes, weights = self.jacobian(self.runs), self.witness * _precision(self.losses - self.closed_form())
+        hessian = slopes.T @ (weights[:, None] * slopes)
+        return slopes, torch.linalg.inv(hessian + torch.eye(len(self.z), dtype=torch.float64))
 
-        (Laplace's approximation, at the kernel's covariance of the residuals.)
-        """
-        slopes = self.jacobian(self.runs)
-        hessian = torch.eye(len(self.z), dtype=torch.float64)
-        for part in self.parts.values():
-            hessian = hessian + slopes[part.rows].T @ part.inverse @ slopes[part.rows]
-        return slopes, torch.linalg.inv(hessian)
+    def closed_form(self) -> Tensor:
+        """The closed form at the fitted runs, in nats per token."""
+        return _terms(self.layout.coefficients(self.z, self.runs), self.runs)["loss"]
 
     def deviation(self, source: str, runs: Mapping[str, Tensor]) -> Tensor:
         """Standard deviation of law and residual together at runs of one source, without noise (universal kriging)."""
@@ -494,9 +516,14 @@ def _fit(rows: Sequence[Row], seed: int | None, first: Fit | None = None, afresh
     start = torch.zeros(len(layout.moments()[0]), dtype=torch.float64)
     if seed is not None:
         start = 0.4 * torch.randn(len(start), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = Fit(list(rows), layout, typical, start, runs, {})
+    count = Counter(map(cell, rows))
+    witness = torch.tensor([1 / count[cell(row)] for row in rows], dtype=torch.float64)
+    found = Fit(list(rows), layout, typical, start, runs, losses, witness, {})
     for sources, free in _teams(layout, runs):
-        _fit_sources(found, sources, free, losses, None if afresh else first)
+        places = {name: torch.nonzero(runs["source"] == layout.sources.index(name))[:, 0] for name in sources}
+        _fit_closed_form(found, torch.cat(list(places.values())), free)
+        for source, index in places.items():
+            _fit_part(found, source, index, None if first is None or afresh else first.parts[source])
     return found
 
 
@@ -517,54 +544,57 @@ def _teams(layout: _Layout, runs: Mapping[str, Tensor]) -> list[tuple[list[str],
     return [(dense, ~own), (sparse, own)]
 
 
-def _fit_sources(found: Fit, sources: Sequence[str], free: Tensor, losses: Tensor, first: Fit | None) -> None:
-    """Fits the free coefficients and the kernels of some sources, all else in `found` held.
+def _misfit(residuals: Tensor) -> Tensor:
+    """Minus the log likelihood of each run's error from the closed form, Student-t."""
+    return (_FREEDOM + 1) / 2 * torch.log1p((residuals / _SPREAD) ** 2 / _FREEDOM)
 
-    With `first` the kernels keep its scales.
+
+def _precision(residuals: Tensor) -> Tensor:
+    """Weights of half squares that have the slope of `_misfit`."""
+    return (_FREEDOM + 1) / (_FREEDOM * _SPREAD**2 + residuals**2)
+
+
+def _fit_closed_form(found: Fit, mine: Tensor, free: Tensor) -> None:
+    """Moves the free coefficients to their maximum a posteriori given some runs, all else in `found` held.
+
+    Levenberg-Marquardt on reweighted least squares (Holland & Welsch 1977).
     """
-    layout, runs, held = found.layout, found.runs, found.z
-    rows = {name: torch.nonzero(runs["source"] == layout.sources.index(name))[:, 0] for name in sources}
-    mine = torch.cat(list(rows.values())).sort().values
 
-    def whole(z: Tensor) -> Tensor:
-        return held.masked_scatter(free, z)
+    def objective() -> float:
+        misfit = found.witness * _misfit(found.losses - found.closed_form())
+        value = misfit[mine].sum() + (found.z[free] ** 2).sum() / 2
+        return float(value) if torch.isfinite(value) else math.inf
 
-    def residuals(z: Tensor) -> Tensor:
-        return losses - _terms(layout.coefficients(whole(z), runs), runs)["loss"]
-
-    def robust(z: Tensor) -> Tensor:
-        return (1.5 * torch.log1p((residuals(z)[mine] / _SPREAD) ** 2 / 2)).sum()
-
-    z, _ = _minimise(robust, held[free], _STEPS["robust"])
-    rounds = 3 if first is None else 2
-    for k in range(rounds):
-        found.z = whole(z)
-        for source in sorted(sources):
-            old = found.parts.get(source) or (first.parts.get(source) if first else None)
-            iterations = 0 if first is not None else 40 if k == 0 else 13
-            found.parts[source] = _fit_part(found, rows[source], residuals(z)[rows[source]], old, iterations)
-        if k < rounds - 1:
-
-            def general(z: Tensor) -> Tensor:
-                r = residuals(z)
-                parts = [found.parts[name] for name in sources]
-                terms = [0.5 * r[part.rows] @ part.inverse @ r[part.rows] for part in parts]
-                return torch.stack(terms).sum() + _ANCHOR * robust(z)
-
-            z, _ = _minimise(general, z, _STEPS["general"])
+    lowest, damping, gain = objective(), 1.0, math.inf
+    while gain > 1e-4:
+        slopes, residuals = found.jacobian(found.runs)[mine][:, free], (found.losses - found.closed_form())[mine]
+        weighed, z = (found.witness[mine] * _precision(residuals))[:, None] * slopes, found.z
+        hessian = slopes.T @ weighed + torch.eye(slopes.shape[1], dtype=torch.float64)
+        downhill = weighed.T @ residuals - z[free]
+        while True:
+            step = torch.linalg.solve(hessian + damping * torch.diag(torch.diagonal(hessian)), downhill)
+            found.z = z.masked_scatter(free, z[free] + step)
+            gain = lowest - objective()
+            if gain > 0:
+                lowest, damping = lowest - gain, max(damping / 4, 1e-6)
+                break
+            damping *= 4
+            if damping > 1e6:
+                found.z = z
+                return
 
 
-def _fit_part(fit: Fit, index: Tensor, residuals: Tensor, old: _Part | None, iterations: int) -> _Part:
-    """One source's kernel by marginal likelihood, with Student-t noise by reweighting."""
-    runs = {name: values[index] for name, values in fit.runs.items()}
+def _fit_part(found: Fit, source: str, index: Tensor, old: _Part | None) -> None:
+    """One source's kernel by marginal likelihood, with Student-t noise by reweighting; with the scales of `old`."""
+    runs = {name: values[index] for name, values in found.runs.items()}
+    residuals = (found.losses - found.closed_form())[index]
     moving = runs["fields"].std(0) > 0 if len(index) > 1 else torch.zeros(len(COORDINATES), dtype=torch.bool)
     fields = old.fields if old else [name for name, moves in zip(COORDINATES, moving, strict=True) if moves]
     size = len(_SCALES) + len(_BY_FIELD) * len(fields)
     z = old.z if old else torch.zeros(size, dtype=torch.float64)
     part = _Part(index, fields, z, {}, torch.ones(len(index), dtype=torch.float64), torch.empty(0), torch.empty(0))
-    part.points = {name: values.detach() for name, values in fit._points(runs, part).items()}
-    if old is not None and len(old.weights) == len(index):
-        part.weights = old.weights
+    part.points = found._points(runs, part)
+    found.parts[source] = part
 
     def noise(scales: Mapping[str, Tensor], purpose: str) -> Tensor:
         nugget = _NUGGET[purpose] if fields else 0.0
@@ -577,19 +607,19 @@ def _fit_part(fit: Fit, index: Tensor, residuals: Tensor, old: _Part | None, ite
         white = torch.linalg.solve_triangular(root, residuals[:, None], upper=False)
         return 0.5 * (white**2).sum() + torch.log(torch.diagonal(root)).sum()
 
-    if iterations:
-        part.z, _ = _minimise(evidence, part.z, iterations)
-    scales = part.scales
-    kernel = residual_kernel(scales, part.points, part.points, torch)
-    for reweigh in (True, True, False):
-        variance = noise(scales, "residual")
-        part.inverse = torch.linalg.inv(kernel + torch.diag(variance))
-        part.alpha = part.inverse @ residuals
-        if reweigh:
-            # What the smooth surface leaves of each run, in units of its own noise.
-            left = (variance * part.alpha) ** 2 / (variance * part.weights)
-            part.weights = ((_FREEDOM + 1) / (_FREEDOM + left)).clamp(max=1.25)
-    return part
+    for iterations in (0,) if old else _ROUNDS:
+        if iterations:
+            part.z, _ = _minimise(evidence, part.z, iterations)
+        scales = part.scales
+        kernel = residual_kernel(scales, part.points, part.points, torch)
+        for reweigh in (True, True, False):
+            variance = noise(scales, "residual")
+            part.inverse = torch.linalg.inv(kernel + torch.diag(variance))
+            part.alpha = part.inverse @ residuals
+            if reweigh:
+                # What the smooth surface leaves of each run, in units of its own noise.
+                left = (variance * part.alpha) ** 2 / (variance * part.weights)
+                part.weights = ((_FREEDOM + 1) / (_FREEDOM + left)).clamp(max=1.25)
 
 
 def _at_best(fit: Fit, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
