@@ -55,9 +55,9 @@ class ModelBlock:
         huber_delta: residual in nats at which the Huber loss turns from square to linear.
         prior: the law whose residuals are learnt: `chinchilla`, as published (default), `configuration`, fitted on the
             training split, or the path of a law's JSON.
-        one_standard_error: keep the network only if it beats the prior alone on the split `select` by more than a
-            standard error (Hastie et al., The Elements of Statistical Learning, 7.10); else its head is set to zero,
-            and the law speaks alone.
+        one_standard_error: keep the network only if it beats the prior alone on every source of the split `select` by
+            more than a standard error (Hastie et al., The Elements of Statistical Learning, 7.10); else its head is
+            set to zero, and the law speaks alone.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2` or `flex_attention`.
     """
 

@@ -389,29 +389,29 @@ class Evaluation:
             table.setdefault(split, {}).setdefault(source, {})[kind] = metrics
         return table
 
-    def gain(self, residuals: np.ndarray, split: str) -> tuple[float, float]:
-        """By how much the residuals lower a split's mean error, over its sources, below the prior's, in nats per token.
+    def gains(self, residuals: np.ndarray, split: str) -> dict[str, dict[str, float]]:
+        """By how much the residuals lower the mean error of a split's sources below the prior's, in nats per token.
 
         Args:
             residuals: one for each item.
             split: its name.
 
         Returns:
-            The gain and its standard error. Runs of one source, optimizer, size and data size count as one witness:
-            their errors move together.
+            source -> `mean` and `standard_error` of its gain. Runs of one optimizer, size and data size count as one
+            witness: their errors move together.
         """
         gains = np.abs(self._residual) - np.abs(self._residual - np.asarray(residuals, np.float64))
         fields = ("optimizer", "model size", "active size", "data size")
         groups = [str([item.config.get(name) for name in fields]) for item in self.items]
-        means, variances = [], []
+        found = {}
         for source in self.runs[split]:
             at = np.array([cell == (split, source, "final") for cell in self._cells])
             mean, off = gains[at].mean(), defaultdict[str, float](float)
             for group, value in zip(np.array(groups)[at], gains[at], strict=True):
                 off[group] += value - mean
-            means.append(mean)
-            variances.append(sum(value**2 for value in off.values()) / at.sum() ** 2)
-        return float(np.mean(means)), float(np.sqrt(np.sum(variances))) / len(means)
+            error = math.sqrt(sum(value**2 for value in off.values())) / at.sum()
+            found[source] = {"mean": float(mean), "standard_error": float(error)}
+        return found
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """The cells as the Trainer logs them, with each split's mean error over its sources, `SPLIT_mae`."""
@@ -507,11 +507,14 @@ class StageRun:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         residuals = np.asarray(trainer.predict(cast(Any, evaluation.items)).predictions)
         select = self.recipe.data.splits.select
-        gain, error = evaluation.gain(residuals, select)
-        kept = not (self.last and self.recipe.model.one_standard_error and gain <= error)
+        gains = evaluation.gains(residuals, select)
+        # One that helps some sources and not others has learnt these sources' runs, which says little of larger ones.
+        beaten = all(gain["mean"] > gain["standard_error"] for gain in gains.values())
+        kept = beaten or not (self.last and self.recipe.model.one_standard_error)
         if not kept:
             if trainer.is_world_process_zero():
-                print(f"{select}: the network gains {gain:.4f} ± {error:.4f} nats over the prior, which speaks alone")
+                told = [f"{name} {gain['mean']:.4f} ± {gain['standard_error']:.4f}" for name, gain in gains.items()]
+                print(f"{select}: the network gains {', '.join(told)} nats over the prior, which speaks alone")
             for name, parameter in trainable.named_parameters():
                 if "head" in name.split("."):
                     parameter.data.zero_()
@@ -520,7 +523,7 @@ class StageRun:
         report = {
             "steps": trainer.state.global_step,
             "best_step": trainer.state.best_global_step,
-            "gain": {"mean": gain, "standard_error": error, "kept": kept},
+            "gain": {"kept": kept, "sources": gains},
             "metrics": evaluation.cells(residuals),
             "parameters": sum(p.numel() for p in trainable.parameters()),
             "trainable_parameters": sum(p.numel() for p in trainable.parameters() if p.requires_grad),

@@ -130,6 +130,25 @@ def test_errors_of_parameters_shrink_where_data_speak(law):
     assert errors["E"] < 0.5 * laws.PRIORS["E"].sd
 
 
+def test_a_cell_is_one_witness(fit, rows):
+    """Each run of a cell logged three times says nothing new about the closed form."""
+    repeated = [*rows, *2 * [row for row in rows if fitting.cell(row) == fitting.cell(rows[0])]]
+    np.testing.assert_allclose(fitting.fit(repeated).z, fit.z, atol=1e-6)
+
+
+def test_the_closed_form_is_at_its_mode(fit, rows):
+    """Its slope against the prior's pull, by autograd; and from another starting point."""
+    z = fit.z.clone().requires_grad_(True)
+    coefficients = fit.layout.coefficients(z, fit.runs)
+    residuals = (fit.losses - fitting._terms(coefficients, fit.runs)["loss"]) / 0.004
+    counts = torch.tensor([sum(fitting.cell(other) == fitting.cell(row) for other in rows) for row in rows])
+    posterior = -torch.distributions.StudentT(4.0).log_prob(residuals) / counts
+    (slope,) = torch.autograd.grad(posterior.sum() + (z**2).sum() / 2, z)
+    assert (fit._posterior[1] @ slope).abs().max() < 0.01  # what a Newton step would move, in standard scores
+    again = fitting.fit(rows, seed=1).law()
+    np.testing.assert_allclose(again.closed_form(confs(rows)), fit.law().closed_form(confs(rows)), atol=1e-4)
+
+
 def test_fit_is_deterministic(rows):
     first, second = (fitting.fit_prior(rows[::4], seed=3) for _ in range(2))
     assert first.to_dict() == second.to_dict()
