@@ -335,7 +335,7 @@ class ConfigurationLaw:
     >>> config = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw", "learning rate": 2e-3,
     ...           "batch size": 256}
     >>> law.closed_form([config, config | {"data size": 40}]).round(3).tolist()
-    [2.823, 2.76]
+    [2.824, 2.76]
     """
 
     common: Mapping[str, float]
@@ -619,7 +619,7 @@ class Calibration:
             rows, scale = sources == source, self.scale[source]
             sd = _bilinear(self.known[source], points["size"][rows], points["data"][rows])
             excess = points["excess"][rows] * scale["excess"]
-            variance[rows] = sd**2 * scale["known"] ** 2 + excess**2 + scale["noise"] ** 2
+            variance[rows] = sd**2 + excess**2 + scale["noise"] ** 2
         return np.sqrt(variance)
 
     def divergence(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:

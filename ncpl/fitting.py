@@ -396,7 +396,7 @@ class Fit:
             mine = sources == source if source else np.full(len(sources), True)
             scale[source] = _fit_scale(errors[mine], known[mine], excess[mine])
             s = scale[source]
-            total = np.sqrt((s["known"] * known[mine]) ** 2 + (s["excess"] * excess[mine]) ** 2 + s["noise"] ** 2)
+            total = np.sqrt(known[mine] ** 2 + (s["excess"] * excess[mine]) ** 2 + s["noise"] ** 2)
             quantiles = np.quantile(np.abs(errors[mine]) / total, np.linspace(0, 1, 201))
             scores[source] = [float(f"{quantile:.4g}") for quantile in quantiles]
         usual = _usual_rates([*self.rows, *unstable])
@@ -637,15 +637,15 @@ def fit_calibration(rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: 
 def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray) -> dict[str, float]:
     """The standard deviation's constants by Laplace-distributed errors, which heavy tails hardly move."""
     e, s, x = (torch.tensor(values, dtype=torch.float64) for values in (errors, known, excess))
-    centre = torch.log(torch.tensor([1.0, 0.1, 0.002], dtype=torch.float64))
+    centre = torch.log(torch.tensor([0.1, 0.002], dtype=torch.float64))
 
     def objective(z: Tensor) -> Tensor:
-        a, b, c = torch.exp(centre + z)
-        total = torch.sqrt((a * s) ** 2 + (b * x) ** 2 + c**2)
+        a, b = torch.exp(centre + z)
+        total = torch.sqrt(s**2 + (a * x) ** 2 + b**2)
         return (torch.log(total) + math.sqrt(2) * torch.abs(e) / total).sum()
 
-    z, _ = _minimise(objective, torch.zeros(3, dtype=torch.float64), 200)
-    return dict(zip(("known", "excess", "noise"), [float(f"{v:.6g}") for v in torch.exp(centre + z)], strict=True))
+    z, _ = _minimise(objective, torch.zeros(2, dtype=torch.float64), 200)
+    return dict(zip(("excess", "noise"), [float(f"{v:.6g}") for v in torch.exp(centre + z)], strict=True))
 
 
 def _known(fit: Fit) -> dict[str, dict[str, Any]]:
