@@ -619,7 +619,7 @@ class Calibration:
             rows, scale = sources == source, self.scale[source]
             sd = _bilinear(self.known[source], points["size"][rows], points["data"][rows])
             excess = points["excess"][rows] * scale["excess"]
-            variance[rows] = sd**2 + excess**2 + scale["noise"] ** 2
+            variance[rows] = sd**2 * scale["known"] ** 2 + excess**2 + scale["noise"] ** 2
         return np.sqrt(variance)
 
     def divergence(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:

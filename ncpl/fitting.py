@@ -391,12 +391,13 @@ class Fit:
         rows = [row for _, _, chosen in held for row, mine in zip(self.rows, chosen, strict=True) if mine]
         excess = law.points([row["conf"] for row in rows])[0]["excess"]
         sources = np.array([str(row["source"]) for row in rows])
+        witness = np.concatenate([self.witness.numpy()[chosen] for _, _, chosen in held])
         scale, scores = {}, {}
         for source in ("", *self.layout.sources):
             mine = sources == source if source else np.full(len(sources), True)
-            scale[source] = _fit_scale(errors[mine], known[mine], excess[mine])
+            scale[source] = _fit_scale(errors[mine], known[mine], excess[mine], witness[mine])
             s = scale[source]
-            total = np.sqrt(known[mine] ** 2 + (s["excess"] * excess[mine]) ** 2 + s["noise"] ** 2)
+            total = np.sqrt((s["known"] * known[mine]) ** 2 + (s["excess"] * excess[mine]) ** 2 + s["noise"] ** 2)
             quantiles = np.quantile(np.abs(errors[mine]) / total, np.linspace(0, 1, 201))
             scores[source] = [float(f"{quantile:.4g}") for quantile in quantiles]
         usual = _usual_rates([*self.rows, *unstable])
@@ -634,18 +635,24 @@ def fit_calibration(rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: 
     return fit(rows).calibration(unstable, seed=seed)
 
 
-def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray) -> dict[str, float]:
-    """The standard deviation's constants by Laplace-distributed errors, which heavy tails hardly move."""
-    e, s, x = (torch.tensor(values, dtype=torch.float64) for values in (errors, known, excess))
-    centre = torch.log(torch.tensor([0.1, 0.002], dtype=torch.float64))
+def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray, witness: np.ndarray) -> dict[str, float]:
+    """The standard deviation's constants by Laplace-distributed errors, which heavy tails hardly move.
+
+    The posterior is believed to within a factor: cells left out hardly move away from the rest, and say little of how
+    it grows.
+    """
+    e, s, x, w = (torch.tensor(values, dtype=torch.float64) for values in (errors, known, excess, witness))
+    centre = torch.log(torch.tensor([1.0, 0.1, 0.002], dtype=torch.float64))
+    spread = torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)
 
     def objective(z: Tensor) -> Tensor:
-        a, b = torch.exp(centre + z)
-        total = torch.sqrt(s**2 + (a * x) ** 2 + b**2)
-        return (torch.log(total) + math.sqrt(2) * torch.abs(e) / total).sum()
+        a, b, c = torch.exp(centre + spread * z)
+        total = torch.sqrt((a * s) ** 2 + (b * x) ** 2 + c**2)
+        return (w * (torch.log(total) + math.sqrt(2) * torch.abs(e) / total)).sum()
 
-    z, _ = _minimise(objective, torch.zeros(2, dtype=torch.float64), 200)
-    return dict(zip(("excess", "noise"), [float(f"{v:.6g}") for v in torch.exp(centre + z)], strict=True))
+    z, _ = _minimise(objective, torch.zeros(3, dtype=torch.float64), 200)
+    values = torch.exp(centre + spread * z)
+    return dict(zip(("known", "excess", "noise"), [float(f"{v:.6g}") for v in values], strict=True))
 
 
 def _known(fit: Fit) -> dict[str, dict[str, Any]]:
