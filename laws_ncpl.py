@@ -185,7 +185,7 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
     """The configuration-aware law, for numpy and torch alike.
 
         L = E + A e^(-alpha n) + B e^(growth n - (beta + beta_n n) (d + eff))
-            + valley(x) + edge(u) + setback(v) + floor(b) + waste(b)
+            + valley(x) + edge(u) + setback(rate) + floor(b) + waste(b)
 
     The data term grows with size, as in every lab's runs at hand (docs/experiments.md). `valley` is zero at the best
     learning rate (hyperbola below it, exponential above), `edge` rises where training turns rough, `setback` is the
