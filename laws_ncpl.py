@@ -7,7 +7,7 @@ embedding parameters and `D` the data size in billion tokens, as in the configur
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -123,8 +123,14 @@ class StepLaw:
 
 # Tokens a sequence in each source's runs, which no log states.
 SEQ_LEN = {"marin": 4096, "steplaw": 2048, "steplaw_moe": 2048}
+# Entries of each source's vocabulary, which no log states either, and of any other's.
+VOCABULARY = {"marin": 128_256, "steplaw": 65_536, "steplaw_moe": 65_536, "": 65_536}
 # Where the logarithms of the configuration-aware law are zero.
 REFERENCE = {"model size": 300.0, "data size": 20.0, "batch tokens": 2.0**19, "learning rate": 2e-3}
+# Residual width of a model of the reference size where nothing is known of it; it goes with the root of the size.
+WIDTH = 1024.0
+# Source -> one whose lab, data and evaluation set it shares: its deviations start from that one's.
+KIN = {"steplaw_moe": "steplaw"}
 
 
 def sequence_length(config: Mapping[str, Any]) -> float:
@@ -227,15 +233,56 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any
     return {"loss": loss, "excess": excess, "valley": x, "edge": u}
 
 
-def effective_size(c: Mapping[str, Any], active: Any, idle: Any) -> Any:
-    """Logarithm over `REFERENCE` of the dense size that a mixture of experts is worth (Clark et al. 2022).
+def effective_size(c: Mapping[str, Any], active: Any, idle: Any, head: Any, xp: Any = np) -> Any:
+    """Logarithm over `REFERENCE` of the size that a model is worth.
+
+    The output head counts in part (Porian et al. 2024; docs/experiments.md), idle experts by a power (Clark et al.
+    2022).
 
     Args:
         c: coefficient -> its value for each run.
         active: logarithm of the active parameters over `REFERENCE`.
         idle: logarithm of all parameters over the active ones, 0 of a dense model.
+        head: parameters of the output head over the active ones.
+        xp: numpy or torch.
     """
-    return active + c["experts"] * idle
+    return active + c["experts"] * idle + xp.log1p(c["head"] * head)
+
+
+# What `law_terms` reads of a run: `effective_size`'s arguments and `closed_form`'s.
+INPUTS = ("active", "idle", "head", "d", "b", "rate")
+
+
+def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], xp: Any = np) -> dict[str, Any]:
+    """`closed_form` at runs, with their effective `size`; a rate that is NaN is the best one.
+
+    Args:
+        c: coefficient -> its value for each run.
+        runs: `INPUTS` -> values.
+        xp: numpy or torch.
+    """
+    n, d, b = effective_size(c, runs["active"], runs["idle"], runs["head"], xp), runs["d"], runs["b"]
+    best = c["lr"] + c["lr_n"] * n + c["lr_d"] * d + c["lr_b"] * b
+    return closed_form(c, n, d, b, xp.where(xp.isnan(runs["rate"]), best, runs["rate"]), xp) | {"size": n}
+
+
+def gradient(c: Mapping[str, Any], runs: Mapping[str, Any]) -> Any:
+    """Derivatives of the closed form by its coefficients.
+
+    Args:
+        c: coefficient -> its value for each run, tensors.
+        runs: `INPUTS` -> values, tensors.
+
+    Returns:
+        (runs, coefficients), tensor.
+    """
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        table = torch.stack([value.expand(len(runs["d"])) for value in c.values()], 1).detach().requires_grad_(True)
+        # A run's loss hangs on its own coefficients alone, so one pass backward gives the derivatives of all runs.
+        losses = law_terms(dict(zip(c, table.unbind(1), strict=True)), runs, torch)["loss"]
+        return torch.autograd.grad(losses.sum(), table)[0]
 
 
 def residual_kernel(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any], xp: Any = np) -> Any:
@@ -289,30 +336,50 @@ class KernelResidual:
         scales: the kernel's heights (nats) and lengths (log units).
         runs: coordinate -> values of the fitted runs.
         weights: of the fitted runs.
+        noise: variance of each fitted run's own noise, in squared nats.
     """
 
     fields: Sequence[str]
     scales: Mapping[str, Any]
     runs: Mapping[str, Sequence[Any]]
     weights: Sequence[float]
+    noise: Sequence[float]
 
     def __call__(self, points: Mapping[str, np.ndarray]) -> np.ndarray:
         """Residuals in nats per token at `ConfigurationLaw.points`."""
-        scales, runs, weights = self._arrays
+        scales, runs = self._arrays
+        weights = np.asarray(self.weights)
+        return np.concatenate([residual_kernel(scales, own, runs) @ weights for _, own in self._slices(points)])
+
+    def gains(self, points: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """What each fitted run's residual adds to those at `points`, and the variance that this leaves.
+
+        Yields:
+            Rows, their gains (rows, fitted runs), and their variances in squared nats (R & W, eq. 2.26).
+        """
+        scales, runs = self._arrays
+        for rows, own in self._slices(points):
+            across = residual_kernel(scales, own, runs)
+            gain = across @ self._inverse
+            yield rows, gain, np.diagonal(residual_kernel(scales, own, own)) - (gain * across).sum(1)
+
+    def _slices(self, points: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        """Few rows at a time, which stay in a core's cache."""
         columns = [list(COORDINATES).index(name) for name in self.fields]
         points = {**points, "fields": points["fields"][:, columns]}
-        parts = [
-            residual_kernel(scales, {name: values[i : i + 32] for name, values in points.items()}, runs) @ weights
-            # Few rows at a time stay in a core's cache.
-            for i in range(0, len(points["rate"]), 32)
-        ]
-        return np.concatenate(parts)
+        for i in range(0, len(points["rate"]), 32):
+            yield slice(i, i + 32), {name: values[i : i + 32] for name, values in points.items()}
 
     @cached_property
-    def _arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    def _arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         runs = {name: np.asarray(values) for name, values in self.runs.items()}
         runs["fields"] = runs["fields"].reshape(len(self.weights), len(self.fields))
-        return {name: np.asarray(value) for name, value in self.scales.items()}, runs, np.asarray(self.weights)
+        return {name: np.asarray(value) for name, value in self.scales.items()}, runs
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        scales, runs = self._arrays
+        return np.linalg.inv(residual_kernel(scales, runs, runs) + np.diag(self.noise))
 
 
 @dataclass(frozen=True)
@@ -329,13 +396,13 @@ class ConfigurationLaw:
         typical: source -> optimizer -> field -> value that stands in where a configuration leaves the field out;
             optimizer `""` holds the source's own. A learning rate that is left out is the law's best.
         residuals: source -> its residual.
-        standard_errors: `"common"`, source or optimizer -> coefficient -> standard error.
+        posterior: rows of the lower Cholesky factor of the coefficients' covariance, in the order of `columns`.
 
     >>> law = ConfigurationLaw.example()
     >>> config = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw", "learning rate": 2e-3,
     ...           "batch size": 256}
     >>> law.closed_form([config, config | {"data size": 40}]).round(3).tolist()
-    [2.824, 2.76]
+    [2.816, 2.751]
     """
 
     common: Mapping[str, float]
@@ -343,7 +410,7 @@ class ConfigurationLaw:
     optimizers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     typical: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     residuals: Mapping[str, KernelResidual] = field(default_factory=dict)
-    standard_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    posterior: Sequence[Sequence[float]] = ()
 
     @classmethod
     def example(cls) -> Self:
@@ -358,18 +425,107 @@ class ConfigurationLaw:
         """
         for note in {note: None for config in configs for note in self.fallbacks(config)}:
             warnings.warn(note, stacklevel=2)
-        points, terms = self.points(configs)
-        losses = terms["loss"].copy()
-        sources = np.array([str(config.get("source")) for config in configs])
-        for source, residual in self.residuals.items():
-            rows = np.flatnonzero(sources == source)
-            if len(rows):
-                losses[rows] += residual({name: values[rows] for name, values in points.items()})
+        return self._losses(configs, self._inputs(configs))
+
+    def _losses(self, configs: Sequence[Mapping[str, Any]], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        terms = law_terms(self._coefficients(configs), inputs)
+        points, losses = self._points(configs, inputs, terms), terms["loss"].copy()
+        for rows, residual, own in self._by_source(configs, points):
+            losses[rows] += residual(own)
         return losses
 
     def closed_form(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Losses without the residual, in nats per token."""
         return self.points(configs)[1]["loss"]
+
+    def deviation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Standard deviations of the losses under the fit's posterior, of coefficients and residual together.
+
+        Without the runs' own noise (universal kriging, R & W, eq. 2.42), in nats per token. It grows away from the
+        fitted runs. What is not known of another source or optimizer is as wide as its prior.
+        """
+        inputs, c = self._inputs(configs), self._coefficients(configs)
+        by_coefficient = _slopes(c, inputs)
+        slopes, variance = self._spread(by_coefficient, configs), np.zeros(len(configs))
+        for name, known in (("source", self.sources), ("optimizer", self.optimizers)):
+            strange = np.array([str(config.get(name)) not in known for config in configs], dtype=bool)
+            spread = np.array([getattr(PRIORS[coefficient], name) for coefficient in c])
+            variance += strange * ((by_coefficient * spread) ** 2).sum(1)
+        points = self._points(configs, inputs, law_terms(c, inputs))
+        for rows, residual, own in self._by_source(configs, points):
+            fitted = self._fitted_slopes[str(configs[int(rows[0])].get("source"))]
+            for some, gain, left in residual.gains(own):
+                slopes[rows[some]] -= gain @ fitted
+                variance[rows[some]] += left
+        return np.sqrt(np.maximum(variance, 1e-10) + ((slopes @ self._root) ** 2).sum(1))
+
+    def risk(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """What not knowing the best learning rate's place exactly adds to the losses to expect, in nats per token.
+
+        To within its standard error that is, by three points of Gauss-Hermite quadrature. The valley of the learning
+        rate is steeper on its high side, so that the run with the lowest forecast is not quite the one to bet on.
+        """
+        inputs, c = self._inputs(configs), self._coefficients(configs)
+        n, ones = law_terms(c, inputs)["size"], np.ones(len(configs))
+        moved = {"lr": ones, "lr_n": n, "lr_d": inputs["d"], "lr_b": inputs["b"]}
+        place = np.stack([moved.get(name, 0 * ones) for name in c], 1)
+        error = np.sqrt(((self._spread(place, configs) @ self._root) ** 2).sum(1))
+        low, middle, high = (
+            self._losses(configs, inputs | {"rate": inputs["rate"] + shift * error}) for shift in (-(3**0.5), 0, 3**0.5)
+        )
+        return (low - 2 * middle + high) / 6
+
+    @property
+    def columns(self) -> list[tuple[str, str, str]]:
+        """(kind, group, coefficient) of what was fitted: common values, deviations by source, by optimizer."""
+        groups = [("common", "common", self.common)]
+        groups += [("source", name, self.sources[name]) for name in sorted(self.sources)]
+        groups += [("optimizer", name, self.optimizers[name]) for name in sorted(self.optimizers)]
+        return [(kind, group, name) for kind, group, names in groups for name in sorted(names)]
+
+    @property
+    def standard_errors(self) -> dict[str, dict[str, float]]:
+        """`"common"`, source or optimizer -> coefficient -> standard error."""
+        errors: dict[str, dict[str, float]] = {}
+        for (_, group, name), error in zip(self.columns, np.sqrt((self._root**2).sum(1)), strict=True):
+            errors.setdefault(group, {})[name] = float(error)
+        return errors
+
+    @cached_property
+    def _root(self) -> np.ndarray:
+        root = np.zeros((len(self.posterior), len(self.posterior)))
+        for i, row in enumerate(self.posterior):
+            root[i, : i + 1] = row
+        return root
+
+    def _spread(self, by_coefficient: np.ndarray, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(configurations, columns) from (configurations, coefficients): a run moves with its own groups alone."""
+        kinds = [(str(config.get("source")), str(config.get("optimizer"))) for config in configs]
+        order, columns = list(self.common), self.columns
+        moves = {
+            (source, optimizer): [
+                {"common": True, "source": group in (source, KIN.get(source)), "optimizer": group == optimizer}[kind]
+                for kind, group, _ in columns
+            ]
+            for source, optimizer in set(kinds)
+        }
+        mine = np.array([moves[kind] for kind in kinds]).reshape(len(kinds), len(columns))
+        return by_coefficient[:, [order.index(name) for _, _, name in columns]] * mine
+
+    @cached_property
+    def _fitted_slopes(self) -> dict[str, np.ndarray]:
+        """`deviation`'s slopes at each source's fitted runs."""
+        slopes = {}
+        for source, residual in self.residuals.items():
+            runs = {name: np.asarray(values) for name, values in residual.runs.items() if name != "fields"}
+            kinds = [{"source": source, "optimizer": name} for name in runs["optimizer"]]
+            c = self._coefficients(kinds)
+            n, d, b = runs["size"], runs["data"], runs["batch"] + 0.4 * runs["data"]
+            active = n - effective_size(c, 0.0, runs["idle"], runs["head"])
+            rate = runs["rate"] + c["edge"] + c["edge_n"] * n + c["edge_d"] * d + c["edge_b"] * b
+            inputs = dict(zip(INPUTS, (active, runs["idle"], runs["head"], d, b, rate), strict=True))
+            slopes[source] = self._spread(_slopes(c, inputs), kinds)
+        return slopes
 
     def fallbacks(self, config: Mapping[str, Any]) -> list[str]:
         """Says where a configuration gets common values because its source or optimizer is not among the fitted."""
@@ -380,17 +536,33 @@ class ConfigurationLaw:
         ]
 
     def points(self, configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The residual's coordinates and `closed_form`'s terms, a value for each configuration."""
+        """The residual's coordinates and `law_terms`, a value for each configuration."""
+        inputs = self._inputs(configs)
+        terms = law_terms(self._coefficients(configs), inputs)
+        return self._points(configs, inputs, terms), terms
+
+    def _inputs(self, configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """`INPUTS` and `COORDINATES` of configurations."""
         rows = [self._row(config) for config in configs]
-        active, idle, d, b, rate = np.array([row[:5] for row in rows]).reshape(-1, 5).T
-        c = self._coefficients(configs)
-        n = effective_size(c, active, idle)
-        best = c["lr"] + c["lr_n"] * n + c["lr_d"] * d + c["lr_b"] * b
-        terms = closed_form(c, n, d, b, np.where(np.isnan(rate), best, rate))
-        return locate(terms, n, d, b) | {
-            "optimizer": np.array([str(config.get("optimizer")) for config in configs]),
-            "fields": np.array([row[5] for row in rows]).reshape(len(rows), len(COORDINATES)),
-        }, terms
+        columns = np.array([row[:-1] for row in rows]).reshape(-1, len(INPUTS)).T
+        fields = np.array([row[-1] for row in rows]).reshape(len(rows), len(COORDINATES))
+        return dict(zip(INPUTS, columns, strict=True)) | {"fields": fields}
+
+    def _points(
+        self, configs: Sequence[Mapping[str, Any]], inputs: Mapping[str, np.ndarray], terms: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        optimizers = np.array([str(config.get("optimizer")) for config in configs])
+        return locate(terms, inputs) | {"optimizer": optimizers, "fields": inputs["fields"]}
+
+    def _by_source(
+        self, configs: Sequence[Mapping[str, Any]], points: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, KernelResidual, dict[str, np.ndarray]]]:
+        """The configurations of each source with a residual: which they are, the residual, their coordinates."""
+        sources = np.array([str(config.get("source")) for config in configs])
+        for source, residual in self.residuals.items():
+            rows = np.flatnonzero(sources == source)
+            if len(rows):
+                yield rows, residual, {name: values[rows] for name, values in points.items()}
 
     def _coefficients(self, configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         kinds = [(str(config.get("source")), str(config.get("optimizer"))) for config in configs]
@@ -405,13 +577,15 @@ class ConfigurationLaw:
             zip(self.common, np.array([values[kind] for kind in kinds]).reshape(-1, len(self.common)).T, strict=True)
         )
 
-    def _row(self, config: Mapping[str, Any]) -> tuple[float, float, float, float, float, list[float]]:
+    def _row(self, config: Mapping[str, Any]) -> tuple[float, float, float, float, float, float, list[float]]:
+        """A configuration's `INPUTS` and `COORDINATES`."""
         for name in ("model size", "data size"):
             if config.get(name) is None:
                 raise ValueError(
                     f"{name}: missing, the law needs it (million non-embedding parameters, billion tokens)"
                 )
-        typical = self.typical.get(str(config.get("source")), {})
+        source = str(config.get("source"))
+        typical = self.typical.get(source, {})
         usual = typical.get(str(config.get("optimizer")), typical.get("", {}))
         filled = {**usual, **{name: value for name, value in config.items() if value is not None}}
         tokens = float(filled.get("batch size", 256)) * sequence_length(filled)
@@ -425,9 +599,11 @@ class ConfigurationLaw:
             values["adam_lr"] = float(values["adam_lr"]) / usual_rate if usual_rate > 0 else 0.3
         size = float(filled["model size"])
         active = float(filled.get("active size", size))
+        width = float(config.get("hidden dim") or _usual_width(typical, active))
         return (
             math.log(active / REFERENCE["model size"]),
             math.log(size / active),
+            VOCABULARY.get(source, VOCABULARY[""]) * width / (active * 1e6),
             math.log(float(filled["data size"]) / REFERENCE["data size"]),
             math.log(tokens / REFERENCE["batch tokens"]),
             math.log(rate / REFERENCE["learning rate"]),
@@ -443,14 +619,35 @@ class ConfigurationLaw:
         return cls(**{**state, "residuals": residuals})
 
 
-def locate(terms: Mapping[str, Any], n: Any, d: Any, b: Any, xp: Any = np) -> dict[str, Any]:
-    """The residual's coordinates: rate over the rough edge, batch over its drift with data, size, data, excess."""
+def _usual_width(typical: Mapping[str, Mapping[str, Any]], active: float) -> float:
+    """Residual width of a model of so many million active parameters where the configuration does not say."""
+    at_reference = typical.get("", {}).get("hidden dim", WIDTH)
+    return float(at_reference) * math.sqrt(active / REFERENCE["model size"])
+
+
+def _slopes(c: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`gradient` of arrays."""
+    import torch
+
+    return gradient(
+        {name: torch.tensor(values) for name, values in c.items()},
+        {name: torch.tensor(inputs[name]) for name in INPUTS},
+    ).numpy()
+
+
+def locate(terms: Mapping[str, Any], runs: Mapping[str, Any], xp: Any = np) -> dict[str, Any]:
+    """The residual's coordinates: rate over the rough edge, batch over its drift with data, size, data, excess.
+
+    Beside them what else of a run its size is made of.
+    """
     return {
         "rate": xp.clip(terms["edge"], -5.0, 3.0),
-        "batch": b - 0.4 * d,
-        "size": n,
-        "data": d,
+        "batch": runs["b"] - 0.4 * runs["d"],
+        "size": terms["size"],
+        "data": runs["d"],
         "excess": xp.clip(terms["excess"], 0.0, 0.5),
+        "idle": runs["idle"],
+        "head": runs["head"],
     }
 
 
@@ -482,8 +679,9 @@ PRIORS: dict[str, Prior] = {
     # How the data term grows with size, by its height and by its exponent: the means of other labs' fits.
     "growth": Prior(0.11, 0.12, 0.05),
     "beta_n": Prior(0.035, 0.05, 0.02),
-    # What the idle experts are worth.
+    # What the idle experts are worth, and the share of the output head that counts: the mean of other labs' fits.
     "experts": Prior(0.3, 0.15),
+    "head": Prior(0.3, 0.3),
     # Optimizers: data efficiency (log), its drift with size and data, and an offset in nats.
     "eff": Prior(0.0, 0.01, 0.0, 0.4),
     "eff_n": Prior(0.0, 0.01, 0.0, 0.1),
@@ -550,16 +748,15 @@ class Trees:
 class Calibration:
     """How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs.
 
-    A loss's standard deviation is `sqrt(known^2 + (scale["excess"] x excess)^2 + scale["noise"]^2)`: `known` is that
-    of the best run of a size and data size under the fit's own posterior, parameters and residual together, which
-    grows outside the training runs; `excess` is how far the configuration lies above that best run. An interval is
-    the loss plus and minus that standard deviation times the quantile of the same ratio over runs that were forecast
-    while held out (split conformal, Papadopoulos et al. 2002), so its coverage does not rest on the normal law.
+    A loss's standard deviation is the root of the sum of three squares: scale["known"] times the law's own
+    `deviation`, which grows outside the training runs; scale["excess"] times how far the configuration lies above the
+    best run of its size and data size; and scale["noise"]. An interval is the loss plus and minus that standard
+    deviation times the quantile of the same ratio over runs that were forecast while held out (split conformal,
+    Papadopoulos et al. 2002), so its coverage does not rest on the normal law.
 
     Args:
-        law: a `ConfigurationLaw` without residuals.
+        law: a fitted `ConfigurationLaw`.
         envelope: source -> field -> (lowest, highest) of the training runs.
-        known: source -> `size`, `data` (grid of logarithms over `REFERENCE`) and `sd` (nats; rows are sizes).
         scale: source -> the standard deviation's constants.
         scores: source -> ascending quantiles of |error| / standard deviation, evenly spaced from 0 to 1.
         trees: divergence, over `divergence_features`.
@@ -570,7 +767,6 @@ class Calibration:
 
     law: ConfigurationLaw
     envelope: Mapping[str, Mapping[str, Sequence[float]]]
-    known: Mapping[str, Mapping[str, Any]]
     scale: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, Sequence[float]]
     trees: Trees
@@ -612,15 +808,9 @@ class Calibration:
     def deviation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Standard deviations of the losses, in nats per token."""
         points, _ = self.law.points(configs)
-        variance = np.empty(len(configs))
-        named = [str(config.get("source")) for config in configs]
-        sources = np.array([source if source in self.scale else "" for source in named])
-        for source in set(sources.tolist()):
-            rows, scale = sources == source, self.scale[source]
-            sd = _bilinear(self.known[source], points["size"][rows], points["data"][rows])
-            excess = points["excess"][rows] * scale["excess"]
-            variance[rows] = sd**2 * scale["known"] ** 2 + excess**2 + scale["noise"] ** 2
-        return np.sqrt(variance)
+        scales = [self.scale.get(str(config.get("source")), self.scale[""]) for config in configs]
+        known, excess, noise = (np.array([scale[name] for scale in scales]) for name in ("known", "excess", "noise"))
+        return np.sqrt((known * self.law.deviation(configs)) ** 2 + (excess * points["excess"]) ** 2 + noise**2)
 
     def divergence(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""
@@ -657,20 +847,10 @@ class Calibration:
         return {**asdict(self), "law": self.law.to_dict()}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The calibration that `to_dict` wrote."""
-        return cls(**{**state, "law": law_from_dict(state["law"]), "trees": Trees(**state["trees"])})
-
-
-def _bilinear(grid: Mapping[str, Any], n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """The grid's values at points, at its border where they lie outside."""
-    sd, place = np.asarray(grid["sd"]), []
-    for axis, values in ((grid["size"], n), (grid["data"], d)):
-        at = np.interp(values, axis, np.arange(len(axis)))
-        low = np.minimum(at.astype(int), len(axis) - 2)
-        place.append((low, at - low))
-    (i, f), (j, g) = place
-    return (1 - g) * ((1 - f) * sd[i, j] + f * sd[i + 1, j]) + g * ((1 - f) * sd[i, j + 1] + f * sd[i + 1, j + 1])
+    def from_dict(cls, state: Mapping[str, Any], law: ConfigurationLaw | None = None) -> Self:
+        """The calibration that `to_dict` wrote; of `law` where the state leaves it out."""
+        own = law_from_dict(state["law"]) if "law" in state else law
+        return cls(**{**state, "law": own, "trees": Trees(**state["trees"])})
 
 
 def divergence_features(

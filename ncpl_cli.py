@@ -149,7 +149,7 @@ def sweep(
 
 @app.command()
 def optimize(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
-    """Find the values within bounds that give the lowest forecast loss.
+    """Find the values within bounds to bet on: those with the lowest loss to expect.
 
     FIELD=LOW:HIGH makes a field free within its bounds.
 

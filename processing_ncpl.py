@@ -410,6 +410,7 @@ class NCPLProcessor(ProcessorMixin):
         prior: a law's `to_dict()`; the published Chinchilla laws when absent. Targets are losses minus this.
         strict: whether unknown fields and implausible values are errors (see `check_config`).
         calibration: a `Calibration`'s `to_dict()`, or None: intervals, divergence and extrapolation of the forecasts.
+            Without a law of its own it is of the prior.
     """
 
     valid_processor_kwargs: Any = ProcessorMixin.valid_processor_kwargs
@@ -432,7 +433,7 @@ class NCPLProcessor(ProcessorMixin):
         self.strict = strict
         self.calibration = calibration
         self._law = law_from_dict(self.prior)
-        self._calibrator = None if calibration is None else Calibration.from_dict(calibration)
+        self._calibrator = None if calibration is None else Calibration.from_dict(calibration, self._law)
         self._pieces: dict[str, list[int]] = {}
 
     @property

@@ -219,15 +219,18 @@ def regret_figures(
 ) -> dict[str, Any]:
     held, train = splits["ood_val"], splits["train"]
     published = read_published(folder, "steplaw", "ncpl_1p7b")
-    left_out = fit.held_out_cells()
-    own = np.array([row["source"] == "steplaw" for row in fit.rows])
+    left_out = fit.held_out_cells
+    mine = np.array([row["source"] == "steplaw" for row in fit.rows])
+    own = [row for row, chosen in zip(fit.rows, mine, strict=True) if chosen]
     by_method = {
-        "ours": regret(held, law(configs(held))),
+        "ours": regret(held, law(configs(held)) + law.risk(configs(held))),
+        "ours, lowest forecast": regret(held, law(configs(held))),
         "Step Law": regret(held, step_law_distance(held)),
         "NCPL-1.7B, published": regret(held, np.array([published[row["name"]] for row in held])),
     }
     left = {
-        "ours": regret([row for row, mine in zip(fit.rows, own, strict=True) if mine], left_out[own]),
+        "ours": regret(own, (left_out["loss"] + left_out["risk"])[mine]),
+        "ours, lowest forecast": regret(own, left_out["loss"][mine]),
         "Step Law": regret(train, step_law_distance(train)),
     }
     return {

@@ -3,7 +3,7 @@
     python benchmarks/forms.py --output benchmarks/results/forms.json
 
 For each lab's well-tuned runs: the penalised misfit of each form, and the bias on the largest size of a fit without it.
-The priors of `growth` and `beta_n` (`laws_ncpl.PRIORS`) come from here.
+The priors of `growth`, `beta_n` and `head` (`laws_ncpl.PRIORS`) come from here.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from scipy.optimize import least_squares
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datasets_scripts.runs import load_runs
-from laws_ncpl import REFERENCE
+from laws_ncpl import REFERENCE, VOCABULARY
 from ncpl.record import git_state, hardware, versions
 
 # Coefficient -> prior mean and standard deviation: wide, to hear what the runs say.
@@ -34,6 +34,7 @@ COEFFICIENTS = {
     "growth": (0.0, 0.3),
     "beta_n": (0.0, 0.15),
     "log_gamma": (0.0, 0.7),
+    "head": (0.0, 1.0),
 }
 CHINCHILLA = ("E", "logA", "alpha", "logB", "beta")
 FORMS = {
@@ -42,6 +43,7 @@ FORMS = {
     "data term grows with size": (*CHINCHILLA, "growth"),
     "both grow": (*CHINCHILLA, "growth", "beta_n"),
     "soft maximum of size and data terms": (*CHINCHILLA, "log_gamma"),
+    "both grow, the head counts in part": (*CHINCHILLA, "growth", "beta_n", "head"),
 }
 # Scale of the Student-t errors, in nats.
 SPREAD = 0.004
@@ -65,8 +67,9 @@ def main() -> None:
     print(table_text(labs))
 
 
-def read_labs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Lab and recipe -> logarithms of size and data size over `REFERENCE`, and losses in nats per token."""
+def read_labs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Lab and recipe -> logarithms of size and data size over `REFERENCE`, the output head's parameters over the
+    others, and losses in nats per token."""
     tables: dict[str, pd.DataFrame] = {}
     for lab, group in (("olmo_ladder", "source"), ("gadre_open_lm", "dataset"), ("xlstm_nxai", "group")):
         runs = pd.read_csv(folder / lab / "runs.csv")
@@ -76,56 +79,71 @@ def read_labs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarra
             runs = runs[(runs["params_nonemb"] > 5e7) & (runs["chinchilla_multiplier"] >= 0.5)]
         tables |= {f"{lab} {name}": own for name, own in runs.groupby(group)}
     for source, best in (("steplaw", 5), ("marin", 2)):
-        losses: dict[tuple[float, float], list[float]] = defaultdict(list)
+        losses: dict[tuple[float, ...], list[float]] = defaultdict(list)
         for row in load_runs(source, folder)["train"]:
             # Of Marin's optimizers the common one.
             if row["conf"]["optimizer"] == "adamw":
-                losses[row["conf"]["model size"] * 1e6, row["conf"]["data size"] * 1e9].append(row["final_loss"])
+                conf = row["conf"]
+                cell = conf["model size"] * 1e6, conf["data size"] * 1e9, conf["hidden dim"], VOCABULARY[source]
+                losses[cell].append(row["final_loss"])
         cells = [(*cell, float(np.mean(sorted(own)[:best]))) for cell, own in losses.items() if len(own) > best]
-        tables[source] = pd.DataFrame(cells, columns=["params_nonemb", "tokens", "final_loss"])
+        tables[source] = pd.DataFrame(cells, columns=["params_nonemb", "tokens", "hidden", "vocab", "final_loss"])
     size, data = REFERENCE["model size"] * 1e6, REFERENCE["data size"] * 1e9
     return {
         name: tuple(
             np.asarray(values, dtype=float)
-            for values in (np.log(own["params_nonemb"] / size), np.log(own["tokens"] / data), own["final_loss"])
+            for values in (
+                np.log(own["params_nonemb"] / size),
+                np.log(own["tokens"] / data),
+                own["vocab"] * own["hidden"] / own["params_nonemb"],
+                own["final_loss"],
+            )
         )  # type: ignore[misc]
         for name, own in tables.items()
     }
 
 
-def loss(c: Mapping[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """`E + ((A e^(-alpha n))^(1/gamma) + (B e^(growth n - (beta + beta_n n) d))^(1/gamma))^gamma`."""
+def loss(c: Mapping[str, float], n: np.ndarray, d: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """`E + ((A e^(-alpha n))^(1/gamma) + (B e^(growth n - (beta + beta_n n) d))^(1/gamma))^gamma`, where a share of the
+    head counts towards n."""
+    n = n + np.log1p(np.maximum(c["head"], -0.5) * head)
     gamma = np.exp(c["log_gamma"])
     size, data = c["logA"] - c["alpha"] * n, c["logB"] + c["growth"] * n - (c["beta"] + c["beta_n"] * n) * d
     return c["E"] + np.exp(gamma * np.logaddexp(size / gamma, data / gamma))
 
 
-def fit(free: Sequence[str], n: np.ndarray, d: np.ndarray, losses: np.ndarray) -> tuple[dict[str, float], float]:
-    """Maximum a posteriori with Student-t errors of 4 degrees of freedom: coefficients, half the penalised misfit."""
+def fit(
+    free: Sequence[str], n: np.ndarray, d: np.ndarray, head: np.ndarray, losses: np.ndarray
+) -> tuple[dict[str, float], float, dict[str, float]]:
+    """Maximum a posteriori with Student-t errors of 4 degrees of freedom: coefficients, half the penalised misfit,
+    standard errors."""
 
     def coefficients(z: np.ndarray) -> dict[str, float]:
         moved = {name: COEFFICIENTS[name][0] + COEFFICIENTS[name][1] * v for name, v in zip(free, z, strict=True)}
         return {name: mean for name, (mean, _) in COEFFICIENTS.items()} | moved
 
     def misfit(z: np.ndarray) -> np.ndarray:
-        error = (loss(coefficients(z), n, d) - losses) / SPREAD
+        error = (loss(coefficients(z), n, d, head) - losses) / SPREAD
         return np.concatenate([np.sign(error) * np.sqrt(5 * np.log1p(error**2 / 4)), z])
 
     starts = [np.random.default_rng(k).normal(size=len(free)) * 0.5 * (k > 0) for k in range(STARTS)]
     found = min((least_squares(misfit, start, max_nfev=600) for start in starts), key=lambda result: result.cost)
-    return coefficients(found.x), float(found.cost)
+    spread = np.sqrt(np.diagonal(np.linalg.inv(found.jac.T @ found.jac)))
+    errors = {name: float(COEFFICIENTS[name][1] * s) for name, s in zip(free, spread, strict=True)}
+    return coefficients(found.x), float(found.cost), errors
 
 
-def judge(n: np.ndarray, d: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+def judge(n: np.ndarray, d: np.ndarray, head: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
     largest = n > n.max() - 0.01
     forms = {}
     for name, free in FORMS.items():
-        c, cost = fit(free, n, d, losses)
-        figures = {"misfit": cost, "rms": float(np.sqrt(np.mean((loss(c, n, d) - losses) ** 2)))}
+        c, cost, errors = fit(free, n, d, head, losses)
+        figures = {"misfit": cost, "rms": float(np.sqrt(np.mean((loss(c, n, d, head) - losses) ** 2)))}
         if len(np.unique(n.round(2))) > 2:
-            without, _ = fit(free, n[~largest], d[~largest], losses[~largest])
-            figures["largest_size_bias"] = float((loss(without, n, d) - losses)[largest].mean())
-        forms[name] = figures | {name: c[name] for name in ("alpha", "beta", "growth", "beta_n")}
+            without, _, _ = fit(free, *(values[~largest] for values in (n, d, head, losses)))
+            figures["largest_size_bias"] = float((loss(without, n, d, head) - losses)[largest].mean())
+        forms[name] = figures | {name: c[name] for name in ("alpha", "beta", "growth", "beta_n", "head")}
+        forms[name] |= {f"{key}_error": errors[key] for key in ("head",) if key in errors}
     return {"runs": len(n), "sizes": len(np.unique(n.round(2))), "forms": forms}
 
 
@@ -134,7 +152,8 @@ def table_text(labs: Mapping[str, Any]) -> str:
     for lab, found in labs.items():
         cells = []
         for figures in found["forms"].values():
-            own = [f"{key} {figures[key]:+.2f}" for key in ("growth", "beta_n") if figures[key]]
+            own = [f"{key} {figures[key]:+.2f}" for key in ("growth", "beta_n", "head") if figures[key]]
+            own += [f"± {figures[key]:.2f}" for key in ("head_error",) if key in figures]
             cells.append(", ".join([f"{figures['misfit']:.0f}", *own]))
         lines.append(f"| {lab} ({found['runs']}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -17,16 +17,19 @@ from torch import Tensor
 
 from laws_ncpl import (
     COORDINATES,
+    INPUTS,
+    KIN,
     PRIORS,
+    REFERENCE,
     Calibration,
     ChinchillaLaw,
     ConfigurationLaw,
     KaplanLaw,
     KernelResidual,
     Trees,
-    closed_form,
     divergence_features,
-    effective_size,
+    gradient,
+    law_terms,
     locate,
     residual_kernel,
     sequence_length,
@@ -43,9 +46,7 @@ _ROUNDS = (40, 13, 13)
 # that marginal likelihood believes every one of them, and then does not carry over to another centre. The scales are
 # learnt under the larger, the residual is made under the smaller.
 _NUGGET = {"scales": 0.01, "residual": 0.003}
-# Source -> one whose lab, data and evaluation set it shares: its deviations start from that one's and stay this much
-# closer to them than to those of a stranger.
-_KIN = {"steplaw_moe": "steplaw"}
+# How much closer a source's deviations stay to those of its kin than to those of a stranger.
 _KINSHIP = 0.3
 # Nats above the best run of the same source, size and data size from which a run counts as diverged.
 DIVERGED = 0.3
@@ -124,7 +125,7 @@ class _Layout:
 
     def kin(self, source: str) -> str | None:
         """The source that a source's deviations start from."""
-        return _KIN[source] if _KIN.get(source) in self.sources else None
+        return KIN[source] if KIN.get(source) in self.sources else None
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Prior means and standard deviations."""
@@ -145,7 +146,7 @@ class _Layout:
         names, columns, moved = list(PRIORS), [], []
         for kind, group, own in self.groups:
             if kind == "common":
-                mine = torch.ones(len(runs["n"]), dtype=torch.bool)
+                mine = torch.ones(len(runs["d"]), dtype=torch.bool)
             elif kind == "source":
                 heirs = [i for i, name in enumerate(self.sources) if group in (name, self.kin(name))]
                 mine = torch.isin(runs["source"], torch.tensor(heirs))
@@ -171,6 +172,11 @@ class _Layout:
         for i, name in enumerate(self.by_optimizer):
             c[name] = c[name] + optimizers[:, i]
         return c
+
+    @property
+    def columns(self) -> list[tuple[str, str, str]]:
+        """(kind, group, coefficient) of each entry of the flat vector."""
+        return [(kind, group, name) for kind, group, names in self.groups for name in names]
 
     def nested(self, values: np.ndarray) -> dict[str, dict[str, float]]:
         """The flat vector's values under `common`, each source and each optimizer."""
@@ -223,13 +229,13 @@ def _scales(z: Tensor, fields: int) -> dict[str, Tensor]:
 
 @dataclass
 class _Part:
-    """One source's residual: its runs, noise weights, kernel and the inverse of its covariance."""
+    """One source's residual: noise weights and variances, kernel, and the inverse of its covariance."""
 
-    rows: Tensor
     fields: list[str]
     z: Tensor
     points: dict[str, Tensor]
     weights: Tensor
+    noise: Tensor
     inverse: Tensor
     alpha: Tensor
 
@@ -261,7 +267,6 @@ class Fit:
         for name in sources:
             if kin := self.layout.kin(name):
                 sources[name] = {key: value + values[kin][key] for key, value in values[name].items()}
-        errors = self.layout.nested((sd * torch.sqrt(torch.diagonal(self._posterior[1]))).numpy())
         residuals = {
             source: KernelResidual(
                 fields=part.fields,
@@ -271,49 +276,39 @@ class Fit:
                     for name, value in part.points.items()
                 },
                 weights=_short(part.alpha, 9),
+                noise=_short(part.noise),
             )
             for source, part in self.parts.items()
         }
-        return ConfigurationLaw(
+        law = ConfigurationLaw(
             common=values["common"],
             sources=sources,
             optimizers={name: values[name] for name in self.layout.optimizers},
             typical=self.typical,
             residuals=residuals,
-            standard_errors=errors,
         )
+        order = self.layout.columns
+        places = [order.index(column) for column in law.columns]
+        covariance = (sd[:, None] * self._posterior * sd)[places][:, places]
+        root = torch.linalg.cholesky(covariance)
+        return replace(law, posterior=[_short(row[: i + 1], 6) for i, row in enumerate(root)])
 
     def jacobian(self, runs: Mapping[str, Tensor]) -> Tensor:
         """Derivatives of the closed form, a row for each run."""
-        own = self.layout.coefficients(self.z, runs)
-        table = torch.stack([own[name].expand(len(runs["n"])) for name in PRIORS], 1).detach().requires_grad_(True)
-        # A run's loss hangs on its own coefficients alone, so one pass backward gives the derivatives of all runs.
-        losses = _terms(dict(zip(PRIORS, table.unbind(1), strict=True)), runs)["loss"]
-        (by_coefficient,) = torch.autograd.grad(losses.sum(), table)
+        by_coefficient = gradient(self.layout.coefficients(self.z, runs), runs)
         columns, slopes = self.layout.slopes(runs)
         return by_coefficient[:, columns] * slopes
 
     @cached_property
-    def _posterior(self) -> tuple[Tensor, Tensor]:
-        """Derivatives at the fitted runs, and the posterior covariance of the standard scores (Laplace)."""
+    def _posterior(self) -> Tensor:
+        """The posterior covariance of the standard scores (Laplace)."""
         slopes, weights = self.jacobian(self.runs), self.witness * _precision(self.losses - self.closed_form())
         hessian = slopes.T @ (weights[:, None] * slopes)
-        return slopes, torch.linalg.inv(hessian + torch.eye(len(self.z), dtype=torch.float64))
+        return torch.linalg.inv(hessian + torch.eye(len(self.z), dtype=torch.float64))
 
     def closed_form(self) -> Tensor:
         """The closed form at the fitted runs, in nats per token."""
-        return _terms(self.layout.coefficients(self.z, self.runs), self.runs)["loss"]
-
-    def deviation(self, source: str, runs: Mapping[str, Tensor]) -> Tensor:
-        """Standard deviation of law and residual together at runs of one source, without noise (universal kriging)."""
-        (slopes, covariance), part = self._posterior, self.parts[source]
-        points = self._points(runs, part)
-        across = residual_kernel(part.scales, points, part.points, torch)
-        alone = torch.diagonal(residual_kernel(part.scales, points, points, torch))
-        gain = across @ part.inverse
-        slope = self.jacobian(runs) - gain @ slopes[part.rows]
-        variance = alone - (gain * across).sum(1) + ((slope @ covariance) * slope).sum(1)
-        return torch.sqrt(variance.clamp(min=1e-10))
+        return law_terms(self.layout.coefficients(self.z, self.runs), self.runs, torch)["loss"]
 
     def held_out(self, groups: Sequence[str], *, only: str | None = None) -> np.ndarray:
         """Forecasts of each group of rows by a law that has not seen it, in nats per token.
@@ -324,39 +319,31 @@ class Fit:
             groups: the group of each row.
             only: forecast this group alone; the other rows' forecasts are NaN.
         """
-        return self._held_out(groups, only)[0]
+        return self._held_out(groups, only)["loss"]
 
-    def _held_out(
-        self, groups: Sequence[str], only: str | None = None, afresh: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Held-out forecasts, and their standard deviations at the best learning rate, without noise.
+    def _held_out(self, groups: Sequence[str], only: str | None = None, afresh: bool = False) -> dict[str, np.ndarray]:
+        """`held_out`'s forecasts as `loss`, with the law's `deviation` and `risk`.
 
         `afresh` refits the kernels' scales too.
         """
-        losses, deviations = np.full(len(self.rows), np.nan), np.full(len(self.rows), np.nan)
+        found = {name: np.full(len(self.rows), np.nan) for name in ("loss", "deviation", "risk")}
         for group in sorted(set(groups)) if only is None else [only]:
             outside = np.array([name == group for name in groups])
             kept = [row for row, out in zip(self.rows, outside, strict=True) if not out]
-            refit = _fit(kept, None, self, afresh)
-            law, held = refit.law(), [row for row, out in zip(self.rows, outside, strict=True) if out]
-            losses[outside] = law([row["conf"] for row in held])
-            runs = _runs(law, self.layout, held)
-            for source in refit.parts:
-                mine = np.array([str(row["source"]) == source for row in held])
-                if mine.any():
-                    chosen = {name: values[torch.tensor(mine)] for name, values in runs.items()}
-                    found = refit.deviation(source, _at_best(refit, chosen)).numpy()
-                    deviations[np.flatnonzero(outside)[mine]] = found
-            if not np.isfinite(losses[outside] + deviations[outside]).all():
+            law = _fit(kept, None, self, afresh).law()
+            held = [row["conf"] for row, out in zip(self.rows, outside, strict=True) if out]
+            for name, forecast in (("loss", law), ("deviation", law.deviation), ("risk", law.risk)):
+                found[name][outside] = forecast(held)
+            if not np.isfinite(found["loss"][outside] + found["deviation"][outside]).all():
                 raise FloatingPointError(f"the fit without {group} has no finite forecasts")
-        return losses, deviations
-
-    def held_out_cells(self) -> np.ndarray:
-        """Forecasts of each cell of source, size and data size by a law that has not seen it, in nats per token."""
-        return self._by_cell[0]
+        return found
 
     @cached_property
-    def _by_cell(self) -> tuple[np.ndarray, np.ndarray]:
+    def held_out_cells(self) -> dict[str, np.ndarray]:
+        """Each cell of source, size and data size forecast by a law that has not seen it.
+
+        `loss`, and that law's `deviation` and `risk`, in nats per token.
+        """
         return self._held_out([str(cell(row)) for row in self.rows])
 
     def left_out_errors(self, source: str) -> np.ndarray:
@@ -375,36 +362,36 @@ class Fit:
             unstable: runs that diverged or went unstable, with or without a loss.
             seed: of the divergence trees.
         """
-        law = replace(self.law(), residuals={}, standard_errors={})
+        law = self.law()
         cells = [cell(row) for row in self.rows]
         observed = np.array([row["final_loss"] for row in self.rows])
-        by_cell, deviations = self._by_cell
-        held = [(by_cell, deviations, np.full(len(cells), True))]
+        held = [(self.held_out_cells, np.full(len(cells), True))]
         for source in self.layout.sources:
             sizes = sorted({name[1:3] for name in cells if name[0] == source}, key=lambda size: size[1])
             if len(sizes) > 2:
                 largest = np.array([name[:3] == (source, *sizes[-1]) for name in cells])
                 # Afresh: scales that have seen the larger models would make these errors too small.
-                held.append((*self._held_out(["held" if out else "kept" for out in largest], "held", True), largest))
-        errors = np.concatenate([losses[chosen] - observed[chosen] for losses, _, chosen in held])
-        known = np.concatenate([sd[chosen] for _, sd, chosen in held])
-        rows = [row for _, _, chosen in held for row, mine in zip(self.rows, chosen, strict=True) if mine]
+                held.append((self._held_out(["held" if out else "kept" for out in largest], "held", True), largest))
+        errors = np.concatenate([found["loss"][chosen] - observed[chosen] for found, chosen in held])
+        known = np.concatenate([found["deviation"][chosen] for found, chosen in held])
+        rows = [row for _, chosen in held for row, mine in zip(self.rows, chosen, strict=True) if mine]
         excess = law.points([row["conf"] for row in rows])[0]["excess"]
         sources = np.array([str(row["source"]) for row in rows])
-        witness = np.concatenate([self.witness.numpy()[chosen] for _, _, chosen in held])
+        witness = np.concatenate([self.witness.numpy()[chosen] for _, chosen in held])
         scale, scores = {}, {}
         for source in ("", *self.layout.sources):
             mine = sources == source if source else np.full(len(sources), True)
             scale[source] = _fit_scale(errors[mine], known[mine], excess[mine], witness[mine])
             s = scale[source]
             total = np.sqrt((s["known"] * known[mine]) ** 2 + (s["excess"] * excess[mine]) ** 2 + s["noise"] ** 2)
-            quantiles = np.quantile(np.abs(errors[mine]) / total, np.linspace(0, 1, 201))
+            quantiles = np.quantile(
+                np.abs(errors[mine]) / total, np.linspace(0, 1, 201), weights=witness[mine], method="inverted_cdf"
+            )
             scores[source] = [float(f"{quantile:.4g}") for quantile in quantiles]
         usual = _usual_rates([*self.rows, *unstable])
         return Calibration(
             law=law,
             envelope=_envelopes(self.rows),
-            known=_known(self),
             scale=scale,
             scores=scores,
             trees=_fit_divergence(law, self.rows, unstable, usual, seed),
@@ -414,7 +401,7 @@ class Fit:
     def _points(self, runs: Mapping[str, Tensor], part: _Part) -> dict[str, Tensor]:
         c = self.layout.coefficients(self.z, runs)
         columns = [list(COORDINATES).index(name) for name in part.fields]
-        found = locate(_terms(c, runs), effective_size(c, runs["n"], runs["idle"]), runs["d"], runs["b"], torch)
+        found = locate(law_terms(c, runs, torch), runs, torch)
         return found | {"optimizer": runs["optimizer"], "fields": runs["fields"][:, columns]}
 
 
@@ -432,6 +419,14 @@ def _typical(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     for source in sorted({str(row["source"]) for row in rows}):
         own = [row["conf"] for row in rows if str(row["source"]) == source]
         typical[source] = {"": {"batch size": _mode([conf["batch size"] for conf in own])}}
+        widths = [
+            float(conf["hidden dim"]) * math.sqrt(REFERENCE["model size"] / conf.get("active size", conf["model size"]))
+            for conf in own
+            if conf.get("hidden dim")
+        ]
+        if widths:
+            # At the reference size: it goes with the root of the size.
+            typical[source][""]["hidden dim"] = float(f"{np.median(widths):.6g}")
         for optimizer in sorted({str(conf["optimizer"]) for conf in own}):
             confs = [conf for conf in own if str(conf["optimizer"]) == optimizer]
             found = {name: [conf[name] for conf in confs if conf.get(name) is not None] for name in names}
@@ -446,19 +441,11 @@ def _mode(values: Sequence[Any]) -> Any:
 
 def _runs(law: ConfigurationLaw, layout: _Layout, rows: Sequence[Row]) -> dict[str, Tensor]:
     """The closed form's inputs; a learning rate of 0 stands where a configuration has none."""
-    read = [law._row(row["conf"]) for row in rows]
-    columns = torch.tensor([values[:5] for values in read], dtype=torch.float64).reshape(-1, 5).T
-    runs = dict(zip(("n", "idle", "d", "b", "rate"), columns, strict=True))
-    runs["fields"] = torch.tensor([values[5] for values in read], dtype=torch.float64)
+    inputs = law._inputs([row["conf"] for row in rows])
+    runs = {name: torch.tensor(inputs[name]) for name in (*INPUTS, "fields")}
     runs["source"] = torch.tensor([layout.sources.index(str(row["source"])) for row in rows])
     runs["optimizer"] = torch.tensor([layout.optimizers.index(str(row["conf"]["optimizer"])) for row in rows])
     return runs
-
-
-def _terms(c: Mapping[str, Tensor], runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The closed form at runs."""
-    size = effective_size(c, runs["n"], runs["idle"])
-    return closed_form(c, size, runs["d"], runs["b"], runs["rate"], torch)
 
 
 def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, float]:
@@ -538,8 +525,7 @@ def _teams(layout: _Layout, runs: Mapping[str, Tensor]) -> list[tuple[list[str],
     present = [name for i, name in enumerate(layout.sources) if bool((runs["source"] == i).any())]
     sparse = [name for name in present if bool((runs["idle"][runs["source"] == layout.sources.index(name)] > 0).all())]
     dense = [name for name in present if name not in sparse]
-    kinds = [(kind, group, name) for kind, group, names in layout.groups for name in names]
-    own = torch.tensor([group in sparse or (kind, name) == ("common", "experts") for kind, group, name in kinds])
+    own = torch.tensor([c[1] in sparse or c == ("common", "common", "experts") for c in layout.columns])
     if not dense or not sparse:
         return [(present, torch.ones_like(own))]
     return [(dense, ~own), (sparse, own)]
@@ -593,7 +579,8 @@ def _fit_part(found: Fit, source: str, index: Tensor, old: _Part | None) -> None
     fields = old.fields if old else [name for name, moves in zip(COORDINATES, moving, strict=True) if moves]
     size = len(_SCALES) + len(_BY_FIELD) * len(fields)
     z = old.z if old else torch.zeros(size, dtype=torch.float64)
-    part = _Part(index, fields, z, {}, torch.ones(len(index), dtype=torch.float64), torch.empty(0), torch.empty(0))
+    nothing = torch.empty(0)
+    part = _Part(fields, z, {}, torch.ones(len(index), dtype=torch.float64), nothing, nothing, nothing)
     part.points = found._points(runs, part)
     found.parts[source] = part
 
@@ -614,20 +601,13 @@ def _fit_part(found: Fit, source: str, index: Tensor, old: _Part | None) -> None
         scales = part.scales
         kernel = residual_kernel(scales, part.points, part.points, torch)
         for reweigh in (True, True, False):
-            variance = noise(scales, "residual")
-            part.inverse = torch.linalg.inv(kernel + torch.diag(variance))
+            part.noise = noise(scales, "residual")
+            part.inverse = torch.linalg.inv(kernel + torch.diag(part.noise))
             part.alpha = part.inverse @ residuals
             if reweigh:
                 # What the smooth surface leaves of each run, in units of its own noise.
-                left = (variance * part.alpha) ** 2 / (variance * part.weights)
+                left = (part.noise * part.alpha) ** 2 / (part.noise * part.weights)
                 part.weights = ((_FREEDOM + 1) / (_FREEDOM + left)).clamp(max=1.25)
-
-
-def _at_best(fit: Fit, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same runs at the law's best learning rate."""
-    c = fit.layout.coefficients(fit.z, runs)
-    size = effective_size(c, runs["n"], runs["idle"])
-    return {**runs, "rate": c["lr"] + c["lr_n"] * size + c["lr_d"] * runs["d"] + c["lr_b"] * runs["b"]}
 
 
 def fit_calibration(rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: int = 0) -> Calibration:
@@ -653,33 +633,6 @@ def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray, witnes
     z, _ = _minimise(objective, torch.zeros(3, dtype=torch.float64), 200)
     values = torch.exp(centre + spread * z)
     return dict(zip(("known", "excess", "noise"), [float(f"{v:.6g}") for v in values], strict=True))
-
-
-def _known(fit: Fit) -> dict[str, dict[str, Any]]:
-    """The standard deviation of each source's best runs over size and data, out to 16 times the training runs."""
-    grids = {}
-    for source, part in fit.parts.items():
-        own = {name: values[part.rows] for name, values in fit.runs.items()}
-        sizes = effective_size(fit.layout.coefficients(fit.z, own), own["n"], own["idle"]).detach()
-        size = torch.linspace(float(sizes.min()) - 2.5, float(sizes.max()) + 2.8, 14, dtype=torch.float64)
-        data = torch.linspace(float(own["d"].min()) - 2.5, float(own["d"].max()) + 2.8, 14, dtype=torch.float64)
-        n, d = (axis.flatten() for axis in torch.meshgrid(size, data, indexing="ij"))
-        optimizer = int(torch.mode(own["optimizer"]).values)
-        mine = own["fields"][own["optimizer"] == optimizer]
-        runs = {
-            "n": n,
-            "idle": torch.zeros_like(n),
-            "d": d,
-            "b": own["b"].median() + 0.4 * (d - own["d"].median()),
-            "rate": torch.zeros_like(n),
-            "fields": mine.median(0).values.expand(len(n), -1),
-            "source": own["source"][:1].expand(len(n)),
-            "optimizer": torch.full_like(own["optimizer"][:1].expand(len(n)), optimizer),
-        }
-        sd = fit.deviation(source, _at_best(fit, runs)).reshape(len(size), len(data))
-        grids[source] = {"size": _short(size, 5), "data": _short(data, 5), "sd": _short(sd, 4)}
-    widest = max(grids, key=lambda name: float(np.mean(grids[name]["sd"])))
-    return {"": grids[widest], **grids}
 
 
 def _envelopes(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
@@ -838,8 +791,8 @@ def _features(rows: Sequence[Row]) -> np.ndarray:
     """Plain features for the baselines: logarithms of the four scales, hyper-parameters, one-hot optimizers and
     sources."""
     law = ConfigurationLaw.example()
-    read = [law._row(row["conf"]) for row in rows]
-    return np.array([[*values[:5], *values[5]] for values in read])
+    inputs = law._inputs([row["conf"] for row in rows])
+    return np.column_stack([inputs[name] for name in (*INPUTS, "fields")])
 
 
 def baseline_forecasts(name: str, rows: Sequence[Row], held: Sequence[Row], *, seed: int = 0) -> np.ndarray:

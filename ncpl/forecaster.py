@@ -19,7 +19,7 @@ from configuration_ncpl import NCPLConfig
 from modeling_ncpl import NCPLForecaster
 from ncpl.configs import as_configs, check_configs
 from ncpl.errors import CheckpointError
-from ncpl.sweep import WINDOW, Prompts, forecast_grid, named_fields, residuals
+from ncpl.sweep import WINDOW, Grid, Prompts, forecast_grid, named_fields, residuals
 from processing_ncpl import FIELDS, NCPLProcessor, max_step, training_order
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
@@ -141,8 +141,10 @@ class Forecaster:
     def optimize(
         self, config: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], level: float = 0.9
     ) -> pd.Series:
-        """Finds the values of some fields that give the lowest forecast loss.
+        """Finds the values of some fields to bet on: those with the lowest loss to expect.
 
+        That is the forecast and, where the checkpoint is calibrated, what not knowing the best learning rate's place
+        exactly adds to it (`ConfigurationLaw.risk`).
         A grid over the bounds, logarithmic where they allow, is refined around its best point until it stands still;
         nothing is random. Where the checkpoint is calibrated, configurations that will rather diverge than not are out,
         because a run that diverges has no loss to be low.
@@ -166,14 +168,18 @@ class Forecaster:
         # About 400 forecasts a round, at least three values a field.
         points = min(64, max(3, round(400 ** (1 / len(fields)))))
         best: pd.Series | None = None
+        lowest = math.inf
         for _ in range(_ROUNDS):
             grid = {name: _spaced(name, low, high, points) for name, (low, high) in windows.items()}
             if best is not None:
                 grid = {name: np.union1d(values, best[name]).tolist() for name, values in grid.items()}
-            found = _best(self.sweep(config, grid, level))
-            if best is not None and found["loss"] >= best["loss"] - 1e-6:
+            swept = self.sweep(config, grid, level)
+            expected = swept["loss"].to_numpy() + self._risk(config, grid)
+            found = _best(swept, expected)
+            if expected[found] >= lowest - 1e-6:
                 break
-            best = found
+            # As objects, whole numbers stay whole beside the losses.
+            best, lowest = swept.astype(object).iloc[found].rename(None), expected[found]
             windows = {name: _neighbours(values, best[name]) for name, values in grid.items()}
         assert best is not None
         for name, limits in fields.items():
@@ -182,6 +188,13 @@ class Forecaster:
                     f"{name}: the best value, {best[name]:g}, is a bound; better ones may lie beyond", stacklevel=2
                 )
         return best
+
+    def _risk(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """`ConfigurationLaw.risk` of every combination, 0 where the checkpoint is not calibrated."""
+        combinations = Grid(self.processor, _one(config), grid)
+        if self.calibration is None:
+            return np.zeros(len(combinations))
+        return self.calibration.law.risk(combinations.configs(0, len(combinations)))
 
     def benchmarks(self, models: Any, like: str | None = None, level: float = 0.9) -> pd.DataFrame:
         """Forecasts benchmark scores of models with the embedded NSP (`ncpl.nsp.benchmarks`).
@@ -314,8 +327,7 @@ def _neighbours(values: Sequence[float], best: float) -> tuple[float, float]:
     return values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
 
 
-def _best(forecasts: pd.DataFrame) -> pd.Series:
-    stable = forecasts[~(forecasts["divergence"] > 0.5)]
-    choice = forecasts if stable.empty else stable
-    # As objects, whole numbers stay whole beside the losses.
-    return choice.astype(object).iloc[int(choice["loss"].to_numpy().argmin())].rename(None)
+def _best(forecasts: pd.DataFrame, expected: np.ndarray) -> int:
+    """The row with the lowest expected loss of those that will rather not diverge, of all where there are none."""
+    stable = ~(forecasts["divergence"].to_numpy(dtype=float) > 0.5)
+    return int(np.where(stable, expected, np.inf if stable.any() else expected).argmin())

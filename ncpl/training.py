@@ -268,10 +268,12 @@ def _fit_configuration_law(recipe: Recipe, train: Sequence[LoggedRun]) -> dict[s
 
         rows = [{"source": run.config["source"], "conf": run.config, "final_loss": run.final_loss} for run in train]
         fitted = fit(rows)
+        calibration = fitted.calibration(_unstable(recipe.data, train), seed=recipe.seed).to_dict()
         state = {
-            "law": fitted.law().to_dict(),
+            # The calibration's law is this one: it is kept once.
+            "law": calibration.pop("law"),
             "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)).tolist(),
-            "calibration": fitted.calibration(_unstable(recipe.data, train), seed=recipe.seed).to_dict(),
+            "calibration": calibration,
         }
         file.parent.mkdir(exist_ok=True)
         write_json(file, state)

@@ -54,19 +54,25 @@ def confs(rows):
 
 
 def test_closed_form_is_the_sum_it_says():
-    values = {name: prior.mean for name, prior in laws.PRIORS.items()}
-    n, d = math.log(300 / 300), math.log(20 / 20)
-    b, rate = math.log(256 * 2048 / 2**19), math.log(2e-3 / 2e-3)
-    x = rate - (values["lr"] + values["lr_n"] * n + values["lr_d"] * d + values["lr_b"] * b)
-    assert x == 0  # the reference run sits at the valley's floor: only floor, edge and waste are left
-    data = math.exp(values["logB"])
-    waste = data * ((1 + math.exp(b - values["crit"])) ** values["beta"] - 1)
-    edge = math.exp(math.exp(values["rough"]) * (rate - values["edge"]) - 4)
-    blown = 1 / (1 + math.exp(-math.exp(values["sharp"]) * (rate - values["blow"])))
-    setback = data * (math.exp(values["beta"] * math.exp(values["lost"]) * blown) - 1)
-    rough = 0.4 * (1 - math.exp(-(edge + setback) / 0.4))
-    expected = values["E"] + math.exp(values["logA"]) + data + waste + rough + math.exp(values["floor"])
-    assert laws.ConfigurationLaw.example().closed_form([CONFIG]) == pytest.approx([expected], abs=1e-12)
+    v = {name: prior.mean for name, prior in laws.PRIORS.items()}
+    # A head of 65,536 entries on a width of 1,000 counts for three tenths.
+    n, b, rate = math.log((300 + 0.3 * 65.536) / 300), math.log(256 * 2048 / 2**19), math.log(4e-3 / 2e-3)
+
+    def power(name):
+        return v[name] + v[f"{name}_n"] * n + v[f"{name}_b"] * b
+
+    x = rate - power("lr")
+    data = math.exp(v["logB"] + v["growth"] * n)
+    waste = data * ((1 + math.exp(b - v["crit"])) ** v["beta"] - 1)
+    high = math.exp(power("high")) * (math.exp(math.exp(v["steep"]) * x) - 1 - math.exp(v["steep"]) * x)
+    low = math.exp(power("low")) * (math.sqrt(x * x + math.exp(v["width"]) ** 2) - math.exp(v["width"]))
+    edge = math.exp(math.exp(v["rough"]) * (rate - power("edge")) - 4)
+    blown = 1 / (1 + math.exp(-math.exp(v["sharp"]) * (rate - power("blow"))))
+    setback = data * (math.exp(v["beta"] * math.exp(v["lost"]) * blown) - 1)
+    rough = 0.4 * (1 - math.exp(-(high + edge + setback) / 0.4))
+    expected = v["E"] + math.exp(v["logA"] - v["alpha"] * n) + data + waste + low + rough + math.exp(power("floor"))
+    config = CONFIG | {"learning rate": 4e-3, "hidden dim": 1000}
+    assert laws.ConfigurationLaw.example().closed_form([config]) == pytest.approx([expected], abs=1e-12)
 
 
 def test_numpy_and_torch_agree():
@@ -140,11 +146,11 @@ def test_the_closed_form_is_at_its_mode(fit, rows):
     """Its slope against the prior's pull, by autograd; and from another starting point."""
     z = fit.z.clone().requires_grad_(True)
     coefficients = fit.layout.coefficients(z, fit.runs)
-    residuals = (fit.losses - fitting._terms(coefficients, fit.runs)["loss"]) / 0.004
+    residuals = (fit.losses - laws.law_terms(coefficients, fit.runs, torch)["loss"]) / 0.004
     counts = torch.tensor([sum(fitting.cell(other) == fitting.cell(row) for other in rows) for row in rows])
     posterior = -torch.distributions.StudentT(4.0).log_prob(residuals) / counts
     (slope,) = torch.autograd.grad(posterior.sum() + (z**2).sum() / 2, z)
-    assert (fit._posterior[1] @ slope).abs().max() < 0.01  # what a Newton step would move, in standard scores
+    assert (fit._posterior @ slope).abs().max() < 0.01  # what a Newton step would move, in standard scores
     again = fitting.fit(rows, seed=1).law()
     np.testing.assert_allclose(again.closed_form(confs(rows)), fit.law().closed_form(confs(rows)), atol=1e-4)
 
@@ -174,8 +180,11 @@ def sparse():
     confs = []
     for i, row in enumerate(made):
         total = row["conf"]["model size"] * (3 + i % 3)
-        confs.append(row["conf"] | {"source": "mixed", "model size": total, "active size": row["conf"]["model size"]})
+        active = row["conf"]["model size"]
+        confs.append(row["conf"] | {"source": "mixed", "model size": total, "active size": active, "hidden dim": 1024})
     worth = [conf | {"model size": conf["active size"] ** 0.7 * conf["model size"] ** 0.3} for conf in confs]
+    # The head counts beside what is active: of the larger dense model it is as large a share if it is wider.
+    worth = [conf | {"hidden dim": 1024 * conf["model size"] / conf["active size"]} for conf in worth]
     dense = [{name: value for name, value in conf.items() if name != "active size"} for conf in worth]
     losses = law.closed_form(dense)
     return [
@@ -286,6 +295,72 @@ def test_what_is_left_out_is_typical_and_the_rate_best(law):
 def test_residual_fades_far_from_the_runs(law):
     far = CONFIG | {"model size": 3e4, "data size": 9e3}
     assert law([far]) == pytest.approx(law.closed_form([far]), abs=1e-4)
+
+
+def test_width_that_is_left_out_is_the_sources_own(rows):
+    """At another size it goes with the root of the size; a wider head is worth a larger model."""
+    wide = [row | {"conf": row["conf"] | {"hidden dim": 64 * row["conf"]["model size"] ** 0.5}} for row in rows]
+    law = fitting.fit(wide).law()
+    bare, wider = CONFIG | {"model size": 900}, CONFIG | {"model size": 900, "hidden dim": 4096}
+    assert law([bare]) == pytest.approx(law([bare | {"hidden dim": 1920}]), abs=1e-6)
+    assert law.common["head"] > 0
+    assert law.closed_form([wider]) < law.closed_form([bare])
+
+
+def test_deviation_is_universal_kriging(fit, law, rows):
+    """Against a joint Gaussian of coefficients and residuals, conditioned by hand."""
+    held = [CONFIG, CONFIG | {"model size": 2000}, CONFIG | {"learning rate": 8e-3, "data size": 100}]
+    every = confs(rows) + held
+
+    def moved(group, name, step):
+        values = {**law.common, name: law.common[name] + step}
+        deviations = {**getattr(law, group).get({"sources": "mine", "optimizers": "adamw"}[group], {})} if group else {}
+        if group:
+            deviations[name] += step
+            return replace(law, **{group: {{"sources": "mine", "optimizers": "adamw"}[group]: deviations}})
+        return replace(law, common=values)
+
+    kinds = {"common": "", "source": "sources", "optimizer": "optimizers"}
+    slopes = np.stack(
+        [
+            (moved(kinds[kind], name, 1e-5).closed_form(every) - moved(kinds[kind], name, -1e-5).closed_form(every))
+            / 2e-5
+            for kind, _, name in law.columns
+        ],
+        1,
+    )
+    root = np.zeros((len(law.columns), len(law.columns)))
+    for i, row in enumerate(law.posterior):
+        root[i, : i + 1] = row
+    points, _ = law.points(every)
+    part = law.residuals["mine"]
+    kernel = laws.residual_kernel(
+        {name: np.asarray(value) for name, value in part.scales.items()},
+        *2 * [points | {"fields": np.zeros((len(every), 0))}],
+    )
+    count = len(rows)
+    gain = kernel[count:, :count] @ np.linalg.inv(kernel[:count, :count] + np.diag(part.noise))
+    left = kernel[count:, count:] - gain @ kernel[:count, count:]
+    slope = (slopes[count:] - gain @ slopes[:count]) @ root
+    expected = np.sqrt(np.diagonal(left + slope @ slope.T))
+    np.testing.assert_allclose(law.deviation(held), expected, rtol=1e-3)
+    np.testing.assert_allclose([law.deviation([conf])[0] for conf in held], law.deviation(held), rtol=1e-9)
+
+
+def test_a_strangers_deviation_is_as_wide_as_its_prior(law):
+    known, source, optimizer = law.deviation([CONFIG, CONFIG | {"source": "yours"}, CONFIG | {"optimizer": "sgdx"}])
+    assert known < 0.02
+    assert source > laws.PRIORS["E"].source
+    assert known < optimizer < source
+
+
+def test_what_to_choose_by_keeps_away_from_the_rough_side(law):
+    rates = np.geomspace(5e-4, 8e-3, 60)
+    grid = [CONFIG | {"learning rate": rate} for rate in rates]
+    assert rates[(law(grid) + law.risk(grid)).argmin()] <= rates[law(grid).argmin()]
+    assert (law.risk(grid)[40:] > 0).all()
+    certain = replace(law, posterior=[[0.0] * len(row) for row in law.posterior])
+    np.testing.assert_allclose(certain.risk(grid), 0, atol=1e-12)
 
 
 def test_interval_covers_and_widens(calibration, law, rows):
