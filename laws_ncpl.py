@@ -438,11 +438,14 @@ class ConfigurationLaw:
         """Losses without the residual, in nats per token."""
         return self.points(configs)[1]["loss"]
 
-    def deviation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Standard deviations of the losses under the fit's posterior, of coefficients and residual together.
+    def uncertainty(self, configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """What the losses' uncertainty is made of, in nats per token.
 
-        Without the runs' own noise (universal kriging, R & W, eq. 2.42), in nats per token. It grows away from the
-        fitted runs. What is not known of another source or optimizer is as wide as its prior.
+        Returns:
+            `known`, the standard deviation under the fit's posterior, of coefficients and residual together but
+            without the runs' own noise (universal kriging, R & W, eq. 2.42): it grows away from the fitted runs, and
+            what is not known of another source or optimizer is as wide as its prior. `excess`, how far the
+            configuration lies above the best run of its size and data size.
         """
         inputs, c = self._inputs(configs), self._coefficients(configs)
         by_coefficient = _slopes(c, inputs)
@@ -457,7 +460,8 @@ class ConfigurationLaw:
             for some, gain, left in residual.gains(own):
                 slopes[rows[some]] -= gain @ fitted
                 variance[rows[some]] += left
-        return np.sqrt(np.maximum(variance, 1e-10) + ((slopes @ self._root) ** 2).sum(1))
+        known = np.sqrt(np.maximum(variance, 1e-10) + ((slopes @ self._root) ** 2).sum(1))
+        return {"known": known, "excess": points["excess"]}
 
     def risk(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """What not knowing the best learning rate's place exactly adds to the losses to expect, in nats per token.
@@ -514,7 +518,7 @@ class ConfigurationLaw:
 
     @cached_property
     def _fitted_slopes(self) -> dict[str, np.ndarray]:
-        """`deviation`'s slopes at each source's fitted runs."""
+        """`uncertainty`'s slopes at each source's fitted runs."""
         slopes = {}
         for source, residual in self.residuals.items():
             runs = {name: np.asarray(values) for name, values in residual.runs.items() if name != "fields"}
@@ -585,30 +589,45 @@ class ConfigurationLaw:
                     f"{name}: missing, the law needs it (million non-embedding parameters, billion tokens)"
                 )
         source = str(config.get("source"))
-        typical = self.typical.get(source, {})
-        usual = typical.get(str(config.get("optimizer")), typical.get("", {}))
-        filled = {**usual, **{name: value for name, value in config.items() if value is not None}}
-        tokens = float(filled.get("batch size", 256)) * sequence_length(filled)
-        rate = float(filled.get("learning rate", math.nan))
-        values = dict(filled)
-        if "warmup" in values:
-            values["warmup"] = float(values["warmup"]) * tokens / (float(filled["data size"]) * 1e9)
-        if "adam_lr" in values:
+        usual, coordinates = self._usual(source, str(config.get("optimizer")))
+        read = {name: value for name, value in config.items() if value is not None}
+        data = float(read["data size"])
+        tokens = float(read.get("batch size", usual.get("batch size", 256))) * sequence_length(read)
+        rate = float(read.get("learning rate", math.nan))
+        fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in COORDINATES}
+        if "warmup" in fields:
+            steps = float(read.get("warmup", usual.get("warmup", 0)))
+            fields["warmup"] = COORDINATES["warmup"](steps * tokens / (data * 1e9))
+        if "adam_lr" in fields:
             # Without a learning rate the Adam part keeps its usual share of it.
-            usual_rate = float(usual.get("learning rate", math.nan)) if math.isnan(rate) else rate
-            values["adam_lr"] = float(values["adam_lr"]) / usual_rate if usual_rate > 0 else 0.3
-        size = float(filled["model size"])
-        active = float(filled.get("active size", size))
-        width = float(config.get("hidden dim") or _usual_width(typical, active))
+            whole = float(usual.get("learning rate", math.nan)) if math.isnan(rate) else rate
+            own = float(read.get("adam_lr", usual.get("adam_lr", 0)))
+            fields["adam_lr"] = COORDINATES["adam_lr"](own / whole if whole > 0 else 0.3)
+        size = float(read["model size"])
+        active = float(read.get("active size", size))
+        width = float(read.get("hidden dim") or _usual_width(self.typical.get(source, {}), active))
         return (
             math.log(active / REFERENCE["model size"]),
             math.log(size / active),
             VOCABULARY.get(source, VOCABULARY[""]) * width / (active * 1e6),
-            math.log(float(filled["data size"]) / REFERENCE["data size"]),
+            math.log(data / REFERENCE["data size"]),
             math.log(tokens / REFERENCE["batch tokens"]),
             math.log(rate / REFERENCE["learning rate"]),
-            [to(values[name]) if name in values else 0.0 for name, to in COORDINATES.items()],
+            [fields.get(name, 0.0) for name in COORDINATES],
         )
+
+    def _usual(self, source: str, optimizer: str) -> tuple[Mapping[str, Any], dict[str, float]]:
+        """What stands in where a configuration of this kind leaves fields out: values, and `COORDINATES`."""
+        if (source, optimizer) not in self._usuals:
+            typical = self.typical.get(source, {})
+            usual = typical.get(optimizer, typical.get("", {}))
+            coordinates = {name: to(usual[name]) for name, to in COORDINATES.items() if name in usual}
+            self._usuals[source, optimizer] = usual, coordinates
+        return self._usuals[source, optimizer]
+
+    @cached_property
+    def _usuals(self) -> dict[tuple[str, str], tuple[Mapping[str, Any], dict[str, float]]]:
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         return {"law": "configuration", **asdict(self)}
@@ -749,7 +768,7 @@ class Calibration:
     """How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs.
 
     A loss's standard deviation is the root of the sum of three squares: scale["known"] times the law's own
-    `deviation`, which grows outside the training runs; scale["excess"] times how far the configuration lies above the
+    `uncertainty`, which grows outside the training runs; scale["excess"] times how far the configuration lies above the
     best run of its size and data size; and scale["noise"]. An interval is the loss plus and minus that standard
     deviation times the quantile of the same ratio over runs that were forecast while held out (split conformal,
     Papadopoulos et al. 2002), so its coverage does not rest on the normal law.
@@ -807,10 +826,10 @@ class Calibration:
 
     def deviation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Standard deviations of the losses, in nats per token."""
-        points, _ = self.law.points(configs)
         scales = [self.scale.get(str(config.get("source")), self.scale[""]) for config in configs]
         known, excess, noise = (np.array([scale[name] for scale in scales]) for name in ("known", "excess", "noise"))
-        return np.sqrt((known * self.law.deviation(configs)) ** 2 + (excess * points["excess"]) ** 2 + noise**2)
+        found = self.law.uncertainty(configs)
+        return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2)
 
     def divergence(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""

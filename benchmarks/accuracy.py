@@ -80,7 +80,7 @@ def main() -> None:
     result["divergence"] = divergence_figures(laws[0], splits, unstable, args.seeds)
     result["regret"] = regret_figures(fits[0], laws[0], splits["steplaw"], args.data_dir)
     result["held_out_size"] = largest_size_figures(fits[0], train)
-    result["noise"] = {source: noise_floor(fits[0], source) for source in SOURCES}
+    result["noise"] = {s: noise_floor(fits[0], s, observations(splits[s]["ood_val"])) for s in SOURCES}
     if args.default:
         from ncpl import Forecaster
 
@@ -251,10 +251,21 @@ def largest_size_figures(fit: fitting.Fit, train: Sequence[Row]) -> dict[str, An
     return figures
 
 
-def noise_floor(fit: fitting.Fit, source: str) -> dict[str, float]:
-    """Errors of each train run forecast from all others: what is left even between neighbours on the same grid."""
-    errors = np.abs(fit.left_out_errors(source))
-    return {"mae": float(errors.mean()), "median": float(np.median(errors))}
+def noise_floor(fit: fitting.Fit, source: str, larger: np.ndarray, draws: int = 500) -> dict[str, Any]:
+    """Errors of each train run forecast from all others: what is left even between neighbours on the same grid.
+
+    And how well such errors, drawn at random, would rank the larger models' losses: the mean Spearman, and the 5th and
+    95th percentile.
+    """
+    from scipy.stats import spearmanr
+
+    errors, rng = fit.left_out_errors(source), np.random.default_rng(0)
+    ranks = [spearmanr(larger, larger + rng.choice(errors, len(larger)))[0] for _ in range(draws)]
+    return {
+        "mae": float(np.abs(errors).mean()),
+        "median": float(np.median(np.abs(errors))),
+        "spearman_ood_val": [float(value) for value in (np.mean(ranks), *np.quantile(ranks, (0.05, 0.95)))],
+    }
 
 
 def predict_one_ms(law: ConfigurationLaw, conf: Mapping[str, Any], times: int = 50) -> float:

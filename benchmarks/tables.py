@@ -88,6 +88,22 @@ def _with_spread(figure: dict[str, float]) -> str:
     return f"{figure['mae']:.4f}" + (f" ± {figure['mae_sd']:.4f}" if "mae_sd" in figure else "")
 
 
+def choice_table() -> str:
+    """Regret of the chosen learning rate and batch size, by who chooses."""
+    found = json.loads((FOLDER / "results" / "accuracy.json").read_text(encoding="utf-8"))["regret"]
+    shown = {"ours": "**forecast and risk**", "ours, lowest forecast": "lowest forecast", "Step Law": "Step Law"}
+    shown |= {"NCPL-1.7B, published": "NCPL-1.7B's lowest forecast"}
+    larger, left_out = found["ood_val"], found["train, each cell left out"]
+    names = list(larger["ours"]["cells"])
+    lines = [f"| loss over the best run's, chosen by | {' | '.join(names)} | mean | cells of train, left out |"]
+    lines.append("|---" * (len(names) + 3) + "|")
+    for method, name in shown.items():
+        cells = [f"{larger[method]['cells'][cell]:.4f}" for cell in names]
+        own = f"{left_out[method]['mean']:.4f}" if method in left_out else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {larger[method]['mean']:.4f} | {own} |")
+    return "\n".join(lines)
+
+
 def scores_table() -> str:
     """Error of benchmark scores of held-out families, by what is known of the model."""
     result = json.loads((FOLDER / "results" / "nsp.json").read_text(encoding="utf-8"))
@@ -124,6 +140,7 @@ def main() -> None:
     (FOLDER / "RESULTS.md").write_text("\n".join([head, *map(table, found)]), encoding="utf-8")
     readme = FOLDER.parent / "README.md"
     text = fill(readme.read_text(encoding="utf-8"), "accuracy", accuracy_table())
+    text = fill(text, "choice", choice_table())
     readme.write_text(fill(text, "scores", scores_table()), encoding="utf-8")
 
 

@@ -322,19 +322,20 @@ class Fit:
         return self._held_out(groups, only)["loss"]
 
     def _held_out(self, groups: Sequence[str], only: str | None = None, afresh: bool = False) -> dict[str, np.ndarray]:
-        """`held_out`'s forecasts as `loss`, with the law's `deviation` and `risk`.
+        """`held_out`'s forecasts as `loss`, with the law's `risk` and `known` uncertainty.
 
         `afresh` refits the kernels' scales too.
         """
-        found = {name: np.full(len(self.rows), np.nan) for name in ("loss", "deviation", "risk")}
+        found = {name: np.full(len(self.rows), np.nan) for name in ("loss", "risk", "known")}
         for group in sorted(set(groups)) if only is None else [only]:
             outside = np.array([name == group for name in groups])
             kept = [row for row, out in zip(self.rows, outside, strict=True) if not out]
             law = _fit(kept, None, self, afresh).law()
             held = [row["conf"] for row, out in zip(self.rows, outside, strict=True) if out]
-            for name, forecast in (("loss", law), ("deviation", law.deviation), ("risk", law.risk)):
+            for name, forecast in (("loss", law), ("risk", law.risk)):
                 found[name][outside] = forecast(held)
-            if not np.isfinite(found["loss"][outside] + found["deviation"][outside]).all():
+            found["known"][outside] = law.uncertainty(held)["known"]
+            if not np.isfinite(found["loss"][outside] + found["known"][outside]).all():
                 raise FloatingPointError(f"the fit without {group} has no finite forecasts")
         return found
 
@@ -342,7 +343,7 @@ class Fit:
     def held_out_cells(self) -> dict[str, np.ndarray]:
         """Each cell of source, size and data size forecast by a law that has not seen it.
 
-        `loss`, and that law's `deviation` and `risk`, in nats per token.
+        `loss`, and that law's `risk` and `known` uncertainty, in nats per token.
         """
         return self._held_out([str(cell(row)) for row in self.rows])
 
@@ -373,7 +374,7 @@ class Fit:
                 # Afresh: scales that have seen the larger models would make these errors too small.
                 held.append((self._held_out(["held" if out else "kept" for out in largest], "held", True), largest))
         errors = np.concatenate([found["loss"][chosen] - observed[chosen] for found, chosen in held])
-        known = np.concatenate([found["deviation"][chosen] for found, chosen in held])
+        known = np.concatenate([found["known"][chosen] for found, chosen in held])
         rows = [row for _, chosen in held for row, mine in zip(self.rows, chosen, strict=True) if mine]
         excess = law.points([row["conf"] for row in rows])[0]["excess"]
         sources = np.array([str(row["source"]) for row in rows])
