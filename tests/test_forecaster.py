@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,27 @@ def test_a_calibrated_checkpoint_says_how_far_it_is_to_be_trusted(calibrated):
     assert (narrow["upper"] < forecast["upper"]).all()
     assert forecast["divergence"].between(0, 1).all()
     assert forecast["extrapolation"][1] > 1
+
+
+def test_optimize_bets_on_forecast_and_risk(calibrated):
+    forecaster = Forecaster.from_pretrained(calibrated)
+    assert forecaster.calibration is not None
+    law = forecaster.calibration.law
+    # The best rate is known to within a factor of two.
+    unsure = [
+        [0.0] * (len(row) - 1) + [0.4 if name == "lr" else 0.0]
+        for row, (_, _, name) in zip(law.posterior, law.columns, strict=True)
+    ]
+    forecaster.calibration = replace(forecaster.calibration, law=replace(law, posterior=unsure))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        best = forecaster.optimize(ADAMW, {"learning rate": (2e-4, 2e-2)})
+        fine = forecaster.sweep(ADAMW, {"learning rate": np.geomspace(2e-4, 2e-2, 300).tolist()})
+    configs = [ADAMW | {"learning rate": rate} for rate in [*fine["learning rate"], best["learning rate"]]]
+    risk = forecaster.calibration.law.risk(configs)
+    stable = fine["divergence"] <= 0.5
+    assert best["loss"] + risk[-1] <= (fine["loss"] + risk[:-1])[stable].min() + 1e-5
+    assert best["loss"] > fine["loss"][stable].min() + 1e-4
 
 
 def test_the_command_shows_intervals_and_what_is_extrapolated(calibrated, capsys):
