@@ -364,11 +364,8 @@ class KernelResidual:
             yield rows, gain, np.diagonal(residual_kernel(scales, own, own)) - (gain * across).sum(1)
 
     def _slices(self, points: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-        """Few rows at a time, which stay in a core's cache."""
         columns = [list(COORDINATES).index(name) for name in self.fields]
-        points = {**points, "fields": points["fields"][:, columns]}
-        for i in range(0, len(points["rate"]), 32):
-            yield slice(i, i + 32), {name: values[i : i + 32] for name, values in points.items()}
+        return _few({**points, "fields": points["fields"][:, columns]})
 
     @cached_property
     def _arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -379,7 +376,14 @@ class KernelResidual:
     @cached_property
     def _inverse(self) -> np.ndarray:
         scales, runs = self._arrays
-        return np.linalg.inv(residual_kernel(scales, runs, runs) + np.diag(self.noise))
+        kernel = np.concatenate([residual_kernel(scales, own, runs) for _, own in _few(runs)])
+        return np.linalg.inv(kernel + np.diag(self.noise))
+
+
+def _few(points: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """So few rows at a time that their kernel stays in a core's cache."""
+    for i in range(0, len(points["rate"]), 32):
+        yield slice(i, i + 32), {name: values[i : i + 32] for name, values in points.items()}
 
 
 @dataclass(frozen=True)
