@@ -217,7 +217,9 @@ from tests.test_sweep import lively_model
 
 forecaster = Forecaster(lively_model(), tiny_processor(), "cpu")
 for path in sys.argv[1:]:
-    print(write_sweep(forecaster, ADAMW, {"lr": [1e-3, 2e-3, 5e-3], "batch size": [64, 128, 256]}, path)["loss"].min())
+    best = write_sweep(forecaster, ADAMW, {"lr": [1e-3, 2e-3, 5e-3], "batch size": [64, 128, 256]}, path)
+    # The line at once: the other process writes to the same pipe.
+    sys.stdout.write(f"{best['loss'].min()}\\n")
 write_sweep(forecaster, ADAMW, {"lr": [1e-3]}, sys.argv[1] + ".one.parquet")
 """
 
