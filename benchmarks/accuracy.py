@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets_scripts.runs import SPLITS, load_runs
 from laws_ncpl import Calibration, ChinchillaLaw, ConfigurationLaw, StepLaw
 from ncpl import fitting
+from ncpl.fitting import cell
 from ncpl.metrics import regression_metrics
 from ncpl.record import git_state, hardware, versions
 
@@ -93,6 +94,7 @@ def main() -> None:
             lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
             intervals_of = result["intervals"].setdefault("ours, shipped", {})
             intervals_of[name] = coverage(lower, upper, observed, table["loss"].to_numpy())
+            result.setdefault("by_cell", {})[name] = cell_figures(rows, table["loss"].to_numpy(), lower, upper)
         methods["ours, shipped"] = shipped
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
@@ -165,6 +167,18 @@ def coverage(lower: np.ndarray, upper: np.ndarray, observed: np.ndarray, loss: n
         "mean_width": width,
         "width_over_mae": width / float(np.abs(loss - observed).mean()),
     }
+
+
+def cell_figures(rows: Sequence[Row], loss: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> dict[str, Any]:
+    """What the runs of each size and data size have in common, and the MAE when that is taken off."""
+    observed, names = observations(rows), np.array([f"{size:g}M {data:g}B" for _, _, size, data in map(cell, rows)])
+    errors, within, cells = loss - observed, np.empty(len(rows)), {}
+    for name in dict.fromkeys(names.tolist()):
+        own = names == name
+        within[own] = errors[own] - np.median(errors[own])
+        cells[name] = {"runs": int(own.sum()), "median_error": float(np.median(errors[own]))}
+        cells[name] |= coverage(lower[own], upper[own], observed[own], loss[own])
+    return {"mae_within_cells": float(np.abs(within).mean()), "cells": cells}
 
 
 def interval_figures(law: ConfigurationLaw, calibration: Calibration, rows: Sequence[Row]) -> dict[str, float]:
