@@ -512,10 +512,12 @@ class ConfigurationLaw:
         order, columns = list(self.common), self.columns
         moves = {
             (source, optimizer): [
-                {"common": True, "source": group in (source, KIN.get(source)), "optimizer": group == optimizer}[kind]
+                {"common": True, "source": group in own, "optimizer": group == optimizer}[kind]
                 for kind, group, _ in columns
             ]
             for source, optimizer in set(kinds)
+            # The deviations of a source that was not fitted are not its kin's but nought.
+            for own in [(source, KIN.get(source)) if source in self.sources else ()]
         }
         mine = np.array([moves[kind] for kind in kinds]).reshape(len(kinds), len(columns))
         return by_coefficient[:, [order.index(name) for _, _, name in columns]] * mine
