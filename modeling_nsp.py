@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +171,40 @@ class FamilyEffect(nn.Module):
 
     def noise_variance(self) -> Tensor:
         return torch.exp(2 * self.noise.float())
+
+
+class KnownScores(NamedTuple):
+    """Scores known of a model and its siblings.
+
+    Args:
+        values: (batch, scores) between 0 and 1.
+        tasks: (batch, scores), their tasks.
+        models: (batch, scores), 0 for the model itself, 1.. for its siblings.
+        present: (batch, scores), False where padded.
+        features: (batch, scores, 3) of the models scored.
+        mask: (batch, scores, 3), 0 where a feature is missing.
+    """
+
+    values: Tensor
+    tasks: Tensor
+    models: Tensor
+    present: Tensor
+    features: Tensor
+    mask: Tensor
+
+    @property
+    def own(self) -> Tensor:
+        """(batch, scores), those of the model itself."""
+        return self.present & (self.models == 0)
+
+    @property
+    def siblings(self) -> Tensor:
+        """(batch, scores), those of its siblings."""
+        return self.present & (self.models != 0)
+
+    def by_task(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean scores and which are known, (batch, tasks), of `which` (batch, scores, tasks)."""
+        return (self.values[..., None] * which).sum(1) / which.sum(1).clamp(min=1), which.any(1)
 
 
 class Regression(nn.Module):
@@ -533,18 +567,14 @@ class NSPModel(NSPPreTrainedModel):
             family = torch.where(familiar[..., None], self.effect.known_covariances[index].float(), family)
         variance = variance + family.diagonal(dim1=-2, dim2=-1)
         if score_values is not None and score_features is not None:
-            known = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
+            described = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
+            known = KnownScores(score_values.float(), score_tasks, models, present, score_features.float(), described)
             shift, reduction, scores = self._condition(
                 features,
                 mask,
                 rising,
                 family,
                 mean,
-                score_values.float(),
-                score_tasks,
-                models,
-                present,
-                score_features.float(),
                 known,
             )
             mean, variance = mean + shift, (variance - reduction).clamp(min=1e-6)
@@ -555,14 +585,11 @@ class NSPModel(NSPPreTrainedModel):
         scale = torch.where(scale < 0, scale * (1 - assumed), scale)
         logits, deviations = mean + shift, variance.sqrt() * torch.exp(0.5 * scale)
         if score_values is not None and score_features is not None and not self.training:
-            values = score_values.float()
             if self.regression.fitted:
-                logits = self._second_opinion(logits, features, mask, values, score_tasks, models, present)
+                logits = self._second_opinion(logits, features, mask, known)
             if self.sibling_regression.fitted:
                 new = None if family_ids is None else family_ids < 0
-                logits = self._sibling_opinion(
-                    logits, features, mask, values, score_tasks, models, present, score_features.float(), known, new
-                )
+                logits = self._sibling_opinion(logits, features, mask, known, new)
         output = self._output(logits, deviations, labels, label_weights)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -607,14 +634,10 @@ class NSPModel(NSPPreTrainedModel):
         rising: Tensor,
         family: Tensor,
         mean: Tensor,
-        values: Tensor,
-        tasks: Tensor,
-        models: Tensor,
-        present: Tensor,
-        score_features: Tensor,
-        score_mask: Tensor,
+        known: KnownScores,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Given known scores: shift of the logits, reduction of their variance, (batch, tasks); score tokens."""
+        values, tasks, models, present, score_features, score_mask = known
         pick = tasks[..., None]
         _, prior, by_tokens = self._prior(score_features, score_mask)
         prior, by_tokens = prior.gather(-1, pick)[..., 0], by_tokens.gather(-1, pick)[..., 0]
@@ -667,25 +690,14 @@ class NSPModel(NSPPreTrainedModel):
         described = torch.stack([innovation, expected, (models == 0).float()], -1)
         return shift, reduction, (described * real[..., None], tasks, present)
 
-    def _second_opinion(
-        self,
-        logits: Tensor,
-        features: Tensor,
-        mask: Tensor,
-        values: Tensor,
-        tasks: Tensor,
-        models: Tensor,
-        present: Tensor,
-    ) -> Tensor:
+    def _second_opinion(self, logits: Tensor, features: Tensor, mask: Tensor, scores: KnownScores) -> Tensor:
         """Logits averaged with the regression's where scores of the model itself, and of no sibling, are known."""
         regressed = torch.tensor(self.regression.tasks, device=logits.device)
-        given = (tasks[..., None] == regressed) & (present & (models == 0))[..., None]
-        known = given.any(1)
-        scores = (values[..., None] * given).sum(1) / given.sum(1).clamp(min=1)
-        own = known.any(1) & ~(present & (models != 0)).any(1)
+        values, known = scores.by_task((scores.tasks[..., None] == regressed) & scores.own[..., None])
+        own = known.any(1) & ~scores.siblings.any(1)
         if not own.any():
             return logits
-        described = torch.cat([self.regression_sizes(features, mask), self.regression.log_odds(scores)], 1)
+        described = torch.cat([self.regression_sizes(features, mask), self.regression.log_odds(values)], 1)
         which = torch.cat([torch.ones_like(described[:, : self.regression.SIZES]), known.float()], 1)
         predicted = self.regression(described[own], which[own])
         chance, span = self.heads.chance.float()[regressed], self.heads.span()[regressed]
@@ -696,17 +708,7 @@ class NSPModel(NSPPreTrainedModel):
         return logits.index_put((rows, regressed[None]), blended)
 
     def _sibling_opinion(
-        self,
-        logits: Tensor,
-        features: Tensor,
-        mask: Tensor,
-        values: Tensor,
-        tasks: Tensor,
-        models: Tensor,
-        present: Tensor,
-        score_features: Tensor,
-        score_mask: Tensor,
-        new: Tensor | None,
+        self, logits: Tensor, features: Tensor, mask: Tensor, scores: KnownScores, new: Tensor | None
     ) -> Tensor:
         """Logits averaged with the regression on the largest sibling, where nothing of the model itself is known.
 
@@ -716,24 +718,22 @@ class NSPModel(NSPPreTrainedModel):
         """
         regression = self.sibling_regression
         regressed = torch.tensor(regression.tasks, device=logits.device)
-        given = (tasks[..., None] == regressed) & (present & (models != 0))[..., None]
-        sizes, which = self.regression_sizes(score_features, score_mask), given.any(-1)
+        given = (scores.tasks[..., None] == regressed) & scores.siblings[..., None]
+        sizes, which = self.regression_sizes(scores.features, scores.mask), given.any(-1)
         for column in range(2):  # the largest, and of these the longest trained
             key = sizes[..., column].masked_fill(~which, -math.inf)
             which = which & (key == key.amax(1, keepdim=True))
-        at = which.any(1) & ~(present & (models == 0)).any(1)
+        at = which.any(1) & ~scores.own.any(1)
         at = at if new is None else at & new
         if not at.any():
             return logits
-        given, which = (given & which[..., None])[at], which[at]
-        known = given.any(1)
-        scores = (values[at][..., None] * given).sum(1) / given.sum(1).clamp(min=1)
-        sibling = (sizes[at] * which[..., None]).sum(1) / which.sum(1, keepdim=True)
+        values, known = (part[at] for part in scores.by_task(given & which[..., None]))
+        sibling = (sizes * which[..., None]).sum(1)[at] / which.sum(1, keepdim=True)[at]
         size = self.regression_sizes(features, mask)[at]
         chance, span = self.heads.chance.float()[regressed], self.heads.span()[regressed]
         before = logits[at][:, regressed]
         ours = regression.log_odds(chance + span * torch.sigmoid(before))
-        more = regression(size, sibling, regression.log_odds(scores), known.float()) - ours
+        more = regression(size, sibling, regression.log_odds(values), known.float()) - ours
         larger = ((size - sibling)[:, :1] / LARGER).clamp(0, 1)
         averaged = ours + (more.clamp(max=0) + larger * more.clamp(min=0)) / 2
         share = ((regression.scores(averaged) - chance) / span).clamp(0.005, 0.995)

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets_scripts.runs import SPLITS, load_runs
 from laws_ncpl import Calibration, ChinchillaLaw, ConfigurationLaw, StepLaw
 from ncpl import fitting
-from ncpl.fitting import cell
 from ncpl.metrics import regression_metrics
 from ncpl.record import git_state, hardware, versions
 
@@ -171,7 +170,10 @@ def coverage(lower: np.ndarray, upper: np.ndarray, observed: np.ndarray, loss: n
 
 def cell_figures(rows: Sequence[Row], loss: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> dict[str, Any]:
     """What the runs of each size and data size have in common, and the MAE when that is taken off."""
-    observed, names = observations(rows), np.array([f"{size:g}M {data:g}B" for _, _, size, data in map(cell, rows)])
+    observed, names = (
+        observations(rows),
+        np.array([f"{size:g}M {data:g}B" for _, _, size, data in map(fitting.cell, rows)]),
+    )
     errors, within, cells = loss - observed, np.empty(len(rows)), {}
     for name in dict.fromkeys(names.tolist()):
         own = names == name

@@ -441,7 +441,7 @@ def _mode(values: Sequence[Any]) -> Any:
 
 
 def _runs(law: ConfigurationLaw, layout: _Layout, rows: Sequence[Row]) -> dict[str, Tensor]:
-    """The closed form's inputs; a learning rate of 0 stands where a configuration has none."""
+    """The closed form's inputs; NaN stands where a configuration has no learning rate."""
     inputs = law._inputs([row["conf"] for row in rows])
     runs = {name: torch.tensor(inputs[name]) for name in (*INPUTS, "fields")}
     runs["source"] = torch.tensor([layout.sources.index(str(row["source"])) for row in rows])
