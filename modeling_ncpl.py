@@ -37,14 +37,12 @@ class NCPLOutput(ModelOutput):
         logits: (batch, tokens), the residual in nats predicted for a number at the *next* position.
         hidden_states: one (batch, tokens, hidden) for the embeddings and after each layer, on request.
         attentions: one (batch, heads, tokens, tokens) a layer, on request and only from eager attention.
-        past_key_values: the backbone's cache, on request.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    past_key_values: Any = None
 
 
 class NumberEmbedding(nn.Module):
@@ -142,11 +140,10 @@ class NCPLForecaster(NCPLPreTrainedModel):
         loss_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> NCPLOutput | tuple:
         """Predicts the residual of every number from the tokens before it.
 
@@ -158,6 +155,8 @@ class NCPLForecaster(NCPLPreTrainedModel):
             labels: (batch, tokens), the target residual in nats at the number token of the loss.
             loss_mask: (batch, tokens), true at target positions; when absent, wherever `labels` is not NaN.
             position_ids: (batch, tokens), position in the prompt; 0, 1, 2, ... when absent.
+            kwargs: further arguments of the backbone, under the backbone's own names. A cache of keys and values is
+                one of them: the caller makes it and owns it.
 
         Returns:
             `NCPLOutput`, or a tuple with `return_dict=False`. `logits[:, t - 1]` is the prediction for target `t`.
@@ -179,11 +178,10 @@ class NCPLForecaster(NCPLPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            **{"use_cache": False} | kwargs,
         )
         hidden = backbone.last_hidden_state
         with maybe_autocast(hidden.device.type, enabled=False):
@@ -193,7 +191,6 @@ class NCPLForecaster(NCPLPreTrainedModel):
             logits=logits,
             hidden_states=backbone.hidden_states,
             attentions=backbone.attentions,
-            past_key_values=backbone.past_key_values,
         )
         return output if return_dict else output.to_tuple()
 

@@ -6,6 +6,7 @@ their common tokens run through the model once and stay in its key/value cache, 
 size, batch size and learning rate last, a configuration of a sweep costs about four tokens.
 """
 
+import inspect
 import itertools
 import math
 import shutil
@@ -118,10 +119,15 @@ def _forward(
         values,
         attention_mask=tree_mask(packs.ends[chunk].to(device), model.config._attn_implementation, stem),
         position_ids=packs.positions[chunk].to(device) + stem,
-        past_key_values=cache.rows(len(ids)) if cache else None,
-        use_cache=cache is not None,
+        **({_cache_argument(model): cache.rows(len(ids)), "use_cache": True} if cache else {}),
     )
     return output.logits.float().cpu()
+
+
+def _cache_argument(model: NCPLForecaster) -> str:
+    """The backbone's name for its cache of keys and values: transformers renamed `past_key_values` to `cache`."""
+    names = inspect.signature(model.model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 class _Stem:
@@ -131,7 +137,8 @@ class _Stem:
         self.length = length
         row = (array[:1, :length] for array in (prompts.ids, prompts.is_number, prompts.values))
         ids, is_number, values = (torch.from_numpy(array.copy()).to(model.device) for array in row)
-        self._cache: DynamicCache = model(ids, is_number, values, use_cache=True).past_key_values
+        self._cache = DynamicCache(config=model.config.text_config)
+        model(ids, is_number, values, **{_cache_argument(model): self._cache, "use_cache": True})
 
     def rows(self, count: int) -> DynamicCache:
         """A cache for so many rows, to which a forward pass may append."""
