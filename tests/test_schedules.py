@@ -1,12 +1,14 @@
 """Schedules: the rate along a run, its integral, and the annealing sum against the sum over every step."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from schedules_ncpl import SCHEDULES, Schedule, annealing, final_annealing, schedule_name, shape_name
 
 STEPS = 20_000
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "cosine": {"lr_schedule": "cosine_with_warmup", "warmup": 1000},
     "linear": {"lr_schedule": "linear", "warmup": 1000},
     "wsd": {"lr_schedule": "WSD", "warmup": 1000, "decay": 0.2, "min_lr_ratio": 0.1},
