@@ -345,7 +345,7 @@ def card(
 
     Example: ncpl card outputs/ncpl-mini me/ncpl-mini
     """
-    from ncpl import cards
+    from ncpl.hub import cards
 
     text = cards.checkpoint_card(folder, repo)
     widget = folder / cards.WIDGET
@@ -374,7 +374,7 @@ def convert(
 
     Example: ncpl convert OptimizerStudy/NCPL-final ncpl-qwen3-1.7b
     """
-    from ncpl.convert import convert
+    from ncpl.hub.convert import convert
 
     written = convert(published, out, backbone, revision, curves)
     if as_json:
@@ -393,7 +393,7 @@ def merge(
 
     Example: ncpl merge me/ncpl-mini-lora merged
     """
-    from ncpl.hub import fetch
+    from ncpl.download import fetch
     from ncpl.training import merge_adapter
 
     merge_adapter(fetch(adapter), out)

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_train  # noqa: E402
-from ncpl.cards import EXAMPLES  # noqa: E402
 from ncpl.hub import push  # noqa: E402
+from ncpl.hub.cards import EXAMPLES  # noqa: E402
 
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from ncpl import Forecaster
-from ncpl.cards import EXAMPLES
+from ncpl.hub.cards import EXAMPLES
 
 FORECASTER = Forecaster.from_pretrained()
 EXAMPLE = next(iter(EXAMPLES.values()))

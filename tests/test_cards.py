@@ -11,10 +11,10 @@ from huggingface_hub import DatasetCard, ModelCard
 
 import ncpl_cli
 from datasets_scripts import SAMPLE_DIR
-from ncpl import cards
-from ncpl.cards import EXAMPLES, checkpoint_card, widget_examples
 from ncpl.errors import CheckpointError
-from ncpl.hub import ROOT, push_dataset, push_space, space_files
+from ncpl.hub import ROOT, cards, push_dataset, push_space
+from ncpl.hub.cards import EXAMPLES, checkpoint_card, widget_examples
+from ncpl.hub.files import space_files
 from tests.checkpoints import fresh_process, save_tiny
 from tests.hub_server import HubServer
 from tests.hub_server.server import TOKEN

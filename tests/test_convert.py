@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModel, AutoProcessor, Qwen3Config, Qwen3ForCausalLM, pipeline
 
 from ncpl.backbone import scratch_config, train_tokenizer
-from ncpl.convert import PROBES, convert
 from ncpl.errors import CheckpointError
+from ncpl.hub.convert import PROBES, convert
 from processing_ncpl import check_config
 from tests.checkpoints import losses_by_hand, published_weights, tiny_model
 

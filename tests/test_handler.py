@@ -11,7 +11,7 @@ from huggingface_hub import InferenceClient
 from transformers import pipeline
 
 from handler import EndpointHandler, serve
-from ncpl.hub import REQUIREMENTS, ROOT
+from ncpl.hub.files import REQUIREMENTS, ROOT
 from tests.checkpoints import ADAMW, CONFIGS, save_tiny
 
 

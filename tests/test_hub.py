@@ -23,9 +23,9 @@ from configuration_nsp import NSPConfig
 from modeling_ncpl import NCPLForecaster
 from modeling_nsp import NSPModel
 from ncpl import hub as ncpl_hub
-from ncpl.cards import EXAMPLES, checkpoint_card
 from ncpl.errors import CheckpointError, HubError
 from ncpl.hub import push
+from ncpl.hub.cards import EXAMPLES, checkpoint_card
 from ncpl.recipe import Lora
 from ncpl.training import add_adapters
 from processing_ncpl import NCPLProcessor

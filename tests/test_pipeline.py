@@ -9,7 +9,7 @@ from transformers import Qwen3Config, Trainer, TrainingArguments, pipeline
 
 import pipeline_ncpl  # noqa: F401  (registers the task)
 from ncpl.backbone import scratch_config
-from ncpl.convert import convert
+from ncpl.hub.convert import convert
 from tests.checkpoints import (
     ADAMW,
     CONFIGS,

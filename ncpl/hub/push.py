@@ -5,49 +5,26 @@ compared with. It can be repeated: large files that arrived are not sent again, 
 """
 
 import hashlib
-import json
-import re
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import httpx2  # huggingface_hub's own client, whose connection errors it passes on
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
-from ncpl.errors import CheckpointError, HubError
+from ncpl.download import HUB_ERRORS, PASSING, explain
+from ncpl.errors import HubError
+from ncpl.hub.files import STALE, Files, checkpoint_files, space_files
+from ncpl.hub.secrets import check_secrets
 
-ROOT = Path(__file__).parent.parent
-ACCEPTED = ("*.safetensors", "*.json", "*.yaml", "*.py", "*.md", "*.txt", "*.jinja", "*.png", "*.svg", "LICENSE")
-"""What of a folder is pushed: weights, configuration, code, card, record and figures."""
-LEFT_OUT = ("trainer_state.json", "*checkpoint-*/*", "*stages/*")
-"""What is not, although accepted by name: a training's own state."""
-STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
-"""What is removed from a repository when the folder has it no more: a loader would pick it up."""
-REQUIREMENTS = "torch>=2.6\ntransformers>=5.23,<6\n"
-"""What `handler.py` needs on an Inference Endpoint."""
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 ATTEMPTS = 4
 """Of a whole push, after the client's own retries of single requests."""
-PASSING = (408, 429, 500, 502, 503, 504)
-"""HTTP statuses that may be gone a moment later."""
-
-HUB_ERRORS = (HfHubHTTPError, httpx2.TransportError, HFValidationError, OfflineModeIsEnabled)
-
-Files = Mapping[str, Path | bytes]
 
 
 @dataclass(frozen=True)
@@ -127,7 +104,7 @@ def push_dataset(
     import pyarrow.parquet
 
     from datasets_scripts.runs import data_hash, export_parquet
-    from ncpl.cards import dataset_card
+    from ncpl.hub.cards import dataset_card
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = export_parquet(source, Path(scratch) / source, data_dir)
@@ -159,84 +136,6 @@ def push_space(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
     return push_files(space_files(), repo_id, repo_type="space", **options)
 
 
-def fetch(path_or_repo: str | Path) -> Path:
-    """A folder as it is, or the files of a repository, downloaded.
-
-    Raises:
-        HubError: neither a folder nor a repository that can be read.
-    """
-    if Path(path_or_repo).is_dir():
-        return Path(path_or_repo)
-    try:
-        return Path(snapshot_download(str(path_or_repo)))
-    except (*HUB_ERRORS, LocalEntryNotFoundError) as error:
-        raise HubError(_explain(error, str(path_or_repo), HfApi())) from error
-
-
-def space_files() -> dict[str, Path | bytes]:
-    """The Space: its own files at the top, and beside them the modules that it imports.
-
-    >>> {"app.py", "README.md", "requirements.txt", "ncpl/forecaster.py", "modeling_ncpl.py"} <= space_files().keys()
-    True
-    """
-    space = ROOT / "space"
-    if not (space / "app.py").exists():
-        raise ValueError(f"space: no folder {space}; it is not installed with the package, push it from a clone")
-    files: dict[str, Path | bytes] = {path.name: path for path in sorted(space.iterdir()) if path.is_file()}
-    modules = [path for path in sorted(ROOT.glob("*_n[cs]p*.py")) if path.name != "ncpl_cli.py"]
-    for folder in ("ncpl", "datasets_scripts"):
-        modules += [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
-    ours = (path for path in modules if "__pycache__" not in path.parts and path.suffix != ".pyc")
-    return files | {path.relative_to(ROOT).as_posix(): path for path in ours}
-
-
-def checkpoint_files(folder: Path, repo_id: str, base_model: str | None = None) -> dict[str, Path | bytes]:
-    """What `push` sends: path in the repository -> local file or content.
-
-    Raises:
-        CheckpointError: the folder does not hold a whole checkpoint.
-    """
-    from ncpl.cards import checkpoint_card, widget_examples
-
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    files = folder_files(folder)
-    _check_whole(folder, files)
-    if "adapter_config.json" in files:
-        files["adapter_config.json"] = _adapter_config(folder, base_model)
-    elif _json(folder, "config.json").get("model_type") == "ncpl":
-        files.setdefault("handler.py", ROOT / "handler.py")
-        files.setdefault("requirements.txt", REQUIREMENTS.encode())
-    if "README.md" not in files or b"[More Information Needed]" in (folder / "README.md").read_bytes():
-        widget = None
-        if "handler.py" in files and "widget.json" not in files:
-            widget = widget_examples(folder)
-            files["widget.json"] = (json.dumps(widget, indent=2) + "\n").encode()
-        files["README.md"] = checkpoint_card(folder, repo_id, base_model, widget).encode()
-    return files
-
-
-def folder_files(folder: Path) -> dict[str, Path | bytes]:
-    """The accepted files of a folder; the others are counted in a warning."""
-    files: dict[str, Path | bytes] = {}
-    others = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts):
-            continue
-        accepted = any(fnmatch(path.name, pattern) for pattern in ACCEPTED)
-        if accepted and not any(fnmatch(name, pattern) for pattern in LEFT_OUT):
-            files[name] = path
-        else:
-            others.append(name)
-    if others:
-        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        warnings.warn(
-            f"{folder}: {len(others)} files are not part of a checkpoint and not pushed: {named}", stacklevel=3
-        )
-    return files
-
-
 def push_files(files: Files, repo_id: str, *, repo_type: str = "model", **options: Unpack[PushOptions]) -> Pushed:
     """Makes a repository hold files, in one commit.
 
@@ -250,7 +149,7 @@ def push_files(files: Files, repo_id: str, *, repo_type: str = "model", **option
         HubError: the Hub could not be reached, refused, or has changed meanwhile.
         ValueError: a file holds an access token, or the card's metadata are refused.
     """
-    _check_secrets(files, options.get("token"))
+    check_secrets(files, options.get("token"))
     attempt = _Push(files, repo_id, repo_type, options, HfApi(token=options.get("token")))
     waits = [2.0**i for i in range(ATTEMPTS - 1)]
     while True:
@@ -262,7 +161,8 @@ def push_files(files: Files, repo_id: str, *, repo_type: str = "model", **option
             if not isinstance(error, HUB_ERRORS):
                 raise
             if not waits or not attempt.may_repeat(error):
-                raise HubError(_explain(error, repo_id, attempt.api)) from raised
+                again = "push again, files that arrived are not sent twice"
+                raise HubError(explain(error, repo_id, again)) from raised
         time.sleep(waits.pop(0))
 
 
@@ -351,58 +251,6 @@ class _Push:
         return at is not None
 
 
-def _check_whole(folder: Path, files: Files) -> None:
-    """Everything that loading needs is there: configuration, weights, and the code that they name."""
-    adapter = "adapter_config.json" in files
-    if not adapter and "config.json" not in files:
-        raise CheckpointError(
-            f"{folder}: no config.json and no adapter_config.json, expected a checkpoint or an adapter"
-        )
-    missing = [name for name in ("adapter_model.safetensors",) if adapter and name not in files]
-    index = "model.safetensors.index.json"
-    if index in files:
-        missing += sorted(set(_json(folder, index)["weight_map"].values()) - files.keys())
-    elif not adapter and "model.safetensors" not in files:
-        missing.append("model.safetensors")
-    if not adapter and _json(folder, "config.json").get("model_type") == "ncpl":
-        missing += [name for name in ("processor_config.json", "tokenizer.json") if name not in files]
-    for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
-        settings = _json(folder, name) if name in files else {}
-        classes = [*settings.get("auto_map", {}).values()]
-        classes += [entry["impl"] for entry in settings.get("custom_pipelines", {}).values()]
-        modules = {f"{value.partition('.')[0]}.py" for value in classes if value and "--" not in value}
-        missing += sorted(modules - files.keys())
-    if missing:
-        raise CheckpointError(
-            f"{folder}: lacks {', '.join(dict.fromkeys(missing))}; save model and processor with save_pretrained"
-        )
-
-
-def _adapter_config(folder: Path, base_model: str | None) -> Path | bytes:
-    """The adapter's settings, whose base has to be a repository that others can load too."""
-    settings = _json(folder, "adapter_config.json")
-    base = str(settings.get("base_model_name_or_path"))
-    if base_model is None:
-        if Path(base).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
-            raise CheckpointError(
-                f"{folder}: the adapter's base is the local folder {base!r}, which others do not have; push it too and "
-                "give its repo id as base_model"
-            )
-        return folder / "adapter_config.json"
-    settings["base_model_name_or_path"] = base_model
-    return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _check_secrets(files: Files, token: str | None) -> None:
-    secret = (token or get_token() or "").encode()
-    for path, content in files.items():
-        if path.endswith((".safetensors", ".parquet", ".png")):
-            continue
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        if TOKEN.search(data) or (secret and secret in data):
-            raise ValueError(f"{path}: holds an access token, which would become public; remove it, nothing was pushed")
-
-
 def _content(content: Path | bytes) -> str | bytes:
     return content if isinstance(content, bytes) else str(content)
 
@@ -430,39 +278,3 @@ def _chunks(content: Path | bytes) -> Iterator[bytes]:
     with content.open("rb") as file:
         while chunk := file.read(2**20):
             yield chunk
-
-
-def _json(folder: Path, name: str) -> dict:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder / name}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder / name}: got {type(content).__name__}, expected a JSON object")
-    return content
-
-
-def _explain(error: BaseException, repo_id: str, api: HfApi) -> str:
-    """One line: what happened, what it means for the repository, what to do."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = f" ({error.server_message})" if isinstance(error, HfHubHTTPError) and error.server_message else ""
-    again = "push again, files that arrived are not sent twice"
-    if status == 401:
-        reason = "the Hub does not accept the access token, it is absent, expired or wrong; log in with `hf auth login`"
-    elif status == 403:
-        reason = f"the access token has no right to write there{said}"
-    elif isinstance(error, RevisionNotFoundError):
-        reason = f"no such revision{said}"
-    elif isinstance(error, RepositoryNotFoundError):
-        reason = "no such repository, or the access token cannot see it"
-    elif status == 412:
-        reason = "somebody else committed while this push was under way, and nothing of it was committed; push again"
-    elif status == 429:
-        reason = f"the Hub takes no more requests for now; wait, then {again}"
-    elif status in PASSING:
-        reason = f"the Hub answered {status} {ATTEMPTS} times; {again}"
-    elif isinstance(error, httpx2.TransportError):
-        reason = f"the connection to {api.endpoint} failed ({type(error).__name__}); {again}"
-    else:
-        reason = " ".join(str(error).split())
-    return f"{repo_id}: {reason}"

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ncpl.errors import CheckpointError
 
-TEMPLATES = Path(__file__).parent.parent / "model_cards"
+TEMPLATES = Path(__file__).parents[2] / "model_cards"
 RECORD, EVALUATION, WIDGET = "training_record.json", "evaluation.json", "widget.json"
 NSP_RECORD = "nsp_record.json"
 RESULT_FILES = (RECORD, EVALUATION, WIDGET, NSP_RECORD)
