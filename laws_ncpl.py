@@ -15,6 +15,11 @@ from typing import Any, Self
 
 import numpy as np
 
+try:
+    from .fields_ncpl import DEFAULT_VOCAB_SIZE, SOURCES, sequence_length
+except ImportError:
+    from fields_ncpl import DEFAULT_VOCAB_SIZE, SOURCES, sequence_length
+
 # a N^-alpha + b D^-beta + c, as published with NCPL (arXiv 2602.10300): N in million parameters, D in billion tokens.
 PUBLISHED_CHINCHILLA: dict[str, tuple[float, float, float, float, float]] = {
     "marin": (3.997941824442712, 0.44174138432888976, 0.8251456329446542, 0.1676451054204669, 2.2814165287450208),
@@ -121,21 +126,10 @@ class StepLaw:
         return np.array([factor * (c["data size"] * 1e9) ** data / sequence_length(c) for c in configs])
 
 
-# Tokens a sequence in each source's runs, which no log states.
-SEQ_LEN = {"marin": 4096, "steplaw": 2048, "steplaw_moe": 2048}
-# Entries of each source's vocabulary, which no log states either, and of any other's.
-VOCABULARY = {"marin": 128_256, "steplaw": 65_536, "steplaw_moe": 65_536, "": 65_536}
 # Where the logarithms of the configuration-aware law are zero.
 REFERENCE = {"model size": 300.0, "data size": 20.0, "batch tokens": 2.0**19, "learning rate": 2e-3}
 # Residual width of a model of the reference size where nothing is known of it; it goes with the root of the size.
 WIDTH = 1024.0
-# Source -> one whose lab, data and evaluation set it shares: its deviations start from that one's.
-KIN = {"steplaw_moe": "steplaw"}
-
-
-def sequence_length(config: Mapping[str, Any]) -> float:
-    """Tokens a sequence: the configuration's own, else its source's, else 2048."""
-    return float(config.get("seq len") or SEQ_LEN.get(str(config.get("source")), 2048))
 
 
 def _log_one_minus(value: Any) -> float:
@@ -517,7 +511,7 @@ class ConfigurationLaw:
             ]
             for source, optimizer in set(kinds)
             # The deviations of a source that was not fitted are not its kin's but nought.
-            for own in [(source, KIN.get(source)) if source in self.sources else ()]
+            for own in [(source, _parent(source)) if source in self.sources else ()]
         }
         mine = np.array([moves[kind] for kind in kinds]).reshape(len(kinds), len(columns))
         return by_coefficient[:, [order.index(name) for _, _, name in columns]] * mine
@@ -611,11 +605,12 @@ class ConfigurationLaw:
             fields["adam_lr"] = COORDINATES["adam_lr"](own / whole if whole > 0 else 0.3)
         size = float(read["model size"])
         active = float(read.get("active size", size))
+        vocabulary = SOURCES[source].vocab_size if source in SOURCES else DEFAULT_VOCAB_SIZE
         width = float(read.get("hidden dim") or _usual_width(self.typical.get(source, {}), active))
         return (
             math.log(active / REFERENCE["model size"]),
             math.log(size / active),
-            VOCABULARY.get(source, VOCABULARY[""]) * width / (active * 1e6),
+            vocabulary * width / (active * 1e6),
             math.log(data / REFERENCE["data size"]),
             math.log(tokens / REFERENCE["batch tokens"]),
             math.log(rate / REFERENCE["learning rate"]),
@@ -642,6 +637,10 @@ class ConfigurationLaw:
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         residuals = {source: KernelResidual(**values) for source, values in state.get("residuals", {}).items()}
         return cls(**{**state, "residuals": residuals})
+
+
+def _parent(source: str) -> str | None:
+    return SOURCES[source].parent if source in SOURCES else None
 
 
 def _usual_width(typical: Mapping[str, Mapping[str, Any]], active: float) -> float:

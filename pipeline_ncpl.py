@@ -9,9 +9,9 @@ from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 try:
-    from .processing_ncpl import check_config, training_order
+    from .fields_ncpl import check_config, training_order
 except ImportError:
-    from processing_ncpl import check_config, training_order
+    from fields_ncpl import check_config, training_order
 
 TASK = "scaling-forecast"
 

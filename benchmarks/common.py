@@ -13,11 +13,12 @@ import torch
 
 from configuration_ncpl import NCPLConfig
 from datasets_scripts import SAMPLE_DIR
+from fields_ncpl import check_config
 from modeling_ncpl import NCPLForecaster
 from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.recipe import load_recipe
 from ncpl.record import git_state, hardware, versions
-from processing_ncpl import NCPLProcessor, check_config
+from processing_ncpl import NCPLProcessor
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -21,7 +21,8 @@ from scipy.optimize import least_squares
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datasets_scripts.runs import load_runs
-from laws_ncpl import REFERENCE, VOCABULARY
+from fields_ncpl import SOURCES
+from laws_ncpl import REFERENCE
 from ncpl.record import git_state, hardware, versions
 
 # Coefficient -> prior mean and standard deviation: wide, to hear what the runs say.
@@ -84,7 +85,7 @@ def read_labs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarra
             # Of Marin's optimizers the common one.
             if row["conf"]["optimizer"] == "adamw":
                 conf = row["conf"]
-                cell = conf["model size"] * 1e6, conf["data size"] * 1e9, conf["hidden dim"], VOCABULARY[source]
+                cell = conf["model size"] * 1e6, conf["data size"] * 1e9, conf["hidden dim"], SOURCES[source].vocab_size
                 losses[cell].append(row["final_loss"])
         cells = [(*cell, float(np.mean(sorted(own)[:best]))) for cell, own in losses.items() if len(own) > best]
         tables[source] = pd.DataFrame(cells, columns=["params_nonemb", "tokens", "hidden", "vocab", "final_loss"])

@@ -32,9 +32,9 @@ from common import (  # type: ignore[import-not-found]
 )
 from tqdm import tqdm
 
+from fields_ncpl import check_config, training_order
 from ncpl.forecaster import DEFAULT, Forecaster
 from ncpl.sweep import write_sweep
-from processing_ncpl import check_config, training_order
 
 CONFIG = {
     "source": "marin",

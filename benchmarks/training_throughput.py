@@ -25,10 +25,11 @@ from common import (  # type: ignore[import-not-found]
 )
 from tqdm import tqdm
 
+from fields_ncpl import max_step
 from modeling_ncpl import NCPLForecaster
 from ncpl.packing import PackedCollator, PlainCollator, Run
 from ncpl.record import peak_flops
-from processing_ncpl import NCPLProcessor, max_step
+from processing_ncpl import NCPLProcessor
 
 
 def make_run(config: Mapping[str, Any], points: int, rng: random.Random) -> Run:

@@ -35,7 +35,7 @@ import datasets
 import fsspec  # type: ignore[import-untyped]
 import yaml
 
-from processing_ncpl import FIELDS
+from fields_ncpl import FIELDS, SOURCES
 
 REPOSITORY = "https://github.com/zhqwqwq/Configuration-to-Performance-Scaling-Law"
 
@@ -43,9 +43,6 @@ REVISION = "main"
 """Commit, tag or branch of a source's public repository that is read by default. A branch is downloaded once and then
 taken from the cache; give a commit as `revision=` to pin the files. `data_hash` says which contents a training run
 really saw."""
-
-SOURCES = {"marin": "Marin", "steplaw": "StepLaw", "steplaw_moe": "StepLawMoE"}
-"""Source -> class of its builder, in the module of the source's name."""
 
 SPLITS = ("train", "in_val", "ood_val")
 UNSTABLE = "unstable"
@@ -166,7 +163,7 @@ def builder_class(source: str) -> "type[RunsBuilder]":
     """
     if source not in SOURCES:
         raise ValueError(f"source: {source!r} is unknown, accepted: {sorted(SOURCES)}{_nearest(source, SOURCES)}")
-    return getattr(import_module(f"datasets_scripts.{source}"), SOURCES[source])
+    return getattr(import_module(f"datasets_scripts.{source}"), SOURCES[source].title)
 
 
 def export_parquet(

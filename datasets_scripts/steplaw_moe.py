@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets_scripts.runs import REVISION, RunsBuilder, diverged, local_files, main, read_text
-from laws_ncpl import SEQ_LEN
-from processing_ncpl import FIELDS, training_order
+from fields_ncpl import FIELDS, SOURCES, training_order
 
 REPOSITORY = "https://github.com/step-law/steplaw"
 FILE = "moe_lr_bs_loss.csv"
@@ -96,8 +95,8 @@ def _run(row: Mapping[str, Any], where: str, source: str) -> dict[str, Any]:
     if None in row.values() or "" in row:
         raise ValueError(f"{where}: it has not as many cells as the header; the file is truncated or malformed")
     length = _number(row, LENGTH, where)
-    if length != SEQ_LEN[source]:
-        raise ValueError(f"{where}: {LENGTH} is {length:g}; accepted: {SEQ_LEN[source]} (tokens a sequence)")
+    if length != SOURCES[source].seq_len:
+        raise ValueError(f"{where}: {LENGTH} is {length:g}; accepted: {SOURCES[source].seq_len} (tokens a sequence)")
     conf: dict[str, Any] = {"source": source, "optimizer": "adamw", "min_lr": 1e-05}
     for field, (column, unit) in FIELD_COLUMNS.items():
         number = _number(row, column, where)

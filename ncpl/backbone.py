@@ -6,7 +6,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from processing_ncpl import FIELDS, branch_pieces, prefix_pieces
+from fields_ncpl import FIELDS
+from processing_ncpl import branch_pieces, prefix_pieces
 
 
 def train_tokenizer(
@@ -15,7 +16,7 @@ def train_tokenizer(
     """Byte-level BPE over the prompts' text pieces: a frequent piece becomes one token, and any text has an encoding.
 
     Args:
-        configs: checked configurations (`processing_ncpl.check_config`).
+        configs: checked configurations (`fields_ncpl.check_config`).
         prompt_version: of the prompts to come.
         vocab_size: upper bound on the number of tokens.
 

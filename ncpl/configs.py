@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from laws_ncpl import SEQ_LEN
-from processing_ncpl import FIELDS, check_config, field_name
+from fields_ncpl import FIELDS, check_config, field_name, known_seq_len
 
 Config = dict[str, Any]
 
@@ -197,7 +196,7 @@ def as_configs(configs: Any) -> tuple[list[Config], pd.Index]:
 
 
 def check_configs(configs: Sequence[Any], strict: bool = True, origins: Iterable[Any] | None = None) -> list[Config]:
-    """Each configuration checked (`processing_ncpl.check_config`).
+    """Each configuration checked (`fields_ncpl.check_config`).
 
     Args:
         configs: configurations.
@@ -258,7 +257,7 @@ def vary(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
 
 
 def _tokens_a_step(config: Config) -> float:
-    return float(config.get("batch size", 1)) * float(config.get("seq len") or SEQ_LEN.get(config.get("source", ""), 1))
+    return float(config.get("batch size", 1)) * float(known_seq_len(config) or 1)
 
 
 def _is_file(argument: str) -> bool:

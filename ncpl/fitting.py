@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fields_ncpl import SOURCES, sequence_length
 from laws_ncpl import (
     COORDINATES,
     INPUTS,
-    KIN,
     PRIORS,
     REFERENCE,
     Calibration,
@@ -32,7 +32,6 @@ from laws_ncpl import (
     law_terms,
     locate,
     residual_kernel,
-    sequence_length,
 )
 
 Row = Mapping[str, Any]
@@ -125,7 +124,8 @@ class _Layout:
 
     def kin(self, source: str) -> str | None:
         """The source that a source's deviations start from."""
-        return KIN[source] if KIN.get(source) in self.sources else None
+        parent = SOURCES[source].parent if source in SOURCES else None
+        return parent if parent in self.sources else None
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Prior means and standard deviations."""

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from configuration_ncpl import NCPLConfig
+from fields_ncpl import FIELDS, max_step, training_order
 from modeling_ncpl import NCPLForecaster
 from ncpl.configs import as_configs, check_configs
 from ncpl.errors import CheckpointError
 from ncpl.sweep import WINDOW, Grid, Prompts, forecast_grid, named_fields, residuals
-from processing_ncpl import FIELDS, NCPLProcessor, max_step, training_order
+from processing_ncpl import NCPLProcessor
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 COLUMNS = ("loss", "lower", "upper", "divergence", "extrapolation")
@@ -102,7 +103,7 @@ class Forecaster:
         return self.predict_checked(check_configs(rows, self.processor.strict, origins), level).set_index(index)
 
     def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
-        """`predict` for configurations that `processing_ncpl.check_config` has passed, such as logged runs."""
+        """`predict` for configurations that `fields_ncpl.check_config` has passed, such as logged runs."""
         configs = [training_order(config) for config in configs]
         return self.columns(configs, self._residuals(configs), level)
 

@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 
 from configuration_nsp import CHANCE, CORE_TASKS, NSPConfig
 from datasets_scripts.leaderboard import load_leaderboard
-from datasets_scripts.runs import SOURCES, load_runs
+from datasets_scripts.runs import load_runs
 from feature_extraction_nsp import TOKENS_PER_PARAM, NSPFeatureExtractor, as_rows
+from fields_ncpl import SOURCES, field_name
 from modeling_nsp import NSPModel, NSPOutput, SiblingRegression
 from ncpl import record
-from processing_ncpl import field_name
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster

@@ -17,7 +17,7 @@ class Run:
     """One run as training sees it: its configuration and the residuals to predict, each a loss minus `prior`.
 
     Args:
-        config: a checked configuration (`processing_ncpl.check_config`).
+        config: a checked configuration (`fields_ncpl.check_config`).
         prior: what the law forecasts for the final loss, nats per token.
         final: residual of the final loss in nats; None where the run teaches curve points alone.
         steps: training steps of the curve's points.

@@ -28,10 +28,11 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from fields_ncpl import check_config, field_name, training_order
 from modeling_ncpl import NCPLForecaster
 from ncpl.configs import vary
 from ncpl.packing import Packs, pack_rows, tree_mask
-from processing_ncpl import NCPLProcessor, check_config, field_name, prefix_pieces, training_order
+from processing_ncpl import NCPLProcessor, prefix_pieces
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster

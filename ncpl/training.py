@@ -38,6 +38,7 @@ from transformers import (
 from configuration_ncpl import NCPLConfig
 from datasets_scripts import SAMPLE_DIR
 from datasets_scripts.runs import data_hash, load_runs
+from fields_ncpl import check_config
 from laws_ncpl import ChinchillaLaw, law_from_dict
 from modeling_ncpl import NCPLForecaster
 from ncpl.backbone import scratch_config, train_tokenizer
@@ -46,7 +47,7 @@ from ncpl.packing import PackedCollator, PlainCollator, Run
 from ncpl.recipe import DataBlock, Lora, ModelBlock, Recipe, Stage
 from ncpl.record import git_state, hardware, versions
 from ncpl.trainer import Bars, BatchSampler, Epochs, ForecasterTrainer, Lines
-from processing_ncpl import NCPLProcessor, check_config
+from processing_ncpl import NCPLProcessor
 
 RECORD = "training_record.json"
 LOG = "training_log.json"

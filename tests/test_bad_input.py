@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fields_ncpl import REQUIRED
 from ncpl import CheckpointError, Forecaster
 from ncpl.configs import read_file
-from processing_ncpl import REQUIRED
 from tests.checkpoints import ADAMW
 from tests.test_cli import run
 

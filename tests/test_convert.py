@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, Qwen3Config, Qwen3ForCausalLM, pipeline
 
+from fields_ncpl import check_config
 from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.errors import CheckpointError
 from ncpl.hub.convert import PROBES, convert
-from processing_ncpl import check_config
 from tests.checkpoints import losses_by_hand, published_weights, tiny_model
 
 

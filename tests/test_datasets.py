@@ -23,7 +23,7 @@ from datasets_scripts.runs import COLUMNS, data_hash, decode_runs, export_parque
 from datasets_scripts.sample import generate
 from datasets_scripts.steplaw import StepLaw
 from datasets_scripts.steplaw_moe import StepLawMoE
-from processing_ncpl import FIELDS
+from fields_ncpl import FIELDS
 
 # Sources in the JSON files of the public NCPL logs; what is particular to the CSV is in test_steplaw_moe.py.
 JSON_BUILDERS: dict[str, Any] = {"marin": Marin, "steplaw": StepLaw}

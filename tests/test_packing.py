@@ -10,10 +10,11 @@ from torch.nn.attention.flex_attention import create_mask
 
 from configuration_ncpl import NCPLConfig
 from datasets_scripts import SAMPLE_DIR
+from fields_ncpl import check_config, max_step
 from modeling_ncpl import NCPLForecaster
 from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.packing import PackedCollator, PlainCollator, Run, tree_mask
-from processing_ncpl import NCPLProcessor, check_config, max_step
+from processing_ncpl import NCPLProcessor
 
 ATTENTIONS = ("sdpa", "eager")
 

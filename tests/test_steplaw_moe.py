@@ -11,11 +11,11 @@ import pytest
 
 from datasets_scripts import SAMPLE_DIR, steplaw_moe
 from datasets_scripts.runs import MissingRunsError, data_hash, load_runs
+from fields_ncpl import FIELDS, check_config
 from ncpl import Forecaster
 from ncpl.evaluation import evaluation_report, forecast_runs
 from ncpl.recipe import DataBlock
 from ncpl.training import _unstable, pool, read_runs
-from processing_ncpl import FIELDS, check_config
 from tests.test_cli import as_json, run
 from tests.test_datasets import serve
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
+from fields_ncpl import check_config, training_order
 from ncpl.configs import vary
 from ncpl.forecaster import Forecaster
 from ncpl.sweep import WINDOW, Grid, Prompts, residuals, write_sweep
-from processing_ncpl import check_config, training_order
 from tests.checkpoints import ADAMW, CONFIGS, losses_by_hand, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parent.parent

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fields_ncpl import SOURCES
 from laws_ncpl import PUBLISHED_CHINCHILLA
 
 SEED = 20260210
@@ -27,7 +28,6 @@ SHAPES = {
     "marin": [(8, 448, 1792, 7), (12, 576, 2304, 9), (16, 704, 2816, 11), (20, 896, 3584, 14)],
     "steplaw": [(6, 576, 4608, 9), (8, 704, 5632, 11), (9, 832, 6656, 13), (11, 1088, 8704, 17)],
 }
-SEQ_LEN = {"marin": 4096, "steplaw": 2048}
 CURVE_KEYS = {"marin": ("c4en_steps", "c4en_losses"), "steplaw": ("smoothed_loss_steps", "smoothed_loss")}
 COUNTS = {"train": 66, "in_val": 16, "ood_val": 14, "left out": 2, "diverged": 4, "NaN": 2}
 
@@ -81,7 +81,7 @@ def _run(
     # A few (N, D) cells rather than a continuum: a run diverged by comparison with the others of its cell.
     tokens_b = round(rng.choice((20, 40, 80)) * params_m / 1e3, 4)
     batch = rng.choice((64, 128, 256, 512))
-    max_step = round(tokens_b * 1e9 / (batch * SEQ_LEN[source]))
+    max_step = round(tokens_b * 1e9 / (batch * SOURCES[source].seq_len))
     conf: dict[str, Any] = {
         "source": source,
         "model size": params_m,
@@ -190,10 +190,10 @@ def _moe_table() -> str:
             loss += rng.uniform(0.5, 3)
         lost = log2_off == 6 and experts == MOE_EXPERTS[0]
         rows.append(
-            {"exp_name": f"sample-steplaw_moe-{len(rows):04d}", "seq_len": SEQ_LEN["steplaw"], **MOE_SHAPE}
+            {"exp_name": f"sample-steplaw_moe-{len(rows):04d}", "seq_len": SOURCES["steplaw"].seq_len, **MOE_SHAPE}
             | {"nume": count, "topk": top_k, "moeh": width, "sed": shared, "N": total, "Na": active}
             | {"D": tokens_b * 10**9, "lr": lr, "bs": batch}
-            | {"ti": int(tokens_b * 1e9 / (batch * SEQ_LEN["steplaw"]))}
+            | {"ti": int(tokens_b * 1e9 / (batch * SOURCES["steplaw"].seq_len))}
             | {"loss": "nan" if lost else round(loss + rng.gauss(0, 0.03), 6)}
             | {"smooth loss": "nan" if lost else round(loss, 9), "note": NOTE}
         )

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import DatasetCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fields_ncpl import SOURCES
 from ncpl.errors import CheckpointError
 
 TEMPLATES = Path(__file__).parents[2] / "model_cards"
@@ -25,7 +26,6 @@ RECORD, EVALUATION, WIDGET = "training_record.json", "evaluation.json", "widget.
 NSP_RECORD = "nsp_record.json"
 RESULT_FILES = (RECORD, EVALUATION, WIDGET, NSP_RECORD)
 TAGS = ["scaling-laws", "pretraining", "hyperparameters", "forecasting", "ncpl"]
-LICENCES = {"marin": "Apache-2.0", "steplaw": "none stated", "steplaw_moe": "none stated"}
 """Source -> licence of its run logs."""
 METRICS = {"mae": "MAE", "rmse": "RMSE", "spearman": "Spearman", "bias": "bias"}
 """Metric of a result file -> its name in a card."""
@@ -133,7 +133,7 @@ def checkpoint_card(
             widget=[{"title": title, "text": _forecast_text(item["forecast"])} for title, item in widget.items()],
             data=record.get("data"),
             splits=record.get("recipe", {}).get("data", {}).get("splits"),
-            licences=LICENCES,
+            licences={name: source.licence for name, source in SOURCES.items()},
             evaluation=evaluation,
             cells=cells,
             sizes=evaluation.get("sizes"),
@@ -224,10 +224,10 @@ def dataset_card(source: str, repo_id: str, configs: list[dict[str, Any]], runs:
         sha256: hash of the files the runs were read from.
     """
     from datasets_scripts.runs import COLUMNS, builder_class
-    from processing_ncpl import FIELDS
+    from fields_ncpl import FIELDS
 
     builder = builder_class(source)
-    licence = LICENCES.get(source, "none stated")
+    licence = SOURCES[source].licence if source in SOURCES else "none stated"
     data = DatasetCardData(
         license="apache-2.0" if licence == "Apache-2.0" else "unknown",
         task_categories=["tabular-regression"],

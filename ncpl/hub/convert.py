@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from configuration_ncpl import NCPLConfig
+from fields_ncpl import REQUIRED
 from modeling_ncpl import PUBLISHED_PREFIXES, NCPLForecaster, from_published
 from ncpl.errors import CheckpointError
-from processing_ncpl import REQUIRED, NCPLProcessor
+from processing_ncpl import NCPLProcessor
 
 WEIGHTS = "pytorch_model.bin"
 BACKBONE = "Qwen/Qwen3-1.7B"
