@@ -394,7 +394,7 @@ def merge(
     Example: ncpl merge me/ncpl-mini-lora merged
     """
     from ncpl.download import fetch
-    from ncpl.training import merge_adapter
+    from ncpl.training.model import merge_adapter
 
     merge_adapter(fetch(adapter), out)
     if as_json:

@@ -15,9 +15,9 @@ from configuration_ncpl import NCPLConfig
 from datasets_scripts import SAMPLE_DIR
 from fields_ncpl import check_config
 from modeling_ncpl import NCPLForecaster
-from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.recipe import load_recipe
 from ncpl.record import git_state, hardware, versions
+from ncpl.training.backbone import scratch_config, train_tokenizer
 from processing_ncpl import NCPLProcessor
 
 ROOT = Path(__file__).parent.parent

@@ -53,7 +53,7 @@ class PlainCollator:
     Args:
         processor: encodes the configurations.
 
-    >>> from ncpl.backbone import train_tokenizer
+    >>> from ncpl.training.backbone import train_tokenizer
     >>> config = {"source": "marin", "max step": 100}
     >>> collate = PlainCollator(NCPLProcessor(train_tokenizer([config] * 2), prompt_version=2))
     >>> collate([Run(config, prior=3.0, final=0.02, steps=(50,), curve=(0.4,))])["loss_mask"].sum().item()
@@ -90,7 +90,7 @@ class PackedCollator:
         device: the model's, needed by `"flex_attention"` alone, whose mask cannot be moved; it cannot be built by
             worker processes either.
 
-    >>> from ncpl.backbone import train_tokenizer
+    >>> from ncpl.training.backbone import train_tokenizer
     >>> config = {"source": "marin", "max step": 100}
     >>> collate = PackedCollator(NCPLProcessor(train_tokenizer([config] * 2), prompt_version=2))
     >>> collate([Run(config, prior=3.0, final=0.02, steps=(50, 75), curve=(0.4, 0.3))])["position_ids"].sort().values

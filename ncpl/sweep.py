@@ -161,7 +161,7 @@ class Grid:
     Raises:
         ValueError: a field that is given twice or has no values, or a combination that `check_config` refuses.
 
-    >>> from ncpl.backbone import train_tokenizer
+    >>> from ncpl.training.backbone import train_tokenizer
     >>> config = {"source": "marin", "model size": 134, "data size": 2.7, "optimizer": "adamw", "learning rate": 2e-3,
     ...           "batch size": 128}
     >>> processor = NCPLProcessor(train_tokenizer([config] * 2), prompt_version=2)

@@ -11,7 +11,7 @@ import torch
 
 from configuration_ncpl import NCPLConfig
 from modeling_ncpl import PUBLISHED_PREFIXES, NCPLForecaster
-from ncpl.backbone import scratch_config, train_tokenizer
+from ncpl.training.backbone import scratch_config, train_tokenizer
 from processing_ncpl import NCPLProcessor
 
 ADAMW = {

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModel, AutoProcessor, Qwen3Config, Qwen3ForCausalLM, pipeline
 
 from fields_ncpl import check_config
-from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.errors import CheckpointError
 from ncpl.hub.convert import PROBES, convert
+from ncpl.training.backbone import scratch_config, train_tokenizer
 from tests.checkpoints import losses_by_hand, published_weights, tiny_model
 
 

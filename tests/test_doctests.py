@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for pattern in ("*_n[cs]p*.py", "handler.py", "ncpl/*.py", "datasets_scripts/*.py")
+    for pattern in ("*_n[cs]p*.py", "handler.py", "ncpl/**/*.py", "datasets_scripts/*.py")
     for path in ROOT.glob(pattern)
 )
 

@@ -27,7 +27,7 @@ from ncpl.errors import CheckpointError, HubError
 from ncpl.hub import push
 from ncpl.hub.cards import EXAMPLES, checkpoint_card
 from ncpl.recipe import Lora
-from ncpl.training import add_adapters
+from ncpl.training.model import add_adapters
 from processing_ncpl import NCPLProcessor
 from tests.checkpoints import CONFIGS, fresh_process, save_tiny
 from tests.hub_server import Fault, HubServer

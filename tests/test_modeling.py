@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3Model
 
 from configuration_ncpl import NCPLConfig
 from modeling_ncpl import NCPLForecaster, from_published
-from ncpl.backbone import scratch_config
+from ncpl.training.backbone import scratch_config
 
 
 class Published(nn.Module):

@@ -12,8 +12,8 @@ from configuration_ncpl import NCPLConfig
 from datasets_scripts import SAMPLE_DIR
 from fields_ncpl import check_config, max_step
 from modeling_ncpl import NCPLForecaster
-from ncpl.backbone import scratch_config, train_tokenizer
 from ncpl.packing import PackedCollator, PlainCollator, Run, tree_mask
+from ncpl.training.backbone import scratch_config, train_tokenizer
 from processing_ncpl import NCPLProcessor
 
 ATTENTIONS = ("sdpa", "eager")

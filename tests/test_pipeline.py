@@ -8,8 +8,8 @@ import torch
 from transformers import Qwen3Config, Trainer, TrainingArguments, pipeline
 
 import pipeline_ncpl  # noqa: F401  (registers the task)
-from ncpl.backbone import scratch_config
 from ncpl.hub.convert import convert
+from ncpl.training.backbone import scratch_config
 from tests.checkpoints import (
     ADAMW,
     CONFIGS,

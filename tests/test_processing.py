@@ -10,7 +10,7 @@ import torch
 from datasets_scripts.runs import load_runs
 from fields_ncpl import FIELDS, check_config, max_step, training_order
 from laws_ncpl import PUBLISHED_CHINCHILLA
-from ncpl.backbone import train_tokenizer
+from ncpl.training.backbone import train_tokenizer
 from processing_ncpl import NCPLProcessor
 
 MARIN = {

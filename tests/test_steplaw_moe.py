@@ -15,7 +15,8 @@ from fields_ncpl import FIELDS, check_config
 from ncpl import Forecaster
 from ncpl.evaluation import evaluation_report, forecast_runs
 from ncpl.recipe import DataBlock
-from ncpl.training import _unstable, pool, read_runs
+from ncpl.training.data import pool, read_runs
+from ncpl.training.prior import _unstable
 from tests.test_cli import as_json, run
 from tests.test_datasets import serve
 

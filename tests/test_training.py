@@ -24,11 +24,14 @@ from datasets_scripts import SAMPLE_DIR
 from datasets_scripts.runs import data_hash
 from laws_ncpl import law_from_dict
 from modeling_ncpl import NCPLForecaster
-from ncpl import Forecaster, training
-from ncpl.backbone import scratch_config, train_tokenizer
+from ncpl import Forecaster
 from ncpl.metrics import regression_metrics
 from ncpl.recipe import DataBlock, Stage, describe, load_recipe, parse_overrides
-from ncpl.trainer import BatchSampler
+from ncpl.training.backbone import scratch_config, train_tokenizer
+from ncpl.training.data import make_targets, pool, read_runs
+from ncpl.training.model import load_adapter, merge_adapter
+from ncpl.training.output import LOG, RECORD
+from ncpl.training.trainer import BatchSampler
 from processing_ncpl import NCPLProcessor
 from tests.checkpoints import fresh_process
 from tests.hub_server import HubServer
@@ -81,7 +84,7 @@ def weights(folder, name="model.safetensors"):
 
 def loss_curve(folder):
     """Everything logged of both stages that does not measure time."""
-    log = json.loads((folder / training.LOG).read_text())
+    log = json.loads((folder / LOG).read_text())
     timed = ("_per_second", "_per_s", "_runtime", "_time")
     return {
         name: [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows if "train_runtime" not in row]
@@ -276,9 +279,9 @@ def test_metrics_refuse(predicted, observed, message):
 def test_targets_are_losses_minus_prior():
     """Against the log itself, read without the project's code."""
     block = DataBlock(sources=["marin"], data_dir="sample", config="intermediate")
-    logged = training.read_runs(block)["train"]["marin"]
+    logged = read_runs(block)["train"]["marin"]
     law = NCPLProcessor(_tokenizer(logged)).law
-    targets = training.make_targets(logged, law([run.config for run in logged]))
+    targets = make_targets(logged, law([run.config for run in logged]))
     folder = ROOT / "datasets_scripts" / "sample"
     raw = {run["name"]: run for run in json.loads((folder / "marin_processed_data.json").read_text())}
     names = json.loads((folder / "marin_keys_model_split.json").read_text())["train"]
@@ -314,7 +317,7 @@ def test_batches_are_whole_and_sorted():
 
 
 def test_record(trained):
-    record = json.loads((trained / training.RECORD).read_text())
+    record = json.loads((trained / RECORD).read_text())
     assert set(record) >= {"recipe", "seed", "data", "versions", "hardware", "git", "parameters", "metrics", "wall_s"}
     assert record["seed"] == 1
     assert record["recipe"]["stages"]["full"]["warmup"] == 2
@@ -338,11 +341,11 @@ def test_record(trained):
 
 def test_recorded_metrics_are_those_of_the_saved_model(trained):
     """Once more, one run at a time through model and processor as users load them."""
-    record = json.loads((trained / training.RECORD).read_text())
+    record = json.loads((trained / RECORD).read_text())
     model, processor = NCPLForecaster.from_pretrained(trained).eval(), NCPLProcessor.from_pretrained(trained)
     processor.strict = False
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    runs = training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))
+    runs = read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))
     for split in ("in_val", "ood_val"):
         predicted = []
         for run in runs[split]["steplaw"]:
@@ -376,14 +379,14 @@ def test_fitted_prior(tiny_recipe, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_train.main(arguments, callbacks=[Interrupt("frozen", 2)])
     fitted = json.loads((tmp_path / "out" / "stages" / "prior.json").read_text())
-    runs = training.pool(training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["train"])
+    runs = pool(read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["train"])
     observed = np.array([run.final_loss for run in runs])
     seen = law_from_dict(fitted["law"])([run.config for run in runs])
     assert np.abs(seen - observed).mean() < np.abs(np.array(fitted["forecasts"]) - observed).mean() < 0.01
     run_train.main(arguments)
     assert NCPLProcessor.from_pretrained(tmp_path / "out").prior == fitted["law"]
     # Better than the published Chinchilla law already, before the network has added anything.
-    record = json.loads((tmp_path / "out" / training.RECORD).read_text())
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert record["prior_metrics"]["in_val"]["steplaw"]["final"]["mae"] < 0.02
     assert not (tmp_path / "out" / "stages").exists()
 
@@ -393,21 +396,21 @@ def test_a_network_that_gains_nothing_is_silent(tiny_recipe, tmp_path, capsys):
     rule = {"model__one_standard_error": "true", "stages__frozen": "null"}
     run_train.main(tiny_recipe("still", **rule, stages__full__learning_rate=1e-9))
     assert "over the prior, which speaks alone" in capsys.readouterr().out
-    record = json.loads((tmp_path / "still" / training.RECORD).read_text())
+    record = json.loads((tmp_path / "still" / RECORD).read_text())
     assert record["metrics"] == record["prior_metrics"]
     assert not record["stages"]["full"]["gain"]["kept"]
-    config = training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["in_val"]["steplaw"][0].config
+    config = read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["in_val"]["steplaw"][0].config
     forecaster = Forecaster.from_pretrained(tmp_path / "still")
     assert forecaster.predict(config)["loss"].item() == pytest.approx(forecaster.processor.law([config])[0], abs=1e-6)
 
 
 def test_a_network_that_gains_is_kept(tiny_recipe, trained, tmp_path):
     run_train.main(tiny_recipe("out", model__one_standard_error="true"))
-    gain = json.loads((tmp_path / "out" / training.RECORD).read_text())["stages"]["full"]["gain"]
+    gain = json.loads((tmp_path / "out" / RECORD).read_text())["stages"]["full"]["gain"]
     own = gain["sources"]["steplaw"]
     assert gain["kept"]
     assert own["mean"] > own["standard_error"] > 0
-    before = json.loads((trained / training.RECORD).read_text())
+    before = json.loads((trained / RECORD).read_text())
     errors = [before[of]["in_val"]["steplaw"]["final"]["mae"] for of in ("prior_metrics", "metrics")]
     assert own["mean"] == pytest.approx(errors[0] - errors[1], abs=1e-6)
     ours, theirs = weights(tmp_path / "out"), weights(trained)
@@ -426,7 +429,7 @@ def test_resuming_gives_the_unbroken_curve(trained, tiny_recipe, tmp_path, stage
     (folder / "checkpoint-5" / "trainer_state.json").write_text('{"best')
     run_train.main(arguments)
     resumed = tmp_path / "out"
-    assert json.loads((resumed / training.RECORD).read_text())["stages"][stage]["resumed_from_step"] == 4
+    assert json.loads((resumed / RECORD).read_text())["stages"][stage]["resumed_from_step"] == 4
     assert loss_curve(resumed) == loss_curve(trained)
     for name, value in weights(trained).items():
         assert torch.equal(value, weights(resumed)[name]), name
@@ -434,10 +437,10 @@ def test_resuming_gives_the_unbroken_curve(trained, tiny_recipe, tmp_path, stage
 
 def test_a_folder_belongs_to_one_recipe(trained, capsys):
     recipe = [str(trained.parent / "tiny.yaml"), "--output_dir", str(trained)]
-    before = (trained / training.RECORD).stat().st_mtime_ns
+    before = (trained / RECORD).stat().st_mtime_ns
     run_train.main(recipe)
     assert "saved to" in capsys.readouterr().out
-    assert (trained / training.RECORD).stat().st_mtime_ns == before
+    assert (trained / RECORD).stat().st_mtime_ns == before
     with pytest.raises(SystemExit) as caught:
         run_train.main([*recipe, "--stages.full.epochs", "4"])
     assert caught.value.code == 2
@@ -479,7 +482,7 @@ def test_packed_training_is_plain_training(tiny_recipe, tmp_path):
     for name, packed in (("plain", "false"), ("packed", "true")):
         run_train.main(tiny_recipe(name, data__packed=packed, **changes))
     assert losses(tmp_path / "packed", "frozen") == pytest.approx(losses(tmp_path / "plain", "frozen"), rel=1e-4)
-    record = json.loads((tmp_path / "packed" / training.RECORD).read_text())
+    record = json.loads((tmp_path / "packed" / RECORD).read_text())
     assert record["metrics"]["in_val"]["steplaw"]["curve"]["n"] == 16 * 18
 
 
@@ -497,10 +500,10 @@ def test_adapter(trained, tiny_recipe, tmp_path):
     assert all("lora_" in name or "numbers" in name or "head" in name for name in names)
     assert any("lora_" in name for name in names)
     assert not (adapter / "model.safetensors").exists()
-    record = json.loads((adapter / training.RECORD).read_text())
+    record = json.loads((adapter / RECORD).read_text())
     assert record["stages"]["full"]["trainable_parameters"] < record["parameters"]
 
-    merged = training.merge_adapter(adapter, tmp_path / "merged")
+    merged = merge_adapter(adapter, tmp_path / "merged")
     assert all(torch.equal(value, weights(trained)[name]) for name, value in before.items())
     changed = {name for name, value in weights(tmp_path / "merged").items() if not torch.equal(value, before[name])}
     assert any("q_proj" in name for name in changed)
@@ -516,20 +519,20 @@ def test_adapter(trained, tiny_recipe, tmp_path):
             "batch size": 128,
         }
     )
-    adapted = training.load_adapter(adapter).eval()
+    adapted = load_adapter(adapter).eval()
     with torch.no_grad():
         expected = adapted(**batch).logits
         assert torch.allclose(merged.eval()(**batch).logits, expected, atol=2e-6)
         assert not torch.allclose(NCPLForecaster.from_pretrained(trained).eval()(**batch).logits, expected, atol=1e-4)
     with pytest.raises(ValueError, match=r"holds no adapter_config.json"):
-        training.merge_adapter(trained, tmp_path / "no")
+        merge_adapter(trained, tmp_path / "no")
 
 
 def test_adapter_after_a_first_stage_keeps_its_base(tiny_recipe, tmp_path):
     run_train.main(tiny_recipe("out", stages__full__lora__r=2))
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tmp_path / "out-base")
-    training.merge_adapter(tmp_path / "out", tmp_path / "merged")
+    merge_adapter(tmp_path / "out", tmp_path / "merged")
     NCPLForecaster.from_pretrained(tmp_path / "out-base")
 
 
@@ -537,7 +540,7 @@ def test_backbone_from_a_folder(tiny_recipe, tmp_path):
     """A causal language model's own weights are what stage 1 starts from and keeps."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    runs = training.pool(training.read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["train"])
+    runs = pool(read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["train"])
     tokenizer = _tokenizer(runs)
     shape = scratch_config(len(tokenizer), 16, 1, 2)
     backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
@@ -620,7 +623,7 @@ def test_two_processes_are_one(tiny_recipe, trained, tmp_path):
     running = launch(tiny_recipe("out"), "--config_file", config, "--main_process_port", "29512")
     out = running.communicate(timeout=500)[0]
     assert running.returncode == 0, out
-    one, two = (json.loads((f / training.RECORD).read_text()) for f in (trained, tmp_path / "out"))
+    one, two = (json.loads((f / RECORD).read_text()) for f in (trained, tmp_path / "out"))
     assert two["hardware"]["processes"] == 2
     for split, n in (("in_val", 16), ("ood_val", 14)):
         assert two["metrics"][split]["steplaw"]["final"]["n"] == n
@@ -634,7 +637,7 @@ def test_quickstart(tmp_path):
     running = launch(["recipes/quickstart.yaml", "--output_dir", str(tmp_path / "out")])
     out = running.communicate(timeout=500)[0]
     assert running.returncode == 0, out
-    record = json.loads((tmp_path / "out" / training.RECORD).read_text())
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
     for split in ("in_val", "ood_val"):
         for source in ("marin", "steplaw"):
             for kind in ("final", "curve"):

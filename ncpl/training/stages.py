@@ -1,0 +1,250 @@
+"""The stages of a training, each run by transformers' Trainer."""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
+
+from modeling_ncpl import NCPLForecaster
+from ncpl.packing import PackedCollator, PlainCollator, Run
+from ncpl.recipe import Recipe, Stage
+from ncpl.training.evaluation import Evaluation
+from ncpl.training.model import add_adapters
+from ncpl.training.output import write_json
+from ncpl.training.trainer import Bars, BatchSampler, Epochs, ForecasterTrainer, Lines
+from processing_ncpl import NCPLProcessor
+
+
+@dataclass
+class StageRun:
+    """One stage of a training: what goes in and where it is kept.
+
+    Args:
+        name: of the stage, `frozen` or `full`.
+        stage: its settings.
+        recipe: the whole recipe.
+        runs: targets of the training split.
+
+    Raises:
+        ValueError: the batch does not split into micro-batches over the processes.
+    """
+
+    name: str
+    stage: Stage
+    recipe: Recipe
+    runs: Sequence[Run]
+
+    def __post_init__(self) -> None:
+        output = Path(self.recipe.output_dir)
+        self.folder = output / "stages" / self.name
+        """For checkpoints while the stage runs, its log and its report."""
+        self.last = self.name == self.recipe.stages.items()[-1][0]
+        self.output = output if self.last else self.folder / "model"
+        """For the trained model."""
+        packed = self.recipe.data.packed
+        self.items = list(self.runs) if packed else [point for run in self.runs for point in run.points()]
+        self.micro_batch = self._micro_batch()
+        """Items a micro-batch on one process."""
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "stage.json").exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Of a stage that is done: its `report` (steps, best step, metrics, parameters, wall time in seconds and the
+        step it was resumed from) and its `log`."""
+        return json.loads((self.folder / "stage.json").read_text())
+
+    def train(
+        self,
+        model: NCPLForecaster,
+        processor: NCPLProcessor,
+        evaluation: Evaluation,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """Trains the stage, from its last checkpoint if there is one, and saves the model that did best.
+
+        Args:
+            model: trained in place; its weights are fp32.
+            processor: the model's.
+            evaluation: chooses the checkpoint and measures the result.
+            callbacks: for the Trainer.
+        """
+        start = time.perf_counter()
+        # Adapters start from random weights: the same ones, whatever happened before in this process.
+        set_seed(self.recipe.seed)
+        trainable = self._trainable(model, processor)
+        trainer = self._trainer(trainable, processor, evaluation, callbacks)
+        resumed = last_checkpoint(self.folder)
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        residuals = np.asarray(trainer.predict(cast(Any, evaluation.items)).predictions)
+        select = self.recipe.data.splits.select
+        gains = evaluation.gains(residuals, select)
+        # One that helps some sources and not others has learnt these sources' runs, which says little of larger ones.
+        beaten = all(gain["mean"] > gain["standard_error"] for gain in gains.values())
+        kept = beaten or not (self.last and self.recipe.model.one_standard_error)
+        if not kept:
+            if trainer.is_world_process_zero():
+                told = [f"{name} {gain['mean']:.4f} ± {gain['standard_error']:.4f}" for name, gain in gains.items()]
+                print(f"{select}: the network gains {', '.join(told)} nats over the prior, which speaks alone")
+            for name, parameter in trainable.named_parameters():
+                if "head" in name.split("."):
+                    parameter.data.zero_()
+            residuals = np.zeros_like(residuals)
+        trainer.save_model(str(self.output))
+        report = {
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step,
+            "gain": {"kept": kept, "sources": gains},
+            "metrics": evaluation.cells(residuals),
+            "parameters": sum(p.numel() for p in trainable.parameters()),
+            "trainable_parameters": sum(p.numel() for p in trainable.parameters() if p.requires_grad),
+            "resumed_from_step": 0 if resumed is None else int(resumed.name.rpartition("-")[2]),
+            "wall_s": round(time.perf_counter() - start, 1),
+        }
+        if trainer.is_world_process_zero():
+            # Pickled arguments hold this machine's paths and are no part of a model.
+            (self.output / "training_args.bin").unlink(missing_ok=True)
+            write_json(self.folder / "stage.json", {"report": report, "log": trainer.state.log_history})
+            for checkpoint in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.free_memory()
+
+    def _trainable(self, model: NCPLForecaster, processor: NCPLProcessor) -> NCPLForecaster | PeftModel:
+        model.requires_grad_(True)
+        if self.name == "frozen":
+            model.model.requires_grad_(False)
+        if self.stage.lora is None:
+            return model
+        if self.recipe.model.checkpoint is None:
+            # An adapter is nothing without its base, and this one is on no Hub.
+            base = Path(f"{self.recipe.output_dir}-base").resolve()
+            if PartialState().is_main_process:
+                model.save_pretrained(base)
+                processor.save_pretrained(base)
+            model.name_or_path = str(base)
+        return add_adapters(model, self.stage.lora)
+
+    def _trainer(
+        self,
+        model: NCPLForecaster | PeftModel,
+        processor: NCPLProcessor,
+        evaluation: Evaluation,
+        callbacks: Sequence[TrainerCallback],
+    ) -> ForecasterTrainer:
+        stage, items = self.stage, self.items
+        batch = self.micro_batch * stage.gradient_accumulation_steps * PartialState().num_processes
+        total = math.ceil(math.ceil(len(items) / batch) * stage.epochs)
+        every = math.ceil(total / stage.evaluations)
+        log_every = 10 if every >= 10 else 1
+        # Checkpoints fall on logged steps, so that a resumed run logs the same means as an unbroken one.
+        every = math.ceil(every / log_every) * log_every
+        lengths = [len(processor.prefix(item.config)) + len(item.steps) for item in items]
+        sampler = BatchSampler(lengths, batch, self.recipe.seed)
+        on_gpu = PartialState().device.type == "cuda"
+        splits = list(evaluation.runs)
+
+        def line(state: Any, logs: Mapping[str, float]) -> str | None:
+            errors = [f"{split} MAE {logs[f'eval_{split}_mae']:.4f}" for split in splits if f"eval_{split}_mae" in logs]
+            return f"{self.name} step {state.global_step}/{state.max_steps}: {', '.join(errors)}" if errors else None
+
+        arguments = TrainingArguments(
+            output_dir=str(self.folder),
+            num_train_epochs=stage.epochs,
+            learning_rate=stage.learning_rate,
+            adam_beta1=stage.betas[0],
+            adam_beta2=stage.betas[1],
+            adam_epsilon=stage.epsilon,
+            weight_decay=stage.weight_decay,
+            max_grad_norm=stage.max_grad_norm,
+            optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+            per_device_train_batch_size=self.micro_batch,
+            per_device_eval_batch_size=2 * self.micro_batch,
+            gradient_accumulation_steps=stage.gradient_accumulation_steps,
+            activation_checkpointing=stage.activation_checkpointing,
+            bf16=stage.bf16,
+            tf32=stage.tf32 if on_gpu else None,
+            use_cpu=PartialState().device.type == "cpu",
+            seed=self.recipe.seed,
+            eval_strategy="steps",
+            save_strategy="steps",
+            eval_steps=every,
+            save_steps=every,
+            logging_steps=log_every,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model=f"eval_{self.recipe.data.splits.select}_mae",
+            greater_is_better=False,
+            # Replacing a NaN loss by the mean would hide it, and looking for one waits for the GPU at each step.
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            # A flex mask is built on the GPU, where worker processes must not be.
+            dataloader_num_workers=2 if on_gpu and self.recipe.model.attn_implementation != "flex_attention" else 0,
+            dataloader_pin_memory=on_gpu,
+            accelerator_config={"non_blocking": on_gpu},
+            ddp_find_unused_parameters=False,
+            report_to="none",
+            disable_tqdm=not sys.stderr.isatty(),
+        )
+        # A process has one GPU: without a launcher the Trainer would spread, and multiply, the batch over all.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        trainer = ForecasterTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=items,
+            eval_dataset=evaluation.items,
+            data_collator=self._collator(processor),
+            processing_class=processor,
+            compute_metrics=evaluation,
+            stage=stage,
+            sampler=sampler,
+            callbacks=[Epochs(sampler), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
+        trainer.add_callback((Lines if arguments.disable_tqdm else Bars)(line))
+        return trainer
+
+    def _collator(self, processor: NCPLProcessor) -> PlainCollator | PackedCollator:
+        if not self.recipe.data.packed:
+            return PlainCollator(processor)
+        return PackedCollator(processor, self.recipe.model.attn_implementation, device=PartialState().device)
+
+    def _micro_batch(self) -> int:
+        stage, processes = self.stage, PartialState().num_processes
+        parts = processes * stage.gradient_accumulation_steps
+        targets = sum(item.targets for item in self.items) / len(self.items)
+        micro_batch = stage.batch_size / parts / targets
+        if micro_batch < 1 or (targets == 1 and micro_batch != int(micro_batch)):
+            raise ValueError(
+                f"stages.{self.name}.batch_size: {stage.batch_size} targets do not split into {parts} equal parts "
+                f"({processes} processes x {stage.gradient_accumulation_steps} micro-batches)"
+            )
+        return round(micro_batch)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a run that was killed may have left half of one.
+
+    >>> last_checkpoint(Path("/nonexistent")) is None
+    True
+    """
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
+        try:
+            # Written last.
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        return checkpoint
+    return None
