@@ -4,7 +4,7 @@ FROM python:3.11-slim
 
 # For the much smaller CPU build of torch: docker build --build-arg TORCH="torch --index-url INDEX_OF_CPU_WHEELS" .
 ARG TORCH="torch>=2.6"
-RUN pip install --no-cache-dir ${TORCH} && pip install --no-cache-dir "transformers>=5.23,<6"
+RUN pip install --no-cache-dir ${TORCH} && pip install --no-cache-dir "transformers>=5.23,<5.25"
 
 WORKDIR /app
 ARG CHECKPOINT=ncpl/checkpoints/ncpl-mini

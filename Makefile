@@ -6,9 +6,13 @@ BIN := $(VENV)/bin
 # Real run logs, for what is fitted to them.
 LOGS ?= ../shared/data
 
-.PHONY: forecast test test-slow lint ncpl-mini tables clean
+# The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
+LOCKED_TORCH ?= 2.13.0
 
-$(BIN)/ncpl: pyproject.toml constraints.txt
+.PHONY: forecast test test-newest test-lowest test-slow test-install conformance lint lock ncpl-mini tables clean
+
+# constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
+$(BIN)/ncpl: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[plots]"
 	touch $@
@@ -17,11 +21,39 @@ $(VENV)/.dev: $(BIN)/ncpl
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# The newest and the lowest versions that pyproject.toml allows, each in an environment of its own.
+RESOLUTION_newest := highest
+RESOLUTION_lowest := lowest-direct
+$(VENV)-%/.dev: pyproject.toml setup.py
+	$(PYTHON) -m venv --clear $(VENV)-$*
+	$(VENV)-$*/bin/pip install --quiet uv
+	$(VENV)-$*/bin/uv pip install --quiet --python $(VENV)-$* --resolution $(RESOLUTION_$*) \
+		--requirements pyproject.toml --extra dev
+	$(VENV)-$*/bin/uv pip install --quiet --python $(VENV)-$* --no-deps --editable .
+	touch $@
+
 forecast: $(BIN)/ncpl
 	HF_HUB_OFFLINE=1 $(BIN)/ncpl predict examples/marin-1b.yaml examples/steplaw-1b.yaml
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-newest test-lowest: test-%: $(VENV)-%/.dev
+	$(VENV)-$*/bin/python -m pytest -m "not slow" -n 2
+
+# transformers' own tests on our classes, from its source distribution at the installed version.
+conformance: $(VENV)/.dev
+	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m pytest tests/conformance -n 2
+
+# A zip of the repository, a copied checkpoint, a wheel and a source distribution, each in an environment of its own.
+test-install: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow tests/test_install.py
+
+lock: $(VENV)/.dev
+	$(BIN)/pip install --quiet uv
+	echo "torch==$(LOCKED_TORCH)" | $(BIN)/uv pip compile --quiet --upgrade --universal --all-extras --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --constraint - --output-file constraints.txt pyproject.toml
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -45,4 +77,4 @@ tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest build dist *.egg-info

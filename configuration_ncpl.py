@@ -1,10 +1,10 @@
 """Configuration of the NCPL forecaster (Configuration-to-Performance law, arXiv 2602.10300)."""
 
+import sys
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 # Imported here, the pipeline travels with every saved model or configuration: transformers copies what a file imports.
 try:
@@ -52,9 +52,8 @@ class NCPLConfig(PreTrainedConfig):
     """
 
     model_type = "ncpl"
-    sub_configs_defaults: ClassVar = {
-        "text_config": SubConfigSpec(AutoConfig, model_type="qwen3", init_kwargs=QWEN3_1_7B)
-    }
+    # Tells transformers that `dtype=` and `attn_implementation=` reach the backbone too.
+    sub_configs: ClassVar = {"text_config": AutoConfig}
 
     text_config: dict | PreTrainedConfig | None = None
     number_embedding: Literal["mlp", "log"] = "mlp"
@@ -66,6 +65,12 @@ class NCPLConfig(PreTrainedConfig):
     # The heads are not tied to the word embeddings; the backbone's own flag says what a causal-LM checkpoint does.
     tie_word_embeddings: bool = False
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.text_config, PreTrainedConfig):
+            fields = {"model_type": "qwen3"} | (QWEN3_1_7B if self.text_config is None else self.text_config)
+            self.text_config = AutoConfig.for_model(**fields)
+        super().__post_init__(**kwargs)
+
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """A text model's own configuration, as in a backbone's folder, becomes the `text_config`."""
@@ -76,8 +81,27 @@ class NCPLConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As usual, with the entry by which `pipeline("scaling-forecast")` finds its class."""
+        backbone: Any = self.text_config
+        _use_lora_targets_of(backbone.model_type)
         entry = {"impl": f"pipeline_ncpl.{ScalingForecastPipeline.__name__}", "pt": ["AutoModel"]}
         return super().to_dict() | {"custom_pipelines": {TASK: entry}}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As usual, for `config.json`, with the backbone's own differences from its defaults."""
+        backbone: Any = self.text_config
+        text_config = {name: value for name, value in backbone.to_diff_dict().items() if name != "transformers_version"}
+        return super().to_diff_dict() | {"text_config": text_config}
+
+
+def _use_lora_targets_of(backbone_type: str) -> None:
+    """Gives peft the backbone's default `target_modules` for an `NCPLForecaster`.
+
+    peft looks its default up by model type, right after it has read the type from `to_dict`. Where peft is not in use,
+    nothing is imported.
+    """
+    targets = getattr(sys.modules.get("peft.utils"), "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
+    if backbone_type in targets:
+        targets[NCPLConfig.model_type] = targets[backbone_type]
 
 
 NCPLConfig.register_for_auto_class()

@@ -5,6 +5,7 @@ Values at number tokens are scaled by the processor; predictions are residuals i
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
-from transformers.utils.generic import maybe_autocast
 
 try:
     from .configuration_ncpl import NCPLConfig
@@ -26,6 +26,32 @@ PUBLISHED_PREFIXES = {
     "num_mlp.2.": "numbers.fc_out.",
     "head.": "head.",
 }
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off where it is on; a graph that `torch.compile` traces without autocast stays in one piece.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(torch.device("cpu")):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def at_least_float32() -> torch.dtype:
+    """The default data type, or float32 in the place of a 16-bit one, under which transformers may build a model."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
+def parameter_dtype(module: nn.Module) -> torch.dtype:
+    """The data type of a module's parameters; a module whose weights are quantized has none and takes float32.
+
+    >>> parameter_dtype(nn.Linear(1, 1, dtype=torch.float64))
+    torch.float64
+    """
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 @dataclass
@@ -55,13 +81,14 @@ class NumberEmbedding(nn.Module):
         super().__init__()
         self.kind = kind
         features = 1 if kind == "mlp" else 3 + 2 * self.octaves
-        self.fc_in = nn.Linear(features, 2 * hidden)
-        self.fc_out = nn.Linear(2 * hidden, hidden)
+        dtype = at_least_float32()
+        self.fc_in = nn.Linear(features, 2 * hidden, dtype=dtype)
+        self.fc_out = nn.Linear(2 * hidden, hidden, dtype=dtype)
 
     def forward(self, values: Tensor) -> Tensor:
         # Autocast to bf16 would leave a learning rate three digits.
-        with maybe_autocast(values.device.type, enabled=False):
-            features = self._features(values.float()).to(self.fc_in.weight.dtype)
+        with without_autocast(values.device):
+            features = self._features(values.float()).to(parameter_dtype(self.fc_in))
             return self.fc_out(torch.relu(self.fc_in(features)))
 
     def _features(self, values: Tensor) -> Tensor:
@@ -107,7 +134,7 @@ class NCPLForecaster(NCPLPreTrainedModel):
         hidden = config.text_config.hidden_size
         self.model = AutoModel.from_config(config.text_config)
         self.numbers = NumberEmbedding(config.number_embedding, hidden)
-        self.head = nn.Linear(hidden, 1)
+        self.head = nn.Linear(hidden, 1, dtype=at_least_float32())
         self.post_init()
 
     @classmethod
@@ -184,14 +211,10 @@ class NCPLForecaster(NCPLPreTrainedModel):
             **{"use_cache": False} | kwargs,
         )
         hidden = backbone.last_hidden_state
-        with maybe_autocast(hidden.device.type, enabled=False):
-            logits = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
-        output = NCPLOutput(
-            loss=None if labels is None else self._loss(logits, labels, loss_mask),
-            logits=logits,
-            hidden_states=backbone.hidden_states,
-            attentions=backbone.attentions,
-        )
+        with without_autocast(hidden.device):
+            logits = self.head(hidden.to(parameter_dtype(self.head))).squeeze(-1)
+        loss = None if labels is None else self._loss(logits, labels, loss_mask)
+        output = NCPLOutput(loss, logits, backbone.hidden_states, backbone.attentions)
         return output if return_dict else output.to_tuple()
 
     def _embed_numbers(self, embeds: Tensor, is_number: Tensor, values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 from ncpl import Forecaster
 from tests.checkpoints import ADAMW, fresh_process
 
+FROZEN = Path(__file__).parent / "frozen"
 CHECKPOINTS = Path(__file__).parent.parent / "ncpl" / "checkpoints"
 
 
@@ -37,6 +38,26 @@ print(json.dumps(forecast))
     assert ours["lower"] < ours["loss"] < ours["upper"]
     assert 0 <= ours["divergence"] <= 1
     assert ours["extrapolation"] < 0.01
+
+
+def test_a_frozen_checkpoint_loads_with_its_own_code_and_with_ours(tmp_path):
+    """`tests/frozen` was saved by an older commit, its code included, as repositories on the Hub were."""
+    code = """
+import json, sys
+from transformers import AutoModel, AutoProcessor, pipeline
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+configs = json.loads(sys.argv[2])
+by_hand = processor.losses(model(**processor(configs)).logits, processor(configs)["loss_mask"], configs).tolist()
+forecasts = pipeline("scaling-forecast", model=sys.argv[1], trust_remote_code=True)(configs)
+print(json.dumps([by_hand, [forecast["loss"] for forecast in forecasts]]))
+"""
+    expected = json.loads((FROZEN / "expected.json").read_text())
+    losses = [forecast["loss"] for forecast in expected["forecasts"]]
+    found = fresh_process(code, FROZEN, json.dumps(expected["configs"]), home=tmp_path, HF_HUB_OFFLINE="1")
+    assert found == [pytest.approx(losses, abs=1e-5)] * 2
+    ours = Forecaster.from_pretrained(FROZEN).predict(expected["configs"])["loss"]
+    assert ours.tolist() == pytest.approx(losses, abs=1e-5)
 
 
 def test_the_default_knows_what_it_was_never_shown():

@@ -20,8 +20,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fields_ncpl import SOURCES
 from ncpl.errors import CheckpointError
+from ncpl.share import root_file
 
-TEMPLATES = Path(__file__).parents[2] / "model_cards"
+TEMPLATES = root_file("model_cards")
 RECORD, EVALUATION, WIDGET = "training_record.json", "evaluation.json", "widget.json"
 NSP_RECORD = "nsp_record.json"
 RESULT_FILES = (RECORD, EVALUATION, WIDGET, NSP_RECORD)

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ncpl.errors import CheckpointError
+from ncpl.share import root_file
 
 ROOT = Path(__file__).parents[2]
 ACCEPTED = ("*.safetensors", "*.json", "*.yaml", "*.py", "*.md", "*.txt", "*.jinja", "*.png", "*.svg", "LICENSE")
@@ -55,7 +56,7 @@ def checkpoint_files(folder: Path, repo_id: str, base_model: str | None = None) 
     if "adapter_config.json" in files:
         files["adapter_config.json"] = _adapter_config(folder, base_model)
     elif _json(folder, "config.json").get("model_type") == "ncpl":
-        files.setdefault("handler.py", ROOT / "handler.py")
+        files.setdefault("handler.py", root_file("handler.py"))
         files.setdefault("requirements.txt", REQUIREMENTS.encode())
     if "README.md" not in files or b"[More Information Needed]" in (folder / "README.md").read_bytes():
         widget = None
