@@ -1,24 +1,21 @@
-"""Training recipes: YAML with the blocks `model`, `data` and `stages`, checked key by key.
+"""Training recipes of both models, NCPL's and NSP's: every key, what it accepts and its default.
 
-A key that does not exist, a value of the wrong type or range, or a block that contradicts itself stops the run before
-anything is loaded; `--key value` on the command line sets any key by its dotted name.
+A recipe is checked whole before anything is loaded (`ncpl.blocks`).
 """
 
 import math
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self
 
-import yaml
+from pydantic import Field, StrictBool, model_validator
 
-Block = TypeVar("Block")
+from ncpl.blocks import Block, Count, NotNegative, Number, Positive, Seed, Share, check, read_yaml
+
+# ------------------------------------------------------------------------------------------------ the forecaster's
 
 
-@dataclass
-class Scratch:
+class Scratch(Block):
     """A small Qwen3-shaped backbone from scratch; its tokenizer is trained on the training split's prompts.
 
     Args:
@@ -28,20 +25,19 @@ class Scratch:
         vocab_size: upper bound on the tokenizer's tokens.
     """
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    vocab_size: int = 1024
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    vocab_size: Annotated[Count, Field(ge=300)] = 1024
 
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "hidden_size", "num_layers", "num_heads")
-        _at_least(self, 300, "vocab_size")
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(f"hidden_size: got {self.hidden_size}, expected a multiple of twice num_heads")
+        return self
 
 
-@dataclass
-class ModelBlock:
+class ModelBlock(Block):
     """What is trained. One of `backbone`, `scratch` and `checkpoint` is given.
 
     Args:
@@ -68,18 +64,20 @@ class ModelBlock:
     prompt_version: Literal[1, 2] | None = None
     number_embedding: Literal["mlp", "log"] | None = None
     loss: Literal["mse", "mae", "huber"] | None = None
-    huber_delta: float | None = None
+    huber_delta: Positive | None = None
     prior: str | None = None
-    one_standard_error: bool = False
-    attn_implementation: str = "sdpa"
+    one_standard_error: StrictBool = False
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
         given = [name for name in ("backbone", "scratch", "checkpoint") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"got {' and '.join(given) or 'none'} of backbone, scratch and checkpoint, expected one")
         kept = [name for name in ("prompt_version", "number_embedding", "prior") if getattr(self, name) is not None]
         if self.checkpoint is not None and kept:
             raise ValueError(f"{kept[0]}: a checkpoint keeps its own, accepted only with backbone or scratch")
+        return self
 
     @property
     def config(self) -> dict[str, Any]:
@@ -89,8 +87,7 @@ class ModelBlock:
         return {field: getattr(self, name) for name, field in names.items() if getattr(self, name) is not None}
 
 
-@dataclass
-class Splits:
+class Splits(Block):
     """Which split does what; a run stops when one of them does not exist.
 
     Args:
@@ -101,17 +98,18 @@ class Splits:
 
     train: str = "train"
     select: str = "in_val"
-    report: list[str] = field(default_factory=lambda: ["ood_val"])
+    report: list[str] = Field(default=["ood_val"])
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _one_role_each(self) -> Self:
         if len({self.train, self.select, *self.report}) != 2 + len(self.report):
             raise ValueError(
                 f"a split has one role, got train {self.train}, select {self.select}, report {self.report}"
             )
+        return self
 
 
-@dataclass
-class DataBlock:
+class DataBlock(Block):
     """Which runs.
 
     Args:
@@ -123,19 +121,22 @@ class DataBlock:
             row for each point, as published.
     """
 
-    sources: list[str] = field(default_factory=lambda: ["marin", "steplaw"])
+    sources: list[str] = Field(default=["marin", "steplaw"])
     data_dir: str | None = None
     config: Literal["final", "intermediate"] = "final"
-    splits: Splits = field(default_factory=Splits)
-    packed: bool = False
+    splits: Splits = Splits()
+    packed: StrictBool = False
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _distinct_sources(self) -> Self:
         if not self.sources:
             raise ValueError("sources: got an empty list, expected at least one run log")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources: got {self.sources}, expected each run log once")
+        return self
 
 
-@dataclass
-class Lora:
+class Lora(Block):
     """Low-rank adapters on the backbone (arXiv 2106.09685); the number embedding and the head train in full.
 
     Args:
@@ -145,17 +146,13 @@ class Lora:
         target_modules: `all-linear`, or names of the backbone's linear layers.
     """
 
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: Share = 0.0
     target_modules: str | list[str] = "all-linear"
 
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "r")
 
-
-@dataclass
-class Stage:
+class Stage(Block):
     """One stage of training. The rate at step s of T with w warmup steps is `learning_rate x min(1, s/w) x decay(s/T)`.
 
     Args:
@@ -177,35 +174,30 @@ class Stage:
         lora: train adapters in place of the backbone's own weights.
     """
 
-    epochs: float
-    learning_rate: float
-    batch_size: int = 480
-    warmup: float = 0.1
+    epochs: Annotated[Positive, Field(le=1e6)]
+    learning_rate: Annotated[Positive, Field(le=10)]
+    batch_size: Count = 480
+    warmup: NotNegative = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    betas: tuple[float, float] = (0.9, 0.99)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    gradient_accumulation_steps: int = 1
-    evaluations: int = 20
-    bf16: bool = False
-    tf32: bool = False
-    activation_checkpointing: bool = False
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: NotNegative = 1.0
+    gradient_accumulation_steps: Count = 1
+    evaluations: Count = 20
+    bf16: StrictBool = False
+    tf32: StrictBool = False
+    activation_checkpointing: StrictBool = False
     lora: Lora | None = None
 
-    def __post_init__(self) -> None:
-        _at_least(self, 0, "weight_decay", "max_grad_norm", "warmup")
-        _at_least(self, 1, "batch_size", "gradient_accumulation_steps", "evaluations")
-        for name in ("epochs", "learning_rate", "epsilon"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected more than 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: got {list(self.betas)}, expected two numbers from 0 to below 1")
+    @model_validator(mode="after")
+    def _micro_batches_are_whole(self) -> Self:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size: got {self.batch_size}, expected a multiple of the {self.gradient_accumulation_steps} "
                 "gradient_accumulation_steps"
             )
+        return self
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate at a step of `total`, as a share of the peak.
@@ -219,8 +211,7 @@ class Stage:
         return min(1.0, step / warmup if warmup else 1.0) * decay[self.schedule]
 
 
-@dataclass
-class Stages:
+class Stages(Block):
     """The published two stages, each optional.
 
     Args:
@@ -231,19 +222,20 @@ class Stages:
     frozen: Stage | None = None
     full: Stage | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
         if self.frozen is None and self.full is None:
             raise ValueError("got no stage, expected frozen, full, or both")
         if self.frozen is not None and self.frozen.lora is not None:
             raise ValueError("frozen.lora: the backbone is frozen in stage 1, accepted in stages.full only")
+        return self
 
     def items(self) -> list[tuple[str, Stage]]:
         """Name and stage, in order."""
         return [(name, stage) for name in ("frozen", "full") if (stage := getattr(self, name)) is not None]
 
 
-@dataclass
-class Recipe:
+class Recipe(Block):
     """A whole training.
 
     Args:
@@ -257,10 +249,11 @@ class Recipe:
     data: DataBlock
     stages: Stages
     output_dir: str
-    seed: int = 42
+    seed: Seed = 42
     push_to_hub: str | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
         if self.model.one_standard_error and self.data.config == "intermediate":
             raise ValueError(
                 "model.one_standard_error: judges final losses alone, accepted only with data.config final"
@@ -271,22 +264,124 @@ class Recipe:
                 "push_to_hub: an adapter needs its base on the Hub: push a trained forecaster first, then give its "
                 "repo id as model.checkpoint"
             )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that trains the same model elsewhere: without what is absent, and without where this machine keeps
         its files and pushes to."""
 
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items() if item is not None}
-            return list(value) if isinstance(value, tuple) else value
-
-        told = plain(asdict(self))
+        settings = self.model_dump(mode="json", exclude_none=True)
         for name in ("output_dir", "push_to_hub"):
-            told.pop(name, None)
+            settings.pop(name, None)
         if self.data.data_dir != "sample":
-            told["data"].pop("data_dir", None)
-        return told
+            settings["data"].pop("data_dir", None)
+        return settings
+
+
+# ------------------------------------------------------------------------------------------------ NSP's
+
+
+class NSPModelBlock(Block):
+    """Fields of `NSPConfig` that a recipe sets; those it leaves out have the configuration's defaults."""
+
+    tasks: list[str] | None = None
+    regression_tasks: list[str] | None = None
+    dipping_tasks: list[str] | None = None
+    num_capabilities: Count | None = None
+    family_rank: Count | None = None
+    hidden_size: Count | None = None
+    num_hidden_layers: Annotated[Count, Field(le=1000)] | None = None
+    num_attention_heads: Count | None = None
+    intermediate_size: Count | None = None
+    dropout: Share | None = None
+    max_shift: NotNegative | None = None
+    max_scale: NotNegative | None = None
+    degrees_of_freedom: Positive | None = None
+    absolute_error_weight: NotNegative | None = None
+    emergence_threshold: Share | None = None
+    initializer_range: Positive | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of `NSPConfig` that the recipe sets."""
+        return self.model_dump(exclude_none=True)
+
+
+class NSPData(Block):
+    """Which leaderboard.
+
+    Args:
+        leaderboard: configuration of `datasets_scripts.leaderboard`.
+        data_dir: folder of its files; null: download.
+        min_scores: a task is learnt when at least so many models have a score.
+    """
+
+    leaderboard: str = "obs_scaling"
+    data_dir: str | None = None
+    min_scores: Count = 40
+
+
+class NSPTraining(Block):
+    """How one model is fitted.
+
+    Args:
+        steps: optimizer steps.
+        learning_rate: peak, of the closed-form part.
+        encoder_learning_rate: peak, of the encoder.
+        batch_size: models in a batch with known scores.
+        penalty: of the squared closed-form parameters.
+        encoder_decay: weight decay of the encoder.
+        auxiliary_weight: of tasks beside the core ones, in the loss.
+        unknown_architecture: share of examples whose architecture is hidden.
+        family_inflation: factor on the fitted variance of a family's effect: the closed form follows the families it
+            was fitted to more closely than it will a new one.
+    """
+
+    steps: Count = 900
+    learning_rate: Annotated[Positive, Field(le=10)] = 0.02
+    encoder_learning_rate: Annotated[NotNegative, Field(le=10)] = 0.002
+    batch_size: Count = 48
+    penalty: NotNegative = 1e-3
+    encoder_decay: NotNegative = 0.1
+    auxiliary_weight: NotNegative = 0.3
+    unknown_architecture: Annotated[Number, Field(ge=0, le=1)] = 0.2
+    family_inflation: Positive = 1.0
+
+
+class NSPEvaluation(Block):
+    """How a predictor is evaluated and calibrated.
+
+    Args:
+        folds: of families.
+        seeds: fits of each fold; their spread is reported, intervals are calibrated on all.
+    """
+
+    folds: Annotated[Count, Field(ge=2)] = 5
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+
+
+class NSPRecipe(Block):
+    """A whole training of NSP.
+
+    Args:
+        kind: `nsp`, which tells this recipe from a forecaster's.
+        model, data, training, evaluation: the four blocks.
+        output_dir: folder for the trained model.
+        seed: of the model that is saved.
+        push_to_hub: repo id to push the result to.
+
+    >>> check(NSPRecipe, {"training": {"steps": 10}, "output_dir": "out"}).training.steps
+    10
+    """
+
+    kind: Literal["nsp"] = "nsp"
+    model: NSPModelBlock = NSPModelBlock()
+    data: NSPData = NSPData()
+    training: NSPTraining = NSPTraining()
+    evaluation: NSPEvaluation = NSPEvaluation()
+    output_dir: str
+    seed: Seed = 0
+    push_to_hub: str | None = None
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -308,162 +403,4 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     >>> load_recipe(path, {"stages.full.epochs": "5"}).stages.full.epochs
     5.0
     """
-    return check_recipe(read_yaml(path, overrides))
-
-
-def read_yaml(path: str | Path, overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A recipe's file with keys overridden and its default `output_dir`, unchecked; arguments as in `load_recipe`.
-
-    Raises:
-        ValueError: the file is missing or holds no blocks.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"recipe: cannot read {path} ({error.strerror}), expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe: {path} holds {values!r}, expected the blocks model, data and stages")
-    values = {"data": {}, "output_dir": f"outputs/{path.stem}", **values}
-    for key, text in (overrides or {}).items():
-        _set(values, key, text)
-    return values
-
-
-def check_recipe(values: Mapping[str, Any]) -> Recipe:
-    """The recipe in a mapping, as `load_recipe` checks it."""
-    return _build(Recipe, values, "")
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`--key value` and `--key=value` as a mapping.
-
-    >>> parse_overrides(["--seed", "7", "--data.config=final"])
-    {'seed': '7', 'data.config': 'final'}
-    """
-    overrides: dict[str, str] = {}
-    words = iter(arguments)
-    for word in words:
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not key:
-            raise ValueError(f"{word}: not an option, expected --key value after the recipe")
-        if not equals:
-            following = next(words, None)
-            if following is None or following.startswith("--"):
-                raise ValueError(f"--{key}: no value came, expected --{key} VALUE")
-            value = following
-        overrides[key] = value
-    return overrides
-
-
-def describe(cls: type = Recipe, prefix: str = "") -> list[str]:
-    """All keys, dotted, with what they accept and their defaults.
-
-    >>> describe(Lora, "stages.full.lora.")[0]
-    'stages.full.lora.r (int, 16)'
-    """
-    lines = []
-    for item in fields(cls):
-        kind = get_type_hints(cls)[item.name]
-        inner = next((arg for arg in (kind, *get_args(kind)) if is_dataclass(arg)), None)
-        if inner is not None:
-            lines += describe(inner, f"{prefix}{item.name}.")  # type: ignore[arg-type]
-            continue
-        default = item.default_factory() if item.default_factory is not MISSING else item.default
-        note = "required" if default is MISSING else "null" if default is None else default
-        lines.append(f"{prefix}{item.name} ({_named(kind)}, {note})")
-    return lines
-
-
-def _set(values: dict[str, Any], key: str, text: str) -> None:
-    *blocks, last = key.split(".")
-    for i, block in enumerate(blocks):
-        if values.get(block) is None:
-            values[block] = {}
-        if not isinstance(values[block], dict):
-            raise ValueError(f"{'.'.join(blocks[: i + 1])}: holds {values[block]!r}, there is no {key}")
-        values = values[block]
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        values[last] = text
-
-
-def _build(cls: type[Block], values: Any, path: str) -> Block:
-    known = get_type_hints(cls)
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path or 'recipe'}: got {values!r}, expected a block of {', '.join(known)}")
-    dot = f"{path}." if path else ""
-    for key in values:
-        if key not in known:
-            near = get_close_matches(str(key), known, 1, 0.4)
-            hint = f"did you mean {dot}{near[0]}? " if near else ""
-            raise ValueError(f"{dot}{key}: not a key of a recipe, {hint}known here: {', '.join(known)}")
-    for item in fields(cls):  # type: ignore[arg-type]
-        if item.default is MISSING and item.default_factory is MISSING and values.get(item.name) is None:
-            raise ValueError(f"{dot}{item.name}: missing, expected {_named(known[item.name])}")
-    arguments = {
-        key: _coerce(known[key], value, dot + key)
-        for key, value in values.items()
-        # An empty block such as `data:` reads as null and means its defaults.
-        if value is not None or type(None) in get_args(known[key])
-    }
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        names_field = str(error).split(":")[0].split(".")[0] in known
-        raise ValueError(f"{dot}{error}" if names_field or not path else f"{path}: {error}") from None
-
-
-def _coerce(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`; text that reads as a number is one, because YAML 1.1 takes `1e-4` for text."""
-    if is_dataclass(kind):
-        return _build(kind, value, path)  # type: ignore[arg-type]
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        choices = [arg for arg in args if arg is not type(None)]
-        for choice in choices[:-1]:
-            try:
-                return _coerce(choice, value, path)
-            except ValueError:
-                continue
-        return _coerce(choices[-1], value, path)
-    if origin is Literal and value in args and not isinstance(value, bool):
-        return value
-    if origin in (list, tuple) and isinstance(value, list) and (origin is list or len(value) == len(args)):
-        return origin(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if kind in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-            if math.isfinite(number) and (kind is float or number == int(number)):
-                return kind(number)
-        except (TypeError, ValueError):
-            pass
-    elif kind in (bool, str) and isinstance(value, kind):
-        return value
-    near = get_close_matches(str(value), [str(arg) for arg in args], 1) if origin is Literal else []
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"{path}: got {value!r}, expected {_named(kind)}{hint}")
-
-
-def _named(kind: Any) -> str:
-    origin, args = get_origin(kind), [arg for arg in get_args(kind) if arg is not type(None)]
-    if origin is Literal:
-        return " or ".join(map(str, args))
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_named, args))
-    if origin is list:
-        return f"list of {_named(args[0])}"
-    if origin is tuple:
-        return f"list of {len(args)} {_named(args[0])}"
-    return "block" if is_dataclass(kind) else kind.__name__
-
-
-def _at_least(block: Any, low: float, *names: str) -> None:
-    for name in names:
-        if getattr(block, name) < low:
-            raise ValueError(f"{name}: got {getattr(block, name)}, expected at least {low}")
+    return check(Recipe, read_yaml(path, overrides))

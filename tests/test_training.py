@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -25,8 +26,9 @@ from datasets_scripts.runs import data_hash
 from laws_ncpl import law_from_dict
 from modeling_ncpl import NCPLForecaster
 from ncpl import Forecaster
+from ncpl.blocks import describe, parse_overrides
 from ncpl.metrics import regression_metrics
-from ncpl.recipe import DataBlock, Stage, describe, load_recipe, parse_overrides
+from ncpl.recipe import DataBlock, Recipe, Stage, load_recipe
 from ncpl.training.backbone import scratch_config, train_tokenizer
 from ncpl.training.data import make_targets, pool, read_runs
 from ncpl.training.model import load_adapter, merge_adapter
@@ -135,18 +137,18 @@ def test_published_recipes():
 
 
 BAD_RECIPES = [
-    ({"stages.full.epoch": "3"}, "stages.full.epoch: not a key of a recipe, did you mean stages.full.epochs?"),
-    ({"modle.backbone": "x"}, "modle: not a key of a recipe, did you mean model?"),
-    ({"stages.full.epochs": "many"}, "stages.full.epochs: got 'many', expected float"),
-    ({"stages.full.epochs": "0"}, "stages.full.epochs: got 0.0, expected more than 0"),
-    ({"stages.full.learning_rate": "-1e-4"}, "stages.full.learning_rate: got -0.0001, expected more than 0"),
-    ({"stages.full.learning_rate": ".nan"}, "stages.full.learning_rate: got nan, expected float"),
-    ({"stages.full.learning_rate": "null"}, "stages.full.learning_rate: missing, expected float"),
-    ({"stages.full.batch_size": "2.5"}, "stages.full.batch_size: got 2.5, expected int"),
+    ({"stages.full.epoch": "3"}, "stages.full.epoch: not a key, did you mean stages.full.epochs?"),
+    ({"modle.backbone": "x"}, "modle: not a key, did you mean model?"),
+    ({"stages.full.epochs": "many"}, "stages.full.epochs: got 'many', expected a number"),
+    ({"stages.full.epochs": "0"}, "stages.full.epochs: got 0, expected more than 0"),
+    ({"stages.full.learning_rate": "-1e-4"}, "stages.full.learning_rate: got '-1e-4', expected more than 0"),
+    ({"stages.full.learning_rate": ".nan"}, "stages.full.learning_rate: got nan, expected a number"),
+    ({"stages.full.learning_rate": "null"}, "stages.full.learning_rate: missing, expected a number"),
+    ({"stages.full.batch_size": "2.5"}, "stages.full.batch_size: got 2.5, expected an integer"),
     ({"stages.full.batch_size": "0"}, "stages.full.batch_size: got 0, expected at least 1"),
     ({"stages.full.gradient_accumulation_steps": "7"}, "stages.full.batch_size: got 22, expected a multiple of the 7"),
-    ({"stages.full.betas": "[0.9]"}, "stages.full.betas: got [0.9], expected list of 2 float"),
-    ({"stages.full.bf16": "1"}, "stages.full.bf16: got 1, expected bool"),
+    ({"stages.full.betas": "[0.9]"}, "stages.full.betas: got [0.9], expected a list of 2 numbers"),
+    ({"stages.full.bf16": "1"}, "stages.full.bf16: got 1, expected true or false"),
     ({"stages.full.schedule": "liner"}, "did you mean linear?"),
     ({"stages.full.epochs.max": "3"}, "stages.full.epochs: holds 2, there is no stages.full.epochs.max"),
     ({"stages.full": "3"}, "stages.full: got 3, expected a block of epochs"),
@@ -162,7 +164,7 @@ BAD_RECIPES = [
     ({"data.config": "finale"}, "data.config: got 'finale', expected final or intermediate; did you mean final?"),
     ({"data.sources": "[]"}, "data.sources: got an empty list"),
     ({"data.splits.select": "train"}, "data.splits: a split has one role, got train train"),
-    ({"seed": "one"}, "seed: got 'one', expected int"),
+    ({"seed": "one"}, "seed: got 'one', expected an integer"),
     ({"push_to_hub": "me/x", "stages.full.lora.r": "4"}, "push_to_hub: an adapter needs its base on the Hub"),
 ]
 
@@ -175,13 +177,25 @@ def test_bad_recipes(tmp_path, changes, message):
         load_recipe(path, changes)
 
 
+def test_all_problems_of_a_recipe_are_told_at_once(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    with pytest.raises(ValueError, match=r"stages\.full\.epoch: not a key") as caught:
+        load_recipe(path, {"stages.full.epoch": "3", "seed": "one", "data.packed": "7"})
+    for part in ("seed: got 'one', expected an integer", "data.packed: got 7, expected true or false"):
+        assert part in str(caught.value)
+    with pytest.raises(ValueError, match=r"; and \d+ more$") as caught:
+        load_recipe(path, {f"stages.full.nonsense{i}": "1" for i in range(50)})
+    assert len(str(caught.value)) <= 300
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "cannot read"),
         ("model: {", "is not YAML"),
         ("- a list", "expected the blocks model, data and stages"),
-        ("stages: {full: {epochs: 1, learning_rate: 1e-3}}", "model: missing, expected block"),
+        ("stages: {full: {epochs: 1, learning_rate: 1e-3}}", "model: missing, expected a block of"),
     ],
 )
 def test_bad_recipe_files(tmp_path, text, message):
@@ -203,7 +217,7 @@ def test_yaml_numbers_and_overrides(tmp_path):
     assert full is not None
     assert full.lora is not None
     assert (full.learning_rate, full.lora.alpha, recipe.stages.frozen, recipe.output_dir) == (1e-4, 8.0, None, "there")
-    assert "stages.full.lora.alpha (float, 32.0)" in describe()
+    assert "stages.full.lora.alpha (a number, 32.0)" in describe(Recipe)
     for words, message in ((["epochs", "3"], "not an option"), (["--seed"], "no value"), (["--a", "--b"], "no value")):
         with pytest.raises(ValueError, match=message):
             parse_overrides(words)
@@ -234,7 +248,22 @@ def test_score_recipes_are_checked_too(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         run_train.main([str(ROOT / "recipes" / "nsp-base.yaml"), "--training.step", "3", "--output_dir", str(tmp_path)])
     assert caught.value.code == 2
-    assert "training.step: no such key, did you mean 'steps'?" in capsys.readouterr().err
+    assert "training.step: not a key, did you mean training.steps?" in capsys.readouterr().err
+
+
+def test_a_score_recipe_of_a_wrong_type_leaves_the_folder_alone(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_text("mine")
+    recipe = [str(ROOT / "recipes" / "nsp-base.yaml"), "--output_dir", str(tmp_path)]
+    for change, message in (
+        (["--evaluation.seeds", "three"], "evaluation.seeds: got 'three', expected a list of integers"),
+        (["--model.hidden_size", "wide"], "model.hidden_size: got 'wide', expected an integer"),
+        (["--seed", "1.5"], "seed: got 1.5, expected an integer"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_train.main([*recipe, *change])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -246,11 +275,10 @@ def test_published_schedule():
         stage = Stage(epochs=1, learning_rate=1e-5, warmup=warmup)
         for s in (0, 1, 350, 999, 1000, 3500, 7000):
             assert math.isclose(stage.rate(s, 7000), min(1, s / w) * (1 - s / 7000), abs_tol=1e-15)
-    assert [Stage(1, 1, warmup=0, schedule=name).rate(50, 100) for name in ("linear", "cosine", "constant")] == [
-        0.5,
-        pytest.approx(0.5),
-        1.0,
-    ]
+    schedules: list[tuple[Any, float]] = [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)]
+    for name, rate in schedules:
+        stage = Stage(epochs=1, learning_rate=1, warmup=0, schedule=name)
+        assert stage.rate(50, 100) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("ties", [False, True])

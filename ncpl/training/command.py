@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ncpl.recipe import Recipe, check_recipe, describe, parse_overrides, read_yaml
+from ncpl.blocks import check, describe, parse_overrides, read_yaml
+from ncpl.recipe import NSPRecipe, Recipe
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -28,7 +29,9 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
         prog="run_train.py",
         usage="accelerate launch run_train.py recipes/NAME.yaml [--key value ...]",
         description=DESCRIPTION,
-        epilog="keys of a recipe:\n  " + "\n  ".join(describe()),
+        epilog="\n  ".join(
+            ["keys of a recipe:", *describe(Recipe), "", "keys of a recipe with `kind: nsp`:", *describe(NSPRecipe)]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Any] = ()) 
     try:
         values = parse(arguments)
         if values.get("kind") == "nsp":
-            train_nsp(values)
+            train_nsp(check(NSPRecipe, values), values)
             return
-        recipe = check_recipe(values)
+        recipe = check(Recipe, values)
     except ValueError as error:
         fail(error)
     # Only now: a wrong recipe need not wait seconds for these.
@@ -134,14 +137,14 @@ def train(recipe: Recipe, callbacks: Sequence[Any]) -> None:
     process.wait_for_everyone()
 
 
-def train_nsp(values: dict[str, Any]) -> None:
-    """The predictor of benchmark scores: minutes on one core, in one go."""
+def train_nsp(recipe: NSPRecipe, values: dict[str, Any]) -> None:
+    """The predictor of benchmark scores: minutes on one core, without interruption."""
     from ncpl import nsp
 
-    output, repo_id = values.pop("output_dir"), values.pop("push_to_hub", None)
-    nsp.train(values, output, progress=sys.stderr.isatty())
-    print(f"saved to {output}")
-    push_to_hub(output, repo_id)
+    blocks = {key: value for key, value in values.items() if key not in ("output_dir", "push_to_hub")}
+    nsp.train(blocks, recipe.output_dir, progress=sys.stderr.isatty())
+    print(f"saved to {recipe.output_dir}")
+    push_to_hub(recipe.output_dir, recipe.push_to_hub)
 
 
 def push_to_hub(output: str | Path, repo_id: str | None) -> None:
