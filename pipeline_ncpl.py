@@ -9,8 +9,10 @@ from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 try:
+    from .calibration_ncpl import forecast_columns
     from .fields_ncpl import check_config, training_order
 except ImportError:
+    from calibration_ncpl import forecast_columns
     from fields_ncpl import check_config, training_order
 
 TASK = "scaling-forecast"
@@ -85,12 +87,8 @@ class ScalingForecastPipeline(Pipeline):
         configs = [configs] if isinstance(configs, Mapping) else configs
         batch = self.processor(configs)
         logits = self.model(**self.ensure_tensor_on_device(**batch)).logits
-        losses = self.processor.losses(logits, batch["loss_mask"], configs)
-        forecast = {"loss": losses}
-        if (calibration := self.processor.calibrator) is not None:
-            forecast["lower"], forecast["upper"] = calibration.interval(configs, losses, level)
-            forecast["divergence"] = calibration.divergence(configs)
-            forecast["extrapolation"] = calibration.extrapolation(configs)
+        residuals = self.processor.residuals(logits, batch["loss_mask"])
+        forecast = forecast_columns(self.processor.law, self.processor.calibrator, configs, residuals, level)
         return {name: torch.as_tensor(values, dtype=torch.float64) for name, values in forecast.items()}
 
     def postprocess(self, model_outputs: Mapping[str, torch.Tensor]) -> dict[str, float]:

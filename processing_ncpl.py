@@ -4,22 +4,33 @@
 back into losses in nats per token.
 """
 
+import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file
 
 try:
+    from .calibration_ncpl import Calibration
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from .laws_ncpl import Calibration, ChinchillaLaw, law_from_dict
+    from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 except ImportError:
+    from calibration_ncpl import Calibration
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from laws_ncpl import Calibration, ChinchillaLaw, law_from_dict
+    from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
+
+ARRAYS = "law.safetensors"
+"""File beside the weights with the large numeric parts of the law and its calibration."""
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -98,6 +109,8 @@ class NCPLProcessor(ProcessorMixin):
         strict: whether unknown fields and implausible values are errors (see `check_config`).
         calibration: a `Calibration`'s `to_dict()`, or None: intervals, divergence and extrapolation of the forecasts.
             Without a law of its own it is of the prior.
+        arrays: the large numeric parts of both where `prior` and `calibration` name them, as a saved processor's
+            `law.safetensors` holds them.
     """
 
     valid_processor_kwargs: Any = ProcessorMixin.valid_processor_kwargs
@@ -110,17 +123,22 @@ class NCPLProcessor(ProcessorMixin):
         prior: Mapping[str, Any] | None = None,
         strict: bool = True,
         calibration: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__(tokenizer)
         if prompt_version not in (1, 2):
             raise ValueError(f"prompt_version: got {prompt_version!r}, accepted: 1 (published), 2")
         self.prompt_version = prompt_version
         self.number_token_id = number_token_id
-        self.prior = dict(prior) if prior is not None else ChinchillaLaw().to_dict()
         self.strict = strict
-        self.calibration = calibration
-        self._law = law_from_dict(self.prior)
-        self._calibrator = None if calibration is None else Calibration.from_dict(calibration, self._law)
+        given, self.arrays = arrays or {}, dict[str, np.ndarray]()
+        self._law = law_from_dict(join_arrays(ChinchillaLaw().to_dict() if prior is None else prior, given))
+        self.prior = split_arrays(self._law.to_dict(), "prior", self.arrays)
+        self._calibrator, self.calibration = None, None
+        if calibration is not None:
+            self._calibrator = Calibration.from_dict(join_arrays(calibration, given), self._law)
+            state = self._calibrator.to_dict(with_law=self._calibrator.law is not self._law)
+            self.calibration = split_arrays(state, "calibration", self.arrays)
         self._pieces: dict[str, list[int]] = {}
 
     @property
@@ -132,6 +150,27 @@ class NCPLProcessor(ProcessorMixin):
     def calibrator(self) -> Calibration | None:
         """How far to trust the checkpoint's forecasts; None where it was not calibrated."""
         return self._calibrator
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds: everything but `arrays`, which go into `law.safetensors`."""
+        return {name: value for name, value in super().to_dict().items() if name != "arrays"}
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `processor_config.json` and, beside it, `law.safetensors`."""
+        super().to_json_file(json_file_path)
+        if self.arrays:
+            save_file(self.arrays, Path(json_file_path).with_name(ARRAYS))
+
+    @classmethod
+    def get_processor_dict(
+        cls, path_or_repo: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As usual, with the arrays to which the file refers."""
+        state, rest = super().get_processor_dict(path_or_repo, **kwargs)
+        if '"array"' in json.dumps([state.get("prior"), state.get("calibration")]):
+            where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            state["arrays"] = load_file(cached_file(path_or_repo, ARRAYS, **where))
+        return state, rest
 
     def __call__(
         self,
@@ -227,9 +266,12 @@ class NCPLProcessor(ProcessorMixin):
             configs: one configuration a row.
         """
         checked = [self._check(config, i, len(configs)) for i, config in enumerate(configs)]
+        return self.law(checked) + self.residuals(logits, loss_mask)
+
+    def residuals(self, logits: torch.Tensor, loss_mask: torch.Tensor) -> np.ndarray:
+        """What the model adds to the prior, in nats: the logit one position before each row's target."""
         at = loss_mask.to(logits.device).int().argmax(-1) - 1
-        residual = logits.float().gather(1, at[:, None]).squeeze(1).detach().cpu().numpy()
-        return self.law(checked) + residual.astype(np.float64)
+        return logits.float().gather(1, at[:, None]).squeeze(1).detach().cpu().numpy().astype(np.float64)
 
     def decode(self, batch: Mapping[str, Any] | BatchFeature, row: int = 0) -> str:
         """A row of a batch as text, its numbers in place in the fields' own units; the last is the residual target."""

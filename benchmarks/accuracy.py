@@ -18,11 +18,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from calibration_ncpl import Calibration
 from datasets_scripts.runs import SPLITS, load_runs
-from laws_ncpl import Calibration, ChinchillaLaw, ConfigurationLaw, StepLaw
+from laws_ncpl import ChinchillaLaw, ConfigurationLaw, StepLaw
 from ncpl import fitting
 from ncpl.metrics import regression_metrics
 from ncpl.record import git_state, hardware, versions
+from ncpl.runs import cell
 
 DENSE = ("steplaw", "marin")
 SOURCES = (*DENSE, "steplaw_moe")
@@ -52,7 +54,9 @@ def main() -> None:
     laws = [fit.law() for fit in fits]
     started = time.perf_counter()
     largest = {s: max(row["conf"]["model size"] for row in splits[s]["train"]) for s in DENSE}
-    calibration = fits[0].calibration([row for row in unstable if row["conf"]["model size"] <= largest[row["source"]]])
+    calibration = fitting.calibrate(
+        fits[0], [row for row in unstable if row["conf"]["model size"] <= largest[row["source"]]]
+    )
     calibration_s = time.perf_counter() - started
 
     result: dict[str, Any] = {
@@ -172,7 +176,7 @@ def cell_figures(rows: Sequence[Row], loss: np.ndarray, lower: np.ndarray, upper
     """What the runs of each size and data size have in common, and the MAE when that is taken off."""
     observed, names = (
         observations(rows),
-        np.array([f"{size:g}M {data:g}B" for _, _, size, data in map(fitting.cell, rows)]),
+        np.array([f"{size:g}M {data:g}B" for _, _, size, data in map(cell, rows)]),
     )
     errors, within, cells = loss - observed, np.empty(len(rows)), {}
     for name in dict.fromkeys(names.tolist()):

@@ -1,7 +1,6 @@
 """`Forecaster`: forecasts are those of model and processor, however configurations come."""
 
 import itertools
-import json
 import random
 import subprocess
 import sys
@@ -14,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
+from calibration_ncpl import Calibration
 from datasets_scripts import SAMPLE_DIR
-from laws_ncpl import Calibration
 from ncpl import Forecaster
 from ncpl.configs import vary
 from ncpl.evaluation import evaluation_report, forecast_runs
 from ncpl.fitting import example_rows, fit_calibration
 from ncpl.forecaster import DEFAULT
+from processing_ncpl import NCPLProcessor
 from tests.checkpoints import ADAMW, CONFIGS, losses_by_hand, tiny_model, tiny_processor
 from tests.test_cli import run
 
@@ -172,7 +172,8 @@ def test_a_calibrated_checkpoint_says_how_far_it_is_to_be_trusted(calibrated):
         warnings.simplefilter("error")
         forecast = forecaster.predict([ADAMW, far])
         narrow = forecaster.predict([ADAMW, far], level=0.5)
-    calibration = Calibration.from_dict(json.loads((calibrated / "processor_config.json").read_text())["calibration"])
+    calibration = NCPLProcessor.from_pretrained(calibrated).calibrator
+    assert isinstance(calibration, Calibration)
     losses = forecast["loss"].to_numpy()
     np.testing.assert_allclose(forecast[["lower", "upper"]].T, calibration.interval([ADAMW, far], losses, 0.9))
     np.testing.assert_allclose(forecast["divergence"], calibration.divergence([ADAMW, far]))
@@ -190,10 +191,7 @@ def test_optimize_bets_on_forecast_and_risk(calibrated):
     assert forecaster.calibration is not None
     law = forecaster.calibration.law
     # The best rate is known to within a factor of two.
-    unsure = [
-        [0.0] * (len(row) - 1) + [0.4 if name == "lr" else 0.0]
-        for row, (_, _, name) in zip(law.posterior, law.columns, strict=True)
-    ]
+    unsure = np.diag([0.4 if name == "lr" else 0.0 for _, _, name in law.columns])
     forecaster.calibration = replace(forecaster.calibration, law=replace(law, posterior=unsure))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

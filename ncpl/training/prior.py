@@ -50,7 +50,8 @@ def make_prior(recipe: Recipe, train: Sequence[LoggedRun]) -> FittedPrior:
     name, configs = recipe.model.prior, [run.config for run in train]
     if recipe.model.checkpoint is not None:
         processor = load_processor(recipe.model)
-        return FittedPrior(processor.prior, processor.law(configs), processor.calibration)
+        calibration = processor.calibrator.to_dict() if processor.calibrator else None
+        return FittedPrior(processor.law.to_dict(), processor.law(configs), calibration)
     if name is None or name == "chinchilla":
         law = ChinchillaLaw()
     elif name != "configuration":
@@ -71,19 +72,18 @@ def _fit_configuration_law(recipe: Recipe, train: Sequence[LoggedRun]) -> dict[s
     file = Path(recipe.output_dir) / "stages" / "prior.json"
     if not file.exists():
         # Only here, because it brings scipy and scikit-learn.
-        from ncpl.fitting import fit, random_folds
+        from ncpl.fitting import calibrate, fit, random_folds
 
         rows = [{"source": run.config["source"], "conf": run.config, "final_loss": run.final_loss} for run in train]
         fitted = fit(rows)
-        calibration = fitted.calibration(_unstable(recipe.data, train), seed=recipe.seed).to_dict()
+        calibration = calibrate(fitted, _unstable(recipe.data, train), seed=recipe.seed)
         state = {
-            # The calibration's law is this one: it is kept once.
-            "law": calibration.pop("law"),
-            "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)).tolist(),
-            "calibration": calibration,
+            "law": calibration.law.to_dict(),
+            "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)),
+            "calibration": calibration.to_dict(with_law=False),
         }
         file.parent.mkdir(exist_ok=True)
-        write_json(file, state)
+        write_json(file, json.loads(json.dumps(state, default=np.ndarray.tolist)))
     return json.loads(file.read_text())
 
 

@@ -1,0 +1,224 @@
+"""How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+try:
+    from .fields_ncpl import sequence_length
+    from .laws_ncpl import REFERENCE, ConfigurationLaw, Evaluation, law_from_dict
+except ImportError:
+    from fields_ncpl import sequence_length
+    from laws_ncpl import REFERENCE, ConfigurationLaw, Evaluation, law_from_dict
+
+
+def forecast_columns(
+    law: Any,
+    calibration: "Calibration | None",
+    configs: Sequence[Mapping[str, Any]],
+    residuals: np.ndarray | float = 0.0,
+    level: float = 0.9,
+) -> dict[str, np.ndarray]:
+    """The columns of a forecast, for the pipeline and `Forecaster` alike.
+
+    Args:
+        law: the prior law; configurations -> losses in nats per token.
+        calibration: of the checkpoint; None where it has none.
+        configs: checked configurations.
+        residuals: what the network adds to the law, in nats, one for each configuration.
+        level: coverage of the interval.
+
+    Returns:
+        `loss` and, with a calibration, the interval's `lower` and `upper` in nats per token, the probability of
+        `divergence`, and `extrapolation`, the distance from the training runs.
+
+    >>> from laws_ncpl import ChinchillaLaw
+    >>> config = {"source": "marin", "model size": 300, "data size": 6}
+    >>> forecast_columns(ChinchillaLaw(), None, [config])["loss"].round(3).tolist()
+    [3.214]
+    """
+    at = calibration.law.evaluate(configs) if calibration is not None else None
+    losses = law(configs if at is None or law is not calibration.law else at) + residuals  # type: ignore[union-attr]
+    columns = {"loss": losses}
+    if calibration is not None and at is not None:
+        columns["lower"], columns["upper"] = calibration.interval(at, losses, level)
+        columns["divergence"] = calibration.divergence(at)
+        columns["extrapolation"] = calibration.extrapolation(configs)
+    return columns
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """A boosted ensemble of binary trees on a logistic scale, as parallel arrays over all nodes.
+
+    Args:
+        start: log odds before the first tree.
+        roots: the first node of each tree.
+        feature, threshold: of a node's question, value <= threshold; feature -1 marks a leaf.
+        left, right: nodes that answer yes and no.
+        value: a leaf's log odds.
+    """
+
+    start: Any
+    roots: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities, one for each row of features."""
+        rows = np.arange(len(features))[:, None]
+        at = np.tile(self.roots, (len(features), 1))
+        while (asking := self.feature[at] >= 0).any():
+            yes = features[rows, np.maximum(self.feature[at], 0)] <= self.threshold[at]
+            at = np.where(asking, np.where(yes, self.left[at], self.right[at]), at)
+        return 1 / (1 + np.exp(-self.start - self.value[at].sum(1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs.
+
+    A loss's standard deviation is the root of the sum of three squares: scale["known"] times the law's own
+    `uncertainty`, which grows outside the training runs; scale["excess"] times how far the configuration lies above the
+    best run of its size and data size; and scale["noise"]. An interval is the loss plus and minus that standard
+    deviation times the quantile of the same ratio over runs that were forecast while held out (split conformal,
+    Papadopoulos et al. 2002), so its coverage does not rest on the normal law.
+
+    Args:
+        law: a fitted `ConfigurationLaw`.
+        envelope: source -> field -> (lowest, highest) of the training runs.
+        scale: source -> the standard deviation's constants.
+        scores: source -> ascending quantiles of |error| / standard deviation, evenly spaced from 0 to 1.
+        trees: divergence, over `divergence_features`.
+        optimizers: optimizer -> its usual learning rate's logarithm.
+
+    `source` `""` stands in for any other source.
+    """
+
+    law: ConfigurationLaw
+    envelope: Mapping[str, Mapping[str, Sequence[float]]]
+    scale: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Sequence[float]]
+    trees: Trees
+    optimizers: Mapping[str, float]
+
+    def interval(
+        self, configs: Sequence[Mapping[str, Any]] | Evaluation, loss: np.ndarray, level: float = 0.9
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The lower and upper ends of the interval around each loss that covers `level` of such runs, in nats per
+        token.
+
+        Raises:
+            ValueError: a level that is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1")
+        at = self.law.evaluate(configs)
+        scores = {source: self._score(source, level) for source in set(at.sources.tolist())}
+        half = self.deviation(at) * np.array([scores[source] for source in at.sources.tolist()])
+        return loss - half, loss + half
+
+    def level(
+        self, configs: Sequence[Mapping[str, Any]] | Evaluation, loss: np.ndarray, observed: np.ndarray
+    ) -> np.ndarray:
+        """Coverage of the narrowest interval around each loss that holds the observed one.
+
+        Of runs that the calibration describes, a share p lies at or below p.
+        """
+        at = self.law.evaluate(configs)
+        ratios = np.abs(observed - loss) / self.deviation(at)
+        scores = [np.asarray(self.scores.get(source, self.scores[""])) for source in at.sources.tolist()]
+        reached = [
+            np.interp(ratio, own, np.linspace(0, 1, len(own))) for ratio, own in zip(ratios, scores, strict=True)
+        ]
+        return np.array(reached)
+
+    def _score(self, source: str, level: float) -> float:
+        scores = np.asarray(self.scores.get(source, self.scores[""]))
+        return float(np.interp(level, np.linspace(0, 1, len(scores)), scores))
+
+    def deviation(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Standard deviations of the losses, in nats per token."""
+        at = self.law.evaluate(configs)
+        scales = [self.scale.get(source, self.scale[""]) for source in at.sources.tolist()]
+        known, excess, noise = (np.array([scale[name] for scale in scales]) for name in ("known", "excess", "noise"))
+        found = self.law.uncertainty(at)
+        return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2)
+
+    def divergence(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""
+        return self.trees(divergence_features(self.law, configs, self.optimizers))
+
+    def extrapolation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Distances from the training runs' envelope, 0 inside: the norm of `extrapolation_by_field`."""
+        return np.array([math.sqrt(sum(v * v for v in far.values())) for far in self.extrapolation_by_field(configs)])
+
+    def extrapolation_by_field(self, configs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """For each configuration the fields that lie outside the training runs: field -> |log(value / nearest end)|.
+
+        An unknown source or optimizer counts 1.
+        """
+        distances = []
+        for config in configs:
+            source = str(config.get("source"))
+            far = {"source": 1.0} if source not in self.envelope else {}
+            if str(config.get("optimizer")) not in self.law.optimizers:
+                far["optimizer"] = 1.0
+            for name, (low, high) in self.envelope.get(source, self.envelope[""]).items():
+                value = config.get(name)
+                if name == "batch tokens" and config.get("batch size") is not None:
+                    value = config["batch size"] * sequence_length(config)
+                if value is None or float(value) <= 0:
+                    continue
+                distance = max(math.log(low / float(value)), math.log(float(value) / high), 0.0)
+                if distance > 1e-6:
+                    far["batch size" if name == "batch tokens" else name] = distance
+            distances.append(far)
+        return distances
+
+    def to_dict(self, with_law: bool = True) -> dict[str, Any]:
+        """Its state, which `from_dict` reads; without the law where that is kept elsewhere."""
+        state = {name: getattr(self, name) for name in ("envelope", "scale", "scores", "optimizers")}
+        return {**state, "trees": asdict(self.trees)} | ({"law": self.law.to_dict()} if with_law else {})
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], law: ConfigurationLaw | None = None) -> Self:
+        """The calibration that `to_dict` wrote; of `law` where the state leaves it out."""
+        own = law_from_dict(state["law"]) if "law" in state else law
+        trees = Trees(**{name: np.asarray(value) for name, value in state["trees"].items()})
+        return cls(**{**state, "law": own, "trees": trees})
+
+
+def divergence_features(
+    law: ConfigurationLaw, configs: Sequence[Mapping[str, Any]] | Evaluation, usual: Mapping[str, float]
+) -> np.ndarray:
+    """What the probability to diverge is read from, a row for each configuration.
+
+    Args:
+        law: gives the learning rate's place over the valley and the rough edge.
+        configs: the configurations.
+        usual: optimizer -> logarithm of its usual learning rate.
+    """
+    at = law.evaluate(configs)
+    points, terms, batch = at.points, at.terms, at.inputs["b"]
+    usually = np.array([usual.get(name, math.log(REFERENCE["learning rate"])) for name in at.optimizers.tolist()])
+    rate = at.inputs["rate"] + math.log(REFERENCE["learning rate"])
+    rate = np.where(np.isnan(rate), usually, rate)
+    steps = (
+        np.log([float(config["data size"]) * 1e9 for config in at.configs])
+        - batch
+        - math.log(REFERENCE["batch tokens"])
+    )
+    warmup = np.log1p([float(config.get("warmup") or 0) for config in at.configs])
+    clips = [config.get("max_grad_norm") for config in at.configs]
+    clip = np.array([1.0 if value is None else float(value) for value in clips])
+    numbers = [rate, rate - usually, steps, warmup, steps - warmup, clip]
+    kinds = [at.optimizers == name for name in usual] + [at.sources == name for name in law.sources]
+    own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], points["fields"]]
+    return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])

@@ -1,0 +1,1 @@
+../../../upgrade_ncpl.py

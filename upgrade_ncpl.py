@@ -1,0 +1,110 @@
+"""Laws that an older release saved, in the form of this one. Values here are frozen: they are what those files mean."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# Release 0.1's priors, which its files leave out: coefficient -> mean and standard deviation of the common value, and
+# standard deviations of the sources' and optimizers' deviations.
+_PRIORS_0_1: dict[str, tuple[float, float, float, float]] = {
+    "E": (2.0, 1.0, 0.5, 0.0),
+    "logA": (-0.6, 0.5, 0.3, 0.0),
+    "alpha": (0.28, 0.05, 0.03, 0.0),
+    "logB": (-1.4, 0.5, 0.4, 0.0),
+    "beta": (0.38, 0.06, 0.05, 0.0),
+    "growth": (0.11, 0.12, 0.05, 0.0),
+    "beta_n": (0.035, 0.05, 0.02, 0.0),
+    "experts": (0.3, 0.15, 0.0, 0.0),
+    "head": (0.3, 0.3, 0.0, 0.0),
+    "eff": (0.0, 0.01, 0.0, 0.4),
+    "eff_n": (0.0, 0.01, 0.0, 0.1),
+    "eff_d": (0.0, 0.01, 0.0, 0.12),
+    "offset": (0.0, 0.001, 0.0, 0.02),
+    "lr": (0.0, 1.0, 1.0, 1.0),
+    "lr_n": (-0.4, 0.15, 0.15, 0.05),
+    "lr_d": (0.1, 0.2, 0.2, 0.05),
+    "lr_b": (0.4, 0.2, 0.2, 0.05),
+    "low": (-4.0, 1.0, 1.0, 0.5),
+    "low_n": (0.0, 0.05, 0.03, 0.0),
+    "low_d": (-0.1, 0.1, 0.1, 0.0),
+    "low_b": (0.1, 0.2, 0.2, 0.0),
+    "width": (0.0, 0.3, 0.3, 0.0),
+    "high": (-4.0, 1.0, 1.0, 0.5),
+    "high_n": (0.0, 0.05, 0.03, 0.0),
+    "high_d": (-0.1, 0.1, 0.1, 0.0),
+    "high_b": (0.0, 0.2, 0.2, 0.0),
+    "steep": (-0.2, 0.3, 0.3, 0.0),
+    "edge": (1.5, 1.0, 1.0, 1.0),
+    "edge_n": (-0.6, 0.2, 0.1, 0.0),
+    "edge_d": (0.1, 0.2, 0.2, 0.0),
+    "edge_b": (0.2, 0.2, 0.2, 0.0),
+    "rough": (0.5, 0.4, 0.3, 0.0),
+    "blow": (0.8, 0.7, 0.7, 0.7),
+    "blow_n": (-0.6, 0.2, 0.1, 0.0),
+    "blow_d": (0.0, 0.2, 0.1, 0.0),
+    "blow_b": (0.0, 0.2, 0.1, 0.0),
+    "sharp": (1.8, 0.5, 0.3, 0.0),
+    "lost": (-1.2, 0.7, 0.5, 0.0),
+    "lost_d": (0.0, 0.2, 0.1, 0.0),
+    "lost_b": (0.0, 0.2, 0.1, 0.0),
+    "floor": (-5.0, 0.5, 0.5, 0.0),
+    "floor_n": (0.0, 0.05, 0.03, 0.0),
+    "floor_d": (0.2, 0.1, 0.1, 0.0),
+    "floor_b": (-1.0, 0.2, 0.2, 0.0),
+    "crit": (1.5, 0.7, 0.7, 0.4),
+    "crit_n": (0.0, 0.1, 0.05, 0.0),
+    "crit_d": (0.3, 0.15, 0.15, 0.0),
+}
+# What release 0.1 knew of its sources.
+_SOURCES_0_1: dict[str, dict[str, int]] = {
+    "marin": {"seq len": 4096, "vocab size": 128_256},
+    "steplaw": {"seq len": 2048, "vocab size": 65_536},
+    "steplaw_moe": {"seq len": 2048, "vocab size": 65_536},
+}
+_PARENTS_0_1 = {"steplaw_moe": "steplaw"}
+
+
+def upgrade_law(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration law's state in this release's form.
+
+    Release 0.1 kept no priors, kept the posterior as ragged rows, optimizers as names, and of the fitted runs the
+    residual's coordinates alone, from which the closed form's inputs are computed back here.
+    """
+    if "priors" in state:
+        return dict(state)
+    new = dict(state)
+    names = ("mean", "sd", "source", "optimizer")
+    new["priors"] = {name: dict(zip(names, _PRIORS_0_1[name], strict=True)) for name in state["common"]}
+    new["posterior"] = [value for row in state.get("posterior", ()) for value in row]
+    new["parents"] = {name: parent for name, parent in _PARENTS_0_1.items() if name in state.get("sources", {})}
+    new["typical"] = {
+        source: {**kinds, "": {**kinds.get("", {}), **_SOURCES_0_1.get(source, {})}}
+        for source, kinds in state.get("typical", {}).items()
+    }
+    new["residuals"] = {
+        source: _upgrade_residual(residual, state, source) for source, residual in state.get("residuals", {}).items()
+    }
+    return new
+
+
+def _upgrade_residual(residual: Mapping[str, Any], law: Mapping[str, Any], source: str) -> dict[str, Any]:
+    runs = {name: np.asarray(values) for name, values in residual["runs"].items()}
+    optimizers, place = np.unique(runs["optimizer"], return_inverse=True)
+    own = law["sources"].get(source, {})
+
+    def coefficient(name: str) -> np.ndarray:
+        by_optimizer = [law["optimizers"].get(optimizer, {}).get(name, 0.0) for optimizer in optimizers.tolist()]
+        return law["common"][name] + own.get(name, 0.0) + np.array(by_optimizer)[place]
+
+    n, d, b = runs["size"], runs["data"], runs["batch"] + 0.4 * runs["data"]
+    slopes = coefficient("edge_n") * n + coefficient("edge_d") * d + coefficient("edge_b") * b
+    inputs = {
+        "active": n - coefficient("experts") * runs["idle"] - np.log1p(coefficient("head") * runs["head"]),
+        "idle": runs["idle"],
+        "head": runs["head"],
+        "d": d,
+        "b": b,
+        "rate": runs["rate"] + coefficient("edge") + slopes,
+    }
+    return {**residual, "optimizers": optimizers.tolist(), "runs": {**runs, "optimizer": place}, "inputs": inputs}
