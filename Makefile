@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: forecast test test-newest test-lowest test-slow test-install conformance lint lock ncpl-mini tables clean
+.PHONY: embedded forecast test test-newest test-lowest test-slow test-install conformance lint lock ncpl-mini tables clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -72,6 +72,10 @@ ncpl-mini: $(VENV)/.dev
 		--calibration $(MINI)/calibration.png
 	rm -f $(MINI)/widget.json
 	$(BIN)/ncpl card $(MINI) ncpl-mini
+
+# The embedded checkpoints' copies of the bundle's modules, after a change of one of them.
+embedded: $(BIN)/ncpl
+	$(BIN)/python -m ncpl.hub.embed
 
 tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/tables.py

@@ -304,6 +304,7 @@ def push(
     tag: Annotated[str | None, typer.Option(help="Name for the commit.")] = None,
     message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Repo id of an adapter's base, if it names a folder.")] = None,
+    code_only: Annotated[bool, typer.Option("--code-only", help="Renew a repository's code alone.")] = False,
     as_json: Json = False,
 ) -> None:
     """Push a checkpoint, an adapter, a data set or the Space to the Hugging Face Hub, in one commit.
@@ -311,10 +312,14 @@ def push(
     Example: ncpl push outputs/ncpl-mini me/ncpl-mini --tag v1
 
     Example: ncpl push --dataset marin me/ncpl-marin
+
+    Example: ncpl push --code-only me/ncpl-mini
     """
-    alone = space or dataset is not None
-    if len(names) != (1 if alone else 2) or (space and dataset is not None):
-        raise ValueError(f"push: got {' '.join(names)}, expected FOLDER REPO, --space REPO, or --dataset SOURCE REPO")
+    kinds = [space, dataset is not None, code_only]
+    if len(names) != (1 if any(kinds) else 2) or sum(kinds) > 1:
+        raise ValueError(
+            f"push: got {' '.join(names)}; expected FOLDER REPO, or REPO with --space, --code-only or --dataset SOURCE"
+        )
     from ncpl import hub
 
     repo_id = names[-1]
@@ -322,6 +327,8 @@ def push(
     options["private"] = private or None
     if space:
         pushed = hub.push_space(repo_id, **options)
+    elif code_only:
+        pushed = hub.push_code(repo_id, **options)
     elif dataset is not None:
         pushed = hub.push_dataset(dataset, repo_id, data_dir=data_dir, **options)
     else:

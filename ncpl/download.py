@@ -1,9 +1,13 @@
 """Repositories of the Hugging Face Hub as local folders, and what the Hub's refusals mean, in one line each."""
 
+import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2  # huggingface_hub's own client, whose connection errors it passes on
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -15,24 +19,100 @@ from huggingface_hub.errors import (
 
 from ncpl.errors import HubError
 
-HUB_ERRORS = (HfHubHTTPError, httpx2.TransportError, HFValidationError, OfflineModeIsEnabled)
-"""What the Hub's client raises when the Hub cannot be reached or refuses."""
+T = TypeVar("T")
+
 PASSING = (408, 429, 500, 502, 503, 504)
 """HTTP statuses that may be gone a moment later."""
+PATIENCE = 120.0
+"""Seconds that any work with the Hub may take, besides those for its bytes."""
+SLOWEST = 50_000
+"""Bytes per second below which a transfer is given up."""
 
 
-def fetch(path_or_repo: str | Path) -> Path:
-    """A folder as it is, or the files of a repository, downloaded.
+class HubTimeoutError(TimeoutError):
+    """The Hub answers, but so slowly that it would not end."""
+
+
+HUB_ERRORS = (
+    HfHubHTTPError,
+    httpx2.RequestError,
+    httpx2.InvalidURL,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    HubTimeoutError,
+    json.JSONDecodeError,
+)
+"""What working with the Hub raises when it cannot be reached, refuses, or answers with something else."""
+
+
+def fetch(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """A folder as it is, or the files of a repository, downloaded and compared with the hashes that the Hub names.
+
+    Args:
+        path_or_repo: a folder, or a repo id.
+        revision: branch, tag or commit of a repository; `main` when absent.
 
     Raises:
-        HubError: neither a folder nor a repository that can be read.
+        HubError: neither a folder nor a repository that can be read, or files that arrived damaged.
     """
     if Path(path_or_repo).is_dir():
         return Path(path_or_repo)
+    repo_id = str(path_or_repo)
     try:
-        return Path(snapshot_download(str(path_or_repo)))
-    except (*HUB_ERRORS, LocalEntryNotFoundError) as error:
-        raise HubError(explain(error, str(path_or_repo))) from error
+        if constants.HF_HUB_OFFLINE:
+            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        info = bounded(lambda: HfApi().model_info(repo_id, revision=revision, files_metadata=True))
+        size = sum(sibling.size or 0 for sibling in info.siblings or ())
+        return bounded(lambda: _download(repo_id, revision), size)
+    except HUB_ERRORS as error:
+        raise HubError(explain(error, repo_id)) from error
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    # By the revision's own name, which the cache then knows without network; the folder is named after the commit.
+    folder = Path(snapshot_download(repo_id, revision=revision))
+    damaged = [found["path"] for found in HfApi().verify_repo_checksums(repo_id, revision=folder.name).mismatches]
+    for name in damaged:
+        # So that the next attempt does not find them in the cache.
+        (folder / name).resolve().unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
+    if damaged:
+        raise HubError(
+            f"{repo_id}: {', '.join(damaged[:3])} arrived damaged (another hash than the Hub names); try again"
+        )
+    return folder
+
+
+def bounded(work: Callable[[], T], size: int = 0) -> T:
+    """Does something with the Hub within bounded time: the client's own limits are for a single read.
+
+    Args:
+        work: what is done; after the limit nobody waits for it, and it ends with the process.
+        size: bytes that it transfers.
+
+    Raises:
+        HubTimeoutError: it took longer than `PATIENCE` and `SLOWEST` allow.
+    """
+    limit = PATIENCE + size / SLOWEST
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            # Whatever it was, it is raised where it was waited for.
+            failed.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(limit)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise HubTimeoutError(f"not done within {limit:.0f} seconds")
+    return done[0]
 
 
 def explain(error: BaseException, repo_id: str, again: str = "try again") -> str:
@@ -45,6 +125,7 @@ def explain(error: BaseException, repo_id: str, again: str = "try again") -> str
     """
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = f" ({error.server_message})" if isinstance(error, HfHubHTTPError) and error.server_message else ""
+    endpoint = constants.ENDPOINT
     if status == 401:
         reason = "the Hub does not accept the access token, it is absent, expired or wrong; log in with `hf auth login`"
     elif status == 403:
@@ -59,8 +140,14 @@ def explain(error: BaseException, repo_id: str, again: str = "try again") -> str
         reason = f"the Hub takes no more requests for now; wait, then {again}"
     elif status in PASSING:
         reason = f"the Hub answered {status} repeatedly; {again}"
+    elif isinstance(error, httpx2.TooManyRedirects):
+        reason = f"{endpoint} redirects in a circle; check HF_ENDPOINT, or a proxy between"
     elif isinstance(error, httpx2.TransportError):
-        reason = f"the connection to {HfApi().endpoint} failed ({type(error).__name__}); {again}"
+        reason = f"the connection to {endpoint} failed ({type(error).__name__}); {again}"
+    elif isinstance(error, json.JSONDecodeError):
+        reason = f"{endpoint} answered with something that is not the Hub's JSON; check HF_ENDPOINT, or a proxy between"
+    elif isinstance(error, HubTimeoutError):
+        reason = f"the connection to {endpoint} is too slow, {error}; {again}"
     else:
-        reason = " ".join(str(error).split())
-    return f"{repo_id}: {reason}"
+        reason = str(error)
+    return f"{repo_id}: {' '.join(reason.split())[:250]}"

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 DEFAULT_SPLITS = ("in_val", "ood_val")
 
 PREDICTORS = {
-    "model": "model",
-    "prior": "its prior",
-    "ncpl_1p7b": "paper's NCPL-1.7B",
-    "chinchilla": "paper's Chinchilla",
+    "model": "this model",
+    "prior": "its prior alone",
+    "ncpl_1p7b": "NCPL-1.7B of the paper",
+    "chinchilla": "Chinchilla of the paper",
 }
-"""Predictor, a column of `forecast_runs` -> what people read."""
+"""Predictor, a column of `forecast_runs` and a key of `errors` in a report -> what people read."""
 
 _PAPER = {"ncpl_1p7b": "float64", "chinchilla": "float64"}
 

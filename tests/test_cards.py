@@ -13,6 +13,7 @@ import ncpl_cli
 from datasets_scripts import SAMPLE_DIR
 from ncpl.errors import CheckpointError
 from ncpl.hub import ROOT, cards, push_dataset, push_space
+from ncpl.hub.bundle import compatibility, requirements
 from ncpl.hub.cards import EXAMPLES, checkpoint_card, widget_examples
 from ncpl.hub.files import space_files
 from tests.checkpoints import fresh_process, save_tiny
@@ -59,7 +60,7 @@ EVALUATION: dict[str, Any] = {
             "split": "ood_val",
             "runs": 244,
             "left_out": 1,
-            "errors": {"loss": metrics(0.031), "prior": metrics(0.032), "ncpl_1p7b": metrics(0.033)},
+            "errors": {"model": metrics(0.031), "prior": metrics(0.032), "ncpl_1p7b": metrics(0.033)},
             "coverage": 0.9136,
             "width": 0.0612,
         },
@@ -109,6 +110,7 @@ def unexplained(card, folder):
     """Numbers of a card that are neither in a result file, rounded or not, nor in a template's own text."""
     files = [json.loads((folder / name).read_text()) for name in cards.RESULT_FILES if (folder / name).exists()]
     files.append(json.loads((folder / "config.json").read_text()))
+    files.append([compatibility(), requirements()])
     values = [leaf for file in files for leaf in leaves(file)]
     known = {number for leaf in values if isinstance(leaf, str) for number in numbers(leaf)}
     static = "".join(path.read_text() for path in cards.TEMPLATES.glob("*.md")) + "".join([*cards.TAGS, *EXAMPLES])
@@ -135,7 +137,7 @@ def test_every_number_is_in_a_result_file(folder, name, files):
     assert f"# {name}" in text
     assert "![calibration.png](calibration.png)" in text
     if files:
-        cell = EVALUATION["cells"][0]["errors"]["loss"] if "evaluation.json" in files else metrics(0.013)
+        cell = EVALUATION["cells"][0]["errors"]["model"] if "evaluation.json" in files else metrics(0.013)
         assert " | ".join(f"{cell[metric]:.4f}" for metric in ("mae", "rmse", "spearman", "bias")) in text
     else:
         assert "Not measured" in text
@@ -322,3 +324,18 @@ def test_the_adapters_table_is_its_results():
     ]
     assert rows[:-1] == expected
     assert rows[-1][-2:] == [f"{result['prior'][split]:.4f}" for split in ("in_val", "ood_val")]
+
+
+@pytest.mark.parametrize(("name", "metric", "cells"), [("ncpl-mini", "mae", 6), ("nsp-base", "mae", 3)])
+def test_embedded_cards_hold_their_results(name, metric, cells):
+    """The shipped cards are what their result files give, with the Hub's `model-index` for each measured cell."""
+    folder = ROOT / "ncpl" / "checkpoints" / name
+    text = (folder / "README.md").read_text()
+    assert text == checkpoint_card(folder, name), f"ncpl card {folder} {name}"
+    results = ModelCard(text).data.eval_results
+    assert results
+    assert len({(result.dataset_name) for result in results if result.metric_type == metric}) == cells
+    if name == "ncpl-mini":
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        assert cells == len(evaluation["cells"])
+        assert results[0].metric_value == round(evaluation["cells"][0]["errors"]["model"]["mae"], 4)

@@ -4,7 +4,7 @@
 checkpoints.
 """
 
-from ncpl.hub.files import ROOT
-from ncpl.hub.push import Pushed, PushOptions, push, push_dataset, push_files, push_space
+from ncpl.hub.bundle import ROOT
+from ncpl.hub.push import Pushed, PushOptions, push, push_code, push_dataset, push_files, push_space
 
-__all__ = ["ROOT", "PushOptions", "Pushed", "push", "push_dataset", "push_files", "push_space"]
+__all__ = ["ROOT", "PushOptions", "Pushed", "push", "push_code", "push_dataset", "push_files", "push_space"]

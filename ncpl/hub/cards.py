@@ -6,20 +6,25 @@ A checkpoint's result files lie beside it: `training_record.json` (written by tr
 is left out of the card, never filled in.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import DatasetCardData
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fields_ncpl import SOURCES
 from ncpl.errors import CheckpointError
+from ncpl.evaluation import PREDICTORS
+from ncpl.hub.bundle import compatibility, model_of
+from ncpl.hub.files import figures, read_json
 from ncpl.share import root_file
 
 TEMPLATES = root_file("model_cards")
@@ -32,12 +37,8 @@ METRICS = {"mae": "MAE", "rmse": "RMSE", "spearman": "Spearman", "bias": "bias"}
 """Metric of a result file -> its name in a card."""
 METRIC_TYPES = {"mae": "mae", "rmse": "rmse", "spearman": "spearmanr", "bias": "bias"}
 """Metric of a result file -> its id on the Hub."""
-PREDICTORS = {
-    "loss": "this model",
-    "prior": "its prior alone",
-    "ncpl_1p7b": "NCPL-1.7B of the paper",
-    "chinchilla": "Chinchilla of the paper",
-}
+NAMED_TEMPLATES = ("ncpl-mini", "ncpl-qwen3-1.7b")
+"""Repository names of forecasters that have a template of their own."""
 NSP_PROTOCOLS = {
     "size": "parameters and tokens",
     "sibling": "and the next smaller model's scores",
@@ -80,28 +81,28 @@ def checkpoint_card(
 
     Args:
         folder: with `config.json` or `adapter_config.json`, and the result files that there are.
-        repo_id: where it goes, `owner/name` or `name`; a template of that name is taken if there is one.
+        repo_id: where it goes, `owner/name` or `name`; one of `NAMED_TEMPLATES` has a template of its own.
         base_model: repo id of an adapter's base; the one its settings name when absent.
         widget: forecasts of `widget_examples`; those of `widget.json` when absent.
 
     Raises:
         CheckpointError: a file is missing or not readable.
+        ValueError: not a repo id.
     """
     folder = Path(folder)
-    name = repo_id.rpartition("/")[2]
-    adapter = _read(folder, "adapter_config.json")
-    config = _read(folder, "config.json")
+    _check_repo_id(repo_id)
+    files = {name: _read(folder, name) for name in ("adapter_config.json", "config.json", *RESULT_FILES)}
+    adapter, config, record = files["adapter_config.json"], files["config.json"], files[RECORD]
     if not adapter and not config:
         raise CheckpointError(
             f"{folder}: no config.json and no adapter_config.json, expected a checkpoint or an adapter"
         )
-    if str(config.get("model_type")).startswith("nsp"):
-        return _nsp_card(_read(folder, NSP_RECORD), repo_id)
-    record, evaluation = _read(folder, RECORD), _read(folder, EVALUATION)
-    widget = widget if widget is not None else _read(folder, WIDGET)
+    if not adapter and model_of(config.get("model_type")) == "nsp":
+        return _nsp_card(files[NSP_RECORD], repo_id)
+    widget = widget if widget is not None else files[WIDGET]
     base_model = base_model or adapter.get("base_model_name_or_path") or _backbone_repo(record)
-    cells = _cells(record, evaluation)
-    owner = repo_id.partition("/")[0] if "/" in repo_id else None
+    owner, _, name = repo_id.rpartition("/")
+    cells = _cells(record, files[EVALUATION])
     sources = list(record.get("data", {}))
     data = ModelCardData(
         license="apache-2.0",
@@ -115,41 +116,40 @@ def checkpoint_card(
         ignore_metadata_errors=False,
         **({"widget": [_widget_item(title, item) for title, item in widget.items()]} if widget else {}),
     )
-    kind = "adapter" if adapter else "forecaster"
-    template = f"{name}.md" if (TEMPLATES / f"{name}.md").exists() and not adapter else f"{kind}.md"
+    template = "adapter" if adapter else name if name in NAMED_TEMPLATES else "forecaster"
+    values = {"name": name, "repo_id": repo_id, "base_model": base_model, "cells": cells, "figures": figures(folder)}
+    values["widget"] = [{"title": title, "text": _forecast_text(item["forecast"])} for title, item in widget.items()]
     processor = _read(folder, "processor_config.json")
-    stages = list(record.get("stages", {}).values())
-    body = (
-        _environment()
-        .get_template(template)
-        .render(
-            name=name,
-            repo_id=repo_id,
-            base_model=base_model,
-            config={"number_embedding": "of its base", "prompt_version": processor.get("prompt_version", 1)} | config,
-            backbone=base_model or "from scratch",
-            parameters=record.get("parameters"),
-            gain=stages[-1].get("gain") if stages else None,
-            calibrated=bool(processor.get("calibration")),
-            widget=[{"title": title, "text": _forecast_text(item["forecast"])} for title, item in widget.items()],
-            data=record.get("data"),
-            splits=record.get("recipe", {}).get("data", {}).get("splits"),
-            licences={name: source.licence for name, source in SOURCES.items()},
-            evaluation=evaluation,
-            cells=cells,
-            sizes=evaluation.get("sizes"),
-            coverage=[
-                {**cell, "level": evaluation["level"]} for cell in evaluation.get("cells", []) if "coverage" in cell
-            ],
-            figures=sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png")),
-            hardware=record.get("hardware"),
-            wall_s=record.get("wall_s"),
-            seed=record.get("seed"),
-            carbon=record.get("co2_g"),
-            versions=record.get("versions"),
-        )
-    )
+    body = _environment().get_template(f"{template}.md").render(**_facts(config, processor, record, files), **values)
     return _card(data, body)
+
+
+def _facts(
+    config: Mapping[str, Any], processor: Mapping[str, Any], record: Mapping[str, Any], files: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a forecaster's template tells of the model, its data and its training."""
+    evaluation = files[EVALUATION]
+    stages = list(record.get("stages", {}).values())
+    return {
+        "config": {"number_embedding": "of its base", "prompt_version": processor.get("prompt_version", 1), **config},
+        "parameters": record.get("parameters"),
+        "gain": stages[-1].get("gain") if stages else None,
+        "calibrated": bool(processor.get("calibration")),
+        "data": record.get("data"),
+        "splits": record.get("recipe", {}).get("data", {}).get("splits"),
+        "licences": {name: source.licence for name, source in SOURCES.items()},
+        "evaluation": evaluation,
+        "sizes": evaluation.get("sizes"),
+        "coverage": [
+            {**cell, "level": evaluation["level"]} for cell in evaluation.get("cells", []) if "coverage" in cell
+        ],
+        "hardware": record.get("hardware"),
+        "wall_s": record.get("wall_s"),
+        "seed": record.get("seed"),
+        "carbon": record.get("co2_g"),
+        "versions": record.get("versions"),
+        "compatibility": compatibility(),
+    }
 
 
 def _nsp_card(record: Mapping[str, Any], repo_id: str) -> str:
@@ -184,7 +184,15 @@ def _nsp_card(record: Mapping[str, Any], repo_id: str) -> str:
     body = (
         _environment()
         .get_template("nsp-base.md")
-        .render(name=name, repo_id=repo_id, record=record, protocols=protocols, by_task=by_task, known=NSP_PROTOCOLS)
+        .render(
+            name=name,
+            repo_id=repo_id,
+            record=record,
+            protocols=protocols,
+            by_task=by_task,
+            known=NSP_PROTOCOLS,
+            compatibility=compatibility(),
+        )
     )
     return _card(data, body)
 
@@ -267,6 +275,8 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["loss"] = _loss
+    environment.filters["clean"] = clean
+    environment.filters["quote"] = quote
     return environment
 
 
@@ -276,23 +286,37 @@ def _loss(value: float | None) -> str:
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    if not path.exists():
-        return {}
+    """A JSON file that goes into a card, {} where there is none; its text holds nothing that a page would execute."""
+    return clean(read_json(folder, name)) if (folder / name).exists() else {}
+
+
+def clean(value: Any) -> Any:
+    """Text of a file made harmless for a card: no markup, no line that ends the metadata, no cell that ends a table.
+
+    >>> clean({"cpu": "<script>x|y\\n---"})
+    {'cpu': '&lt;script&gt;x/y ---'}
+    """
+    if isinstance(value, str):
+        for sign, harmless in (("<", "&lt;"), (">", "&gt;"), ("|", "/"), ("`", "'"), ("[", "("), ("]", ")")):
+            value = value.replace(sign, harmless)
+        return " ".join("".join(char if char.isprintable() else " " for char in value).split())
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_repo_id(repo_id: str) -> None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
-    return content
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo: got {repo_id!r}, expected owner/name ({' '.join(str(error).split())})"[:300]) from None
 
 
 def _backbone_repo(record: Mapping[str, Any]) -> str | None:
     """The Hub id of the language model that training started from, if it did from one."""
     model = record.get("recipe", {}).get("model", {})
     name = model.get("checkpoint") or model.get("backbone")
-    return name if name and not Path(name).is_absolute() and name.count("/") == 1 else None
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) else None
 
 
 def _cells(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -312,7 +336,7 @@ def _cells(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dic
         for source, kinds in sources.items():
             if "final" not in kinds:
                 continue
-            errors = {PREDICTORS["loss"]: kinds["final"]}
+            errors = {PREDICTORS["model"]: kinds["final"]}
             prior = record.get("prior_metrics", {}).get(split, {}).get(source, {}).get("final")
             if prior:
                 errors[PREDICTORS["prior"]] = prior
@@ -320,11 +344,11 @@ def _cells(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dic
     return cells
 
 
-def _eval_results(cells: list[dict[str, Any]], owner: str | None) -> list[EvalResult]:
+def _eval_results(cells: list[dict[str, Any]], owner: str) -> list[EvalResult]:
     """The Hub's `model-index`: every measured cell of this model."""
     results = []
     for cell in cells:
-        metrics = cell["errors"].get(PREDICTORS["loss"], {})
+        metrics = cell["errors"].get(PREDICTORS["model"], {})
         for metric, label in METRICS.items():
             value = metrics.get(metric)
             if value is None or not math.isfinite(value):

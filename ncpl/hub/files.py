@@ -1,4 +1,4 @@
-"""What a push sends: the accepted files of a checkpoint, of an adapter, and those of the Space."""
+"""What a push sends: a checkpoint's or an adapter's accepted files with the installed package's code, or the Space."""
 
 import json
 import re
@@ -6,19 +6,17 @@ import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from ncpl.errors import CheckpointError
-from ncpl.share import root_file
+from ncpl.hub.bundle import CODE, ROOT, Model, bundle_files, model_of, requirements
 
-ROOT = Path(__file__).parents[2]
 ACCEPTED = ("*.safetensors", "*.json", "*.yaml", "*.py", "*.md", "*.txt", "*.jinja", "*.png", "*.svg", "LICENSE")
 """What of a folder is pushed: weights, configuration, code, card, record and figures."""
 LEFT_OUT = ("trainer_state.json", "*checkpoint-*/*", "*stages/*")
 """What is not, although accepted by name: a training's own state."""
-STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
-"""What is removed from a repository when the folder has it no more: a loader would pick it up."""
-REQUIREMENTS = "torch>=2.6\ntransformers>=5.23,<6\n"
-"""What `handler.py` needs on an Inference Endpoint."""
+STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", *CODE)
+"""What is removed from a repository when a push does not send it: a loader would pick it up."""
 
 Files = Mapping[str, Path | bytes]
 """Path in the repository -> local file or content."""
@@ -34,7 +32,7 @@ def space_files() -> dict[str, Path | bytes]:
     if not (space / "app.py").exists():
         raise ValueError(f"space: no folder {space}; it is not installed with the package, push it from a clone")
     files: dict[str, Path | bytes] = {path.name: path for path in sorted(space.iterdir()) if path.is_file()}
-    modules = [path for path in sorted(ROOT.glob("*_n[cs]p*.py")) if path.name != "ncpl_cli.py"]
+    modules = [path for pattern in CODE for path in sorted(ROOT.glob(pattern))]
     for folder in ("ncpl", "datasets_scripts"):
         modules += [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
     ours = (path for path in modules if "__pycache__" not in path.parts and path.suffix != ".pyc")
@@ -42,22 +40,30 @@ def space_files() -> dict[str, Path | bytes]:
 
 
 def checkpoint_files(folder: Path, repo_id: str, base_model: str | None = None) -> dict[str, Path | bytes]:
-    """What `push` sends: path in the repository -> local file or content.
+    """What `push` sends of a checkpoint or an adapter.
+
+    The code is that of the installed package, not the folder's own, which may be older; a warning names what differs.
 
     Raises:
-        CheckpointError: the folder does not hold a whole checkpoint.
+        CheckpointError: the folder does not hold a whole checkpoint, or the installed code cannot read it.
     """
     from ncpl.hub.cards import checkpoint_card, widget_examples
 
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     files = folder_files(folder)
+    adapter = "adapter_config.json" in files
+    model = model_of(read_json(folder, "config.json").get("model_type")) if "config.json" in files else None
+    if adapter and "processor_config.json" in files:
+        model = "ncpl"
+    if model:
+        files = _with_code(folder, files, model)
     _check_whole(folder, files)
-    if "adapter_config.json" in files:
+    if adapter:
+        files.pop("handler.py", None)
         files["adapter_config.json"] = _adapter_config(folder, base_model)
-    elif _json(folder, "config.json").get("model_type") == "ncpl":
-        files.setdefault("handler.py", root_file("handler.py"))
-        files.setdefault("requirements.txt", REQUIREMENTS.encode())
+    elif model == "ncpl":
+        files["requirements.txt"] = requirements().encode()
     if "README.md" not in files or b"[More Information Needed]" in (folder / "README.md").read_bytes():
         widget = None
         if "handler.py" in files and "widget.json" not in files:
@@ -68,15 +74,22 @@ def checkpoint_files(folder: Path, repo_id: str, base_model: str | None = None) 
 
 
 def folder_files(folder: Path) -> dict[str, Path | bytes]:
-    """The accepted files of a folder; the others are counted in a warning."""
+    """The accepted files of a folder, a warning counts the others; what lies outside is never among them.
+
+    Raises:
+        CheckpointError: an accepted name is a link to a file outside the folder.
+    """
     files: dict[str, Path | bytes] = {}
     others = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts):
-            continue
+    for name, path in _listed(folder).items():
         accepted = any(fnmatch(path.name, pattern) for pattern in ACCEPTED)
-        if accepted and not any(fnmatch(name, pattern) for pattern in LEFT_OUT):
+        if not accepted or any(fnmatch(name, pattern) for pattern in LEFT_OUT):
+            others.append(name)
+        elif not path.resolve().is_relative_to(folder.resolve()):
+            # The package's code takes the place of the folder's.
+            if not _is_code(name):
+                raise CheckpointError(f"{path}: a link to a file outside the folder; put a copy there to push it")
+        elif path.is_file():
             files[name] = path
         else:
             others.append(name)
@@ -86,6 +99,61 @@ def folder_files(folder: Path) -> dict[str, Path | bytes]:
             f"{folder}: {len(others)} files are not part of a checkpoint and not pushed: {named}", stacklevel=3
         )
     return files
+
+
+def figures(folder: Path) -> list[str]:
+    """Paths of a folder's images, as `folder_files` takes them."""
+    inside = {name: path.resolve() for name, path in _listed(folder).items() if name.endswith(".png")}
+    left_out = [name for name in inside for pattern in LEFT_OUT if fnmatch(name, pattern)]
+    return [name for name, path in inside.items() if path.is_relative_to(folder.resolve()) and name not in left_out]
+
+
+def _listed(folder: Path) -> dict[str, Path]:
+    """Path from the folder -> file, without hidden ones; linked folders are not entered."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if not path.is_dir() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            found["/".join(parts)] = path
+    return found
+
+
+def _is_code(name: str) -> bool:
+    return name == "handler.py" or any(fnmatch(name, pattern) for pattern in CODE)
+
+
+def _with_code(folder: Path, files: Mapping[str, Path | bytes], model: Model) -> dict[str, Path | bytes]:
+    """The files with the installed package's code in the place of the folder's."""
+    code = bundle_files(model)
+    held = {path.name: path.read_bytes() for path in folder.glob("*.py") if _is_code(path.name)}
+    stale = [name for name, content in held.items() if name not in code or code[name].read_bytes() != content]
+    if stale:
+        _check_readable(folder, model)
+        named = ", ".join(sorted(stale)[:4]) + (", ..." if len(stale) > 4 else "")
+        warnings.warn(
+            f"{folder}: {named}: not the code of the installed package, whose own {len(code)} files are pushed instead",
+            stacklevel=4,
+        )
+    return {name: content for name, content in files.items() if not _is_code(name)} | code
+
+
+def _check_readable(folder: Path, model: Model) -> None:
+    """The installed code reads the settings of a checkpoint that came with other code."""
+    from configuration_ncpl import NCPLConfig
+    from feature_extraction_nsp import NSPFeatureExtractor
+    from processing_ncpl import NCPLProcessor
+
+    readers: dict[str, Any] = {"config.json": NCPLConfig, "processor_config.json": NCPLProcessor}
+    if model == "nsp":
+        readers = {"preprocessor_config.json": NSPFeatureExtractor}
+    for name, reader in readers.items():
+        if (folder / name).exists():
+            try:
+                reader.from_pretrained(folder)
+            except Exception as error:
+                # Of whatever kind: a file of another version fails wherever the difference shows.
+                reason = " ".join(str(error).split())[:150]
+                raise CheckpointError(f"{folder / name}: the installed package cannot read it ({reason})") from error
 
 
 def _check_whole(folder: Path, files: Files) -> None:
@@ -98,17 +166,20 @@ def _check_whole(folder: Path, files: Files) -> None:
     missing = [name for name in ("adapter_model.safetensors",) if adapter and name not in files]
     index = "model.safetensors.index.json"
     if index in files:
-        missing += sorted(set(_json(folder, index)["weight_map"].values()) - files.keys())
+        missing += sorted(set(_section(folder, index, "weight_map").values()) - files.keys())
     elif not adapter and "model.safetensors" not in files:
         missing.append("model.safetensors")
-    if not adapter and _json(folder, "config.json").get("model_type") == "ncpl":
+    if not adapter and read_json(folder, "config.json").get("model_type") == "ncpl":
         missing += [name for name in ("processor_config.json", "tokenizer.json") if name not in files]
     for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
-        settings = _json(folder, name) if name in files else {}
-        classes = [*settings.get("auto_map", {}).values()]
-        classes += [entry["impl"] for entry in settings.get("custom_pipelines", {}).values()]
-        modules = {f"{value.partition('.')[0]}.py" for value in classes if value and "--" not in value}
-        missing += sorted(modules - files.keys())
+        if name in files:
+            classes = [*_section(folder, name, "auto_map").values()]
+            pipelines = _section(folder, name, "custom_pipelines").values()
+            classes += [entry.get("impl") for entry in pipelines if isinstance(entry, dict)]
+            modules = {
+                f"{value.partition('.')[0]}.py" for value in classes if isinstance(value, str) and "--" not in value
+            }
+            missing += sorted(modules - files.keys())
     if missing:
         raise CheckpointError(
             f"{folder}: lacks {', '.join(dict.fromkeys(missing))}; save model and processor with save_pretrained"
@@ -117,7 +188,7 @@ def _check_whole(folder: Path, files: Files) -> None:
 
 def _adapter_config(folder: Path, base_model: str | None) -> Path | bytes:
     """The adapter's settings, whose base has to be a repository that others can load too."""
-    settings = _json(folder, "adapter_config.json")
+    settings = read_json(folder, "adapter_config.json")
     base = str(settings.get("base_model_name_or_path"))
     if base_model is None:
         if Path(base).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
@@ -130,10 +201,22 @@ def _adapter_config(folder: Path, base_model: str | None) -> Path | bytes:
     return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _json(folder: Path, name: str) -> dict:
+def _section(folder: Path, name: str, key: str) -> dict[str, Any]:
+    found = read_json(folder, name).get(key, {})
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / name}: {key} is {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: it is absent, no JSON, or another kind of value.
+    """
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / name}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder / name}: got {type(content).__name__}, expected a JSON object")

@@ -4,22 +4,24 @@ A push compares the files with what the repository holds, uploads what differs a
 compared with. It can be repeated: large files that arrived are not sent again, and an unchanged push makes no commit.
 """
 
-import hashlib
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import httpx2  # huggingface_hub's own client, whose connection errors it passes on
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 
-from ncpl.download import HUB_ERRORS, PASSING, explain
-from ncpl.errors import HubError
+from ncpl.download import HUB_ERRORS, PASSING, bounded, explain
+from ncpl.errors import CheckpointError, HubError
+from ncpl.hub.bundle import CODE, bundle_files, model_of, renewed, requirements
 from ncpl.hub.files import STALE, Files, checkpoint_files, space_files
 from ncpl.hub.secrets import check_secrets
 
@@ -83,7 +85,49 @@ def push(folder: str | Path, repo_id: str, *, base_model: str | None = None, **o
     """
     folder = Path(folder)
     options["message"] = options.get("message") or f"Push {folder.resolve().name}"
-    return push_files(checkpoint_files(folder, repo_id, base_model), repo_id, **options)
+    return push_files(checkpoint_files(folder, repo_id, base_model), repo_id, stale=STALE, **options)
+
+
+def push_code(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
+    """Renews the code of a repository whose weights stay, and the library versions that it names.
+
+    Args:
+        repo_id: `owner/name` of a checkpoint or an adapter of ours.
+        options: see `PushOptions`; `revision` is renewed, not created.
+
+    Raises:
+        CheckpointError: the repository holds no model of ours.
+        HubError: the Hub could not be reached, refused, or has changed meanwhile.
+    """
+    options["message"] = options.get("message") or "Renew the code"
+
+    def content(name: str) -> str | None:
+        try:
+            file = hf_hub_download(repo_id, name, revision=options.get("revision"), token=options.get("token"))
+        except EntryNotFoundError:
+            return None
+        return Path(file).read_text(encoding="utf-8")
+
+    def settings(name: str) -> dict:
+        found = json.loads(content(name) or "{}")
+        return found if isinstance(found, dict) else {}
+
+    try:
+        adapter = bool(bounded(lambda: settings("adapter_config.json")))
+        model = "ncpl" if adapter else model_of(bounded(lambda: settings("config.json")).get("model_type"))
+        card = bounded(lambda: content("README.md"))
+    except HUB_ERRORS as error:
+        raise HubError(explain(error, repo_id)) from error
+    if model is None:
+        raise CheckpointError(f"{repo_id}: expected a repository with a config.json of model_type ncpl or nsp")
+    files: dict[str, Path | bytes] = dict(bundle_files(model))
+    if adapter:
+        del files["handler.py"]
+    elif model == "ncpl":
+        files["requirements.txt"] = requirements().encode()
+    if card is not None:
+        files["README.md"] = renewed(card).encode()
+    return push_files(files, repo_id, stale=CODE, **options)
 
 
 def push_dataset(
@@ -136,13 +180,21 @@ def push_space(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
     return push_files(space_files(), repo_id, repo_type="space", **options)
 
 
-def push_files(files: Files, repo_id: str, *, repo_type: str = "model", **options: Unpack[PushOptions]) -> Pushed:
+def push_files(
+    files: Files,
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    stale: Sequence[str] = (),
+    **options: Unpack[PushOptions],
+) -> Pushed:
     """Makes a repository hold files, in one commit.
 
     Args:
         files: path in the repository -> local file or content.
         repo_id: `owner/name`, or `name` for your own; created when there is none.
         repo_type: `model`, `dataset` or `space`.
+        stale: patterns of files that are removed from the repository when they are not among `files`.
         options: see `PushOptions`.
 
     Raises:
@@ -150,11 +202,13 @@ def push_files(files: Files, repo_id: str, *, repo_type: str = "model", **option
         ValueError: a file holds an access token, or the card's metadata are refused.
     """
     check_secrets(files, options.get("token"))
-    attempt = _Push(files, repo_id, repo_type, options, HfApi(token=options.get("token")))
+    operations = {path: CommitOperationAdd(path, content) for path, content in files.items()}
+    attempt = _Push(operations, repo_id, repo_type, tuple(stale), options, HfApi(token=options.get("token")))
+    size = sum(operation.upload_info.size for operation in operations.values())
     waits = [2.0**i for i in range(ATTEMPTS - 1)]
     while True:
         try:
-            return attempt()
+            return bounded(attempt, size)
         except (*HUB_ERRORS, RuntimeError) as raised:
             # The client wraps what went wrong with one of many large files.
             error = raised.__cause__ if isinstance(raised, RuntimeError) else raised
@@ -170,9 +224,10 @@ def push_files(files: Files, repo_id: str, *, repo_type: str = "model", **option
 class _Push:
     """One push, to be called until it succeeds."""
 
-    files: Files
+    files: dict[str, CommitOperationAdd]
     repo_id: str
     repo_type: str
+    stale: tuple[str, ...]
     options: PushOptions
     api: HfApi
     where: dict[str, str] = field(default_factory=dict)
@@ -192,22 +247,32 @@ class _Push:
         url, commit = f"{self.api.endpoint}/{self._name}/commit/{head}", head
         if written or removed:
             self.changed = (*written, *removed)
-            operations = [
-                *(CommitOperationAdd(path, _content(self.files[path])) for path in written),
-                *(CommitOperationDelete(path) for path in removed),
-            ]
-            info = self.api.create_commit(
-                **self.where,
-                operations=operations,
-                commit_message=self.options.get("message") or "Push",
-                revision=self.revision,
-                create_pr=self.create_pr,
-                parent_commit=head,
-            )
-            url, commit = info.pr_url or info.commit_url, info.oid
+            request = self._open_request() if self.create_pr else None
+            url, commit = request or self._commit(head, written, removed)
         if self.tag and not tagged:
             self.api.create_tag(**self.where, tag=self.tag, revision=commit)
         return Pushed(str(url), commit, self.changed)
+
+    def _commit(self, head: str, written: Sequence[str], removed: Sequence[str]) -> tuple[str, str]:
+        """Address of the commit or of the pull request, and the commit's oid."""
+        info = self.api.create_commit(
+            **self.where,
+            operations=[*(self.files[path] for path in written), *map(CommitOperationDelete, removed)],
+            commit_message=self._message,
+            revision=self.revision,
+            create_pr=self.create_pr,
+            parent_commit=head,
+        )
+        return str(info.pr_url or info.commit_url), info.oid
+
+    def _open_request(self) -> tuple[str, str] | None:
+        """An open pull request that holds these files: of an attempt whose answer was lost, or of an earlier push."""
+        opened = self.api.get_repo_discussions(**self.where, discussion_type="pull_request", discussion_status="open")
+        for request in opened:
+            if request.title == self._message and not any(self._differences(str(request.git_reference))):
+                head = self.api.repo_info(**self.where, revision=request.git_reference).sha
+                return str(request.url), str(head)
+        return None
 
     def may_repeat(self, error: BaseException) -> bool:
         """Whether another attempt may succeed, and cannot do anything twice."""
@@ -215,10 +280,11 @@ class _Push:
         if status == 412:
             # Somebody's commit came first. It may have been our own, whose answer was lost: then nothing is left to do.
             return not any(self._differences(self.revision or "main"))
-        if self.create_pr:
-            # A pull request whose answer was lost would be opened a second time.
-            return status in (429, 503)
         return status in PASSING or isinstance(error, httpx2.TransportError)
+
+    @property
+    def _message(self) -> str:
+        return self.options.get("message") or "Push"
 
     @property
     def _name(self) -> str:
@@ -237,9 +303,9 @@ class _Push:
         """Paths to write and paths to remove."""
         tree = self.api.list_repo_tree(**self.where, revision=revision, recursive=True)
         remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        written = [path for path, content in self.files.items() if not _same(content, remote.get(path))]
-        stale = (path for path in remote if any(fnmatch(path, pattern) for pattern in STALE))
-        removed = [path for path in stale if path not in self.files and self.repo_type == "model"]
+        written = [path for path, operation in self.files.items() if not _same(operation, remote.get(path))]
+        stale = (path for path in remote if any(fnmatch(path, pattern) for pattern in self.stale))
+        removed = [path for path in stale if path not in self.files]
         return written, removed
 
     def _check_tag(self, head: str, changed: bool) -> bool:
@@ -251,30 +317,11 @@ class _Push:
         return at is not None
 
 
-def _content(content: Path | bytes) -> str | bytes:
-    return content if isinstance(content, bytes) else str(content)
-
-
-def _same(content: Path | bytes, remote: RepoFile | None) -> bool:
+def _same(operation: CommitOperationAdd, remote: RepoFile | None) -> bool:
     """Whether the repository has this content: by sha256 for large files, by git's hash for the others."""
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    if remote is None or size != remote.size:
+    if remote is None or operation.upload_info.size != remote.size:
         return False
     if remote.lfs is not None:
-        return _digest(hashlib.sha256(), content) == remote.lfs.sha256
-    return _digest(hashlib.sha1(b"blob %d\0" % size), content) == remote.blob_id
-
-
-def _digest(digest: "hashlib._Hash", content: Path | bytes) -> str:
-    for chunk in _chunks(content):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _chunks(content: Path | bytes) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with content.open("rb") as file:
-        while chunk := file.read(2**20):
-            yield chunk
+        return operation.upload_info.sha256.hex() == remote.lfs.sha256
+    with operation.as_file() as file:
+        return git_hash(file.read()) == remote.blob_id

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["status", "drop", "lose_answer", "truncate", "slow", "act"]
+Kind = Literal[
+    "status", "drop", "lose_answer", "truncate", "slow", "act", "applied", "html", "redirect", "drip", "corrupt"
+]
 
 
 @dataclass
@@ -17,7 +19,10 @@ class Fault:
         match: regular expression, searched for in `METHOD /path`.
         kind: `"status"` answers `status` instead; `"drop"` closes the connection unread; `"lose_answer"` does what was
             asked and closes the connection instead of answering; `"truncate"` announces the whole body and sends half;
-            `"slow"` waits `seconds` before it answers; `"act"` does `action` first, such as somebody else's commit.
+            `"slow"` waits `seconds` before it answers; `"act"` does `action` first, such as somebody else's commit;
+            `"applied"` does what was asked and answers `status`; `"html"` answers with a page and status 200;
+            `"redirect"` redirects to the same address; `"drip"` sends the answer a byte a `seconds`; `"corrupt"` flips
+            a bit of the answer's body.
         times: how many requests it strikes; None is all of them.
         skip: how many matching requests pass before.
         status: HTTP status of `"status"`.

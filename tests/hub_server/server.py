@@ -131,7 +131,19 @@ class _Handler(BaseHTTPRequestHandler):
         authorization = request.headers.get("Authorization")
         if authorization and self.hub.user(request) is None:
             return self.send(Answer.error(401, "Invalid credentials in Authorization header"))
+        if kind == "html":
+            return self.send(
+                Answer(b"<html><body>Log in to the network</body></html>", 200, {"Content-Type": "text/html"})
+            )
+        if kind == "redirect":
+            return self.send(Answer(b"", 307, {"Location": self.path}))
         answer = self.hub.answer(request)
+        if fault and kind == "applied":
+            answer = Answer.error(fault.status, f"fault: {fault.status}, after all was done")
+        if kind == "corrupt" and answer.body:
+            answer.body = bytes([answer.body[0] ^ 1]) + answer.body[1:]
+        if fault and kind == "drip":
+            return self.drip(answer, fault.seconds)
         if fault and kind == "slow":
             threading.Event().wait(fault.seconds)
         if kind == "lose_answer":
@@ -160,6 +172,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(answer.body[: len(answer.body) // 2] if truncate else answer.body)
         if truncate:
             self.hang_up()
+
+    def drip(self, answer: Answer, seconds: float) -> None:
+        """Each byte arrives before a client gives up reading, and there are many."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(answer.status)
+            for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            for i in range(len(answer.body)):
+                self.wfile.write(answer.body[i : i + 1])
+                threading.Event().wait(seconds)
 
     def hang_up(self) -> None:
         self.close_connection = True
@@ -323,6 +346,23 @@ def _refs(hub: HubServer, request: Request, repository: Repository) -> Answer:
 
 
 @_in_repository()
+def _discussions(hub: HubServer, request: Request, repository: Repository) -> Answer:
+    opened = [
+        {
+            "num": int(name.rpartition("/")[2]),
+            "title": repository.commits[oid].title,
+            "status": "open",
+            "author": {"name": "me"},
+            "createdAt": "2026-01-01T00:00:00.000Z",
+            "isPullRequest": True,
+            "repo": {"name": repository.name, "type": repository.kind.removesuffix("s")},
+        }
+        for name, oid in repository.pull_requests.items()
+    ]
+    return Answer.json({"discussions": opened, "count": len(opened), "start": 0})
+
+
+@_in_repository()
 @_at_revision
 def _resolve(hub: HubServer, request: Request, repository: Repository, commit: Commit, path: str) -> Answer:
     blob = commit.files.get(path)
@@ -430,6 +470,7 @@ ROUTES: list[tuple[tuple[str, ...], str, Route]] = [
     (("GET", "HEAD"), rf"{_REPOSITORY}/tree/{_REVISION}(?:/(?P<folder>.+))?", _tree),
     (("POST",), rf"{_REPOSITORY}/paths-info/{_REVISION}", _paths_info),
     (("GET",), rf"{_REPOSITORY}/refs", _refs),
+    (("GET",), rf"{_REPOSITORY}/discussions", _discussions),
     (("POST",), rf"{_REPOSITORY}/preupload/{_REVISION}", _preupload),
     (("POST",), rf"{_REPOSITORY}/commit/{_REVISION}", _commit),
     (("POST",), rf"{_REPOSITORY}/branch/{_REVISION}", _branch),
