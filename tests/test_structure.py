@@ -76,7 +76,6 @@ LONG_FUNCTIONS: dict[str, str] = dict.fromkeys(
         "modeling_nsp.py::_condition",
         "modeling_nsp.py::forward",
         "ncpl/evaluation.py::forecast_runs",
-        "ncpl/hub/cards.py::checkpoint_card",
         "ncpl/nsp.py::_benchmarks_of_runs",
         "ncpl/nsp.py::baselines",
         "ncpl/nsp.py::benchmarks",

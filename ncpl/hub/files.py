@@ -39,16 +39,14 @@ def space_files() -> dict[str, Path | bytes]:
     return files | {path.relative_to(ROOT).as_posix(): path for path in ours}
 
 
-def checkpoint_files(folder: Path, repo_id: str, base_model: str | None = None) -> dict[str, Path | bytes]:
-    """What `push` sends of a checkpoint or an adapter.
+def checkpoint_files(folder: Path, base_model: str | None = None) -> dict[str, Path | bytes]:
+    """What `push` sends of a checkpoint or an adapter, besides a card that it lacks.
 
     The code is that of the installed package, not the folder's own, which may be older; a warning names what differs.
 
     Raises:
         CheckpointError: the folder does not hold a whole checkpoint, or the installed code cannot read it.
     """
-    from ncpl.hub.cards import checkpoint_card, widget_examples
-
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     files = folder_files(folder)
@@ -64,12 +62,6 @@ def checkpoint_files(folder: Path, repo_id: str, base_model: str | None = None) 
         files["adapter_config.json"] = _adapter_config(folder, base_model)
     elif model == "ncpl":
         files["requirements.txt"] = requirements().encode()
-    if "README.md" not in files or b"[More Information Needed]" in (folder / "README.md").read_bytes():
-        widget = None
-        if "handler.py" in files and "widget.json" not in files:
-            widget = widget_examples(folder)
-            files["widget.json"] = (json.dumps(widget, indent=2) + "\n").encode()
-        files["README.md"] = checkpoint_card(folder, repo_id, base_model, widget).encode()
     return files
 
 

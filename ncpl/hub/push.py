@@ -85,7 +85,16 @@ def push(folder: str | Path, repo_id: str, *, base_model: str | None = None, **o
     """
     folder = Path(folder)
     options["message"] = options.get("message") or f"Push {folder.resolve().name}"
-    return push_files(checkpoint_files(folder, repo_id, base_model), repo_id, stale=STALE, **options)
+    files = checkpoint_files(folder, base_model)
+    if "README.md" not in files or b"[More Information Needed]" in (folder / "README.md").read_bytes():
+        from ncpl.hub.cards import checkpoint_card, widget_examples
+
+        widget = None
+        if "handler.py" in files and "widget.json" not in files:
+            widget = widget_examples(folder)
+            files["widget.json"] = (json.dumps(widget, indent=2) + "\n").encode()
+        files["README.md"] = checkpoint_card(folder, repo_id, base_model, widget).encode()
+    return push_files(files, repo_id, stale=STALE, **options)
 
 
 def push_code(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
