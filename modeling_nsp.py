@@ -16,12 +16,10 @@ those of a sibling (`SiblingRegression`).
 Shapes: batch = models, tasks = benchmarks, scores = known scores, seq = tokens of the encoder, hidden = its width.
 """
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +28,21 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 try:
-    from .configuration_nsp import FEATURES, NSPConfig, NSPEnsembleConfig
+    from .configuration_nsp import NSPConfig, NSPEnsembleConfig, embedded
     from .feature_extraction_nsp import NSPFeatureExtractor
+    from .layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
+    from .regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
 except ImportError:
-    from configuration_nsp import FEATURES, NSPConfig, NSPEnsembleConfig
+    from configuration_nsp import NSPConfig, NSPEnsembleConfig, embedded
     from feature_extraction_nsp import NSPFeatureExtractor
+    from layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
+    from regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
 
-# Logits of variance per squared unit of ln(size) beyond the training data.
+# Variance in squared logits per squared unit of ln(size) beyond the training data.
 EXTRAPOLATION = 0.25
 GAUSS_NEWTON_STEPS = 4
-# ln of the ratio of params from which on the regression on a smaller sibling counts in full where it lifts a score.
-LARGER = math.log(1.5)
-# Encoder tokens: the family's side never sees the model's size.
-FAMILY, ARCHITECTURE, PARAMS, TOKENS, COMPUTE = range(5)
-FIXED_TOKENS = 5
+# Log ratio of params from which the regression on a smaller sibling has its full weight where it raises a score.
+FULL_WEIGHT_RATIO = math.log(1.5)
 
 
 @dataclass
@@ -69,352 +68,6 @@ class NSPOutput(ModelOutput):
     logit_deviations: Tensor = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-
-
-class ScalingAttention(nn.Module):
-    """Capabilities as soft minima over params, tokens and compute: `-logsumexp(-(slope x + offset))`.
-
-    The exponents are those of a power law `A N^-a + B D^-b` (Hoffmann et al. 2022) read as a logarithm; the softmax of
-    the same numbers is the attention that each resource gets: the scarcest gets most.
-    """
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__()
-        shape = (len(FEATURES) - 1, config.num_capabilities)  # params, tokens, compute
-        self.slopes = nn.Parameter(torch.empty(shape))
-        self.offsets = nn.Parameter(torch.empty(shape))
-
-    def forward(self, size: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., 3) logs of params, tokens, compute -> capabilities (..., K), their derivatives (..., 3, K)."""
-        slopes = nn.functional.softplus(self.slopes.float())
-        values = -(size[..., None] * slopes + self.offsets.float())
-        return -torch.logsumexp(values, -2), torch.softmax(values, -2) * slopes
-
-
-class TaskHeads(nn.Module):
-    """Logits of each task from capabilities, and scores from logits."""
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__()
-        tasks = len(config.tasks)
-        self.bias = nn.Parameter(torch.empty(tasks))
-        self.loadings = nn.Parameter(torch.empty(tasks, config.num_capabilities))
-        self.architecture = nn.Parameter(torch.empty(tasks, len(FEATURES) - 2))
-        self.ceiling = nn.Parameter(torch.empty(tasks))  # logit of the share of 1 - chance that can be reached
-        self.dip = nn.Parameter(torch.empty(tasks))  # slope lost far below `dip_at`, before its softplus
-        self.dip_at = nn.Parameter(torch.empty(tasks))
-        self.register_buffer("chance", torch.tensor(config.chance, dtype=torch.float32))
-        self.dips = [float(task in config.dipping_tasks) for task in config.tasks]
-
-    def forward(self, capabilities: Tensor) -> Tensor:
-        return self.bias.float() + capabilities @ self.positive_loadings().T
-
-    def bend(self, logits: Tensor, rising: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse scaling: `z + dip softplus(dip_at - z)`, which falls before it rises where the dip is above 1.
-
-        Tasks beside `config.dipping_tasks` stay as they are.
-
-        Args:
-            logits: (..., tasks).
-            rising: (..., 1), where the largest function below it that never falls is wanted instead.
-
-        Returns:
-            bent logits and their derivatives.
-        """
-        dip, at = nn.functional.softplus(self.dip.float()) * logits.new_tensor(self.dips), self.dip_at.float()
-        lowest = at + torch.log((dip - 1).clamp(min=1e-9))
-        flat = rising & (logits < lowest)
-        z = torch.where(flat, lowest, logits)
-        return z + dip * nn.functional.softplus(at - z), (1 - dip * torch.sigmoid(at - z)) * ~flat
-
-    def positive_loadings(self) -> Tensor:
-        return nn.functional.softplus(self.loadings.float())
-
-    def scores(self, logits: Tensor, tasks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores and their derivatives by the logit; `tasks` (same shape) where the last axis is not all tasks."""
-        chance, span = self.chance.float(), self.span()
-        if tasks is not None:
-            chance, span = chance[tasks], span[tasks]
-        share = torch.sigmoid(logits)
-        return chance + span * share, span * share * (1 - share)
-
-    def span(self) -> Tensor:
-        return (1 - self.chance.float()) * torch.sigmoid(self.ceiling.float())
-
-
-class FamilyEffect(nn.Module):
-    """Gaussian effects in logits, correlated over tasks: one shared by a family, one of each model alone.
-
-    Conditioning on known scores is exact but for the curvature of the sigmoid, which Gauss-Newton steps follow.
-    """
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__()
-        tasks, families = len(config.tasks), len(config.families)
-        self.family_factors = nn.Parameter(torch.empty(tasks, config.family_rank))
-        self.family_scales = nn.Parameter(torch.empty(tasks))
-        self.model_factors = nn.Parameter(torch.empty(tasks, config.family_rank))
-        self.model_scales = nn.Parameter(torch.empty(tasks))
-        self.noise = nn.Parameter(torch.empty(tasks))  # log standard deviation of a measured score
-        self.register_buffer("known_means", torch.zeros(families, tasks))
-        self.register_buffer("known_covariances", torch.zeros(families, tasks, tasks))
-
-    @staticmethod
-    def _covariance(factors: Tensor, scales: Tensor) -> Tensor:
-        return factors.float() @ factors.float().T + torch.diag(torch.exp(2 * scales.float()))
-
-    def family_covariance(self) -> Tensor:
-        return self._covariance(self.family_factors, self.family_scales)
-
-    def model_covariance(self) -> Tensor:
-        return self._covariance(self.model_factors, self.model_scales)
-
-    def noise_variance(self) -> Tensor:
-        return torch.exp(2 * self.noise.float())
-
-
-class KnownScores(NamedTuple):
-    """Scores known of a model and its siblings.
-
-    Args:
-        values: (batch, scores) between 0 and 1.
-        tasks: (batch, scores), their tasks.
-        models: (batch, scores), 0 for the model itself, 1.. for its siblings.
-        present: (batch, scores), False where padded.
-        features: (batch, scores, 3) of the models scored.
-        mask: (batch, scores, 3), 0 where a feature is missing.
-    """
-
-    values: Tensor
-    tasks: Tensor
-    models: Tensor
-    present: Tensor
-    features: Tensor
-    mask: Tensor
-
-    @property
-    def own(self) -> Tensor:
-        """(batch, scores), those of the model itself."""
-        return self.present & (self.models == 0)
-
-    @property
-    def siblings(self) -> Tensor:
-        """(batch, scores), those of its siblings."""
-        return self.present & (self.models != 0)
-
-    def by_task(self, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean scores and which are known, (batch, tasks), of `which` (batch, scores, tasks)."""
-        return (self.values[..., None] * which).sum(1) / which.sum(1).clamp(min=1), which.any(1)
-
-
-class Regression(nn.Module):
-    """Ridge regression on scores of which any may be missing, and so kept as second moments, without training rows."""
-
-    SIZES = 3  # of a model: ln params, ln tokens, code
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__()
-        self.tasks = [list(config.tasks).index(task) for task in config.regression_tasks]
-        self.chance = [float(config.chance[task]) for task in self.tasks]
-        features = self.SIZES + len(self.tasks)
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("deviation", torch.ones(features))
-
-    def log_odds(self, scores: Tensor) -> Tensor:
-        """(..., tasks) scores -> log odds between chance and 1, with room for scores below chance."""
-        return torch.log((scores - scores.new_tensor(self.chance) + 0.03).clamp(min=0.02) / (1.02 - scores))
-
-    def scores(self, log_odds: Tensor) -> Tensor:
-        """The inverse of `log_odds`."""
-        odds = log_odds.exp()
-        return (1.02 * odds + odds.new_tensor(self.chance) - 0.03) / (1 + odds)
-
-    @property
-    def fitted(self) -> bool:
-        """Whether there are moments; the constant's own comes first."""
-        return len(self.tasks) > 0 and bool(self.moments[0, 0] > 0)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # The moments are nearly singular: in half precision there would be nothing left to regress on.
-        return super()._apply(
-            lambda tensor: fn(tensor).to(tensor.dtype) if tensor.is_meta else tensor.to(fn(tensor).device)
-        )
-
-    @staticmethod
-    def _solve(moments: Tensor, targets: Tensor, known: Tensor, ridge: Tensor) -> Tensor:
-        """Weights (batch, features, tasks) of the known features, (batch, features)."""
-        subsets, member = torch.unique(known, dim=0, return_inverse=True)
-        masked = subsets[:, :, None] * moments * subsets[:, None, :] + torch.diag(ridge)
-        return torch.linalg.solve(masked, subsets[:, :, None] * targets)[member]
-
-
-class ScoreRegression(Regression):
-    """Scores of a model from its other scores: ridge regression on squares and products, for any that are known.
-
-    The second moments of the training models' features are all that is kept of them; those of the known features give
-    the regression of every other score. Features are ln params, ln tokens, code and the scores' log odds.
-    """
-
-    # Of the kernel (1 + x y / WIDTH)^2 over standardised features, and its noise, in variances of a score's log odds.
-    WIDTH, NOISE = 16.0, 0.3
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__(config)
-        features = len(self.centre)
-        products = 1 + features + features * (features + 1) // 2
-        self.register_buffer("moments", torch.zeros(products, products))
-
-    def products(self, values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        """1, standardised features, squares and products of known ones, (batch, products); which are known."""
-        values = (values - self.centre) / self.deviation * known
-        first, second = torch.triu_indices(values.shape[1], values.shape[1], device=values.device)
-        weight = torch.where(first == second, 1.0, math.sqrt(2)) / self.WIDTH
-        one = torch.ones_like(values[:, :1])
-        quadratic = values[:, first] * values[:, second] * weight
-        expanded = torch.cat([one, math.sqrt(2 / self.WIDTH) * values, quadratic], 1)
-        return expanded, torch.cat([one, known, known[:, first] * known[:, second]], 1)
-
-    def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(batch, features), which are known -> (batch, tasks) scores; those of a known task are no prediction."""
-        expanded, which = self.products(values, known)
-        linear = slice(1 + self.SIZES, 1 + self.deviation.numel())
-        targets = self.moments[:, linear] / math.sqrt(2 / self.WIDTH)
-        ridge = torch.full_like(expanded[0], self.NOISE)
-        predicted = (expanded[:, None] @ self._solve(self.moments, targets, which, ridge))[:, 0]
-        return self.scores(predicted * self.deviation[self.SIZES :] + self.centre[self.SIZES :])
-
-
-class SiblingRegression(Regression):
-    """Scores of a model from those of a smaller sibling: ridge regression of their difference in log odds.
-
-    Linear in what the model has more of (ln params, ln tokens), never falling with it, and in the sibling's ln params,
-    ln tokens, code and log odds. Fitted to pairs of models of one family.
-    """
-
-    RIDGE = 0.4  # in variances of a feature
-    GROWTHS = 2  # ln params, ln tokens
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__(config)
-        products = 1 + self.GROWTHS + len(self.centre) + len(self.tasks)
-        self.register_buffer("growth", torch.ones(self.GROWTHS))  # root mean square
-        self.register_buffer("moments", torch.zeros(products, products))  # of the features, then the differences
-
-    def described(self, sizes: Tensor, sibling: Tensor, log_odds: Tensor, known: Tensor) -> Tensor:
-        """Features (batch, 1 + growths + sizes + tasks) of pairs.
-
-        Args:
-            sizes: (batch, 3) of the model.
-            sibling: (batch, 3) of its sibling.
-            log_odds: (batch, tasks) of the sibling.
-            known: (batch, tasks), 1 where they are.
-        """
-        grown = (sizes - sibling)[:, : self.GROWTHS] / self.growth
-        own = (torch.cat([sibling, log_odds], 1) - self.centre) / self.deviation
-        return torch.cat(
-            [torch.ones_like(grown[:, :1]), grown, own * torch.cat([torch.ones_like(sibling), known], 1)], 1
-        )
-
-    def forward(self, sizes: Tensor, sibling: Tensor, log_odds: Tensor, known: Tensor) -> Tensor:
-        """Arguments as for `described` -> (batch, tasks) log odds; no prediction where the sibling's is not known."""
-        features = self.described(sizes, sibling, log_odds, known)
-        number = features.shape[1]
-        which = torch.cat([torch.ones_like(features[:, : number - len(self.tasks)]), known], 1)
-        ridge = torch.full_like(features[0], self.RIDGE)
-        ridge[0] = 0.0
-        weights = self._solve(self.moments[:number, :number], self.moments[:number, number:], which, ridge)
-        grows = slice(1, 1 + self.GROWTHS)
-        weights = torch.cat([weights[:, :1], weights[:, grows].clamp(min=0), weights[:, grows.stop :]], 1)
-        return log_odds + (features[:, None] @ weights)[:, 0]
-
-
-class EncoderLayer(nn.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__()
-        self.heads = config.num_attention_heads
-        self.attention_norm = nn.LayerNorm(config.hidden_size)
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.attention_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
-        self.feed_forward_in = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.feed_forward_out = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, seq, hidden), an additive mask (batch or 1, 1, seq, seq) -> the same shape, attention weights."""
-        batch, seq, width = hidden.shape
-        projected = self.query_key_value(self.attention_norm(hidden)).view(batch, seq, 3, self.heads, -1)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, width / heads)
-        weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask.to(hidden.dtype), -1)
-        mixed = (self.dropout(weights) @ value).transpose(1, 2).reshape(batch, seq, width)
-        hidden = hidden + self.dropout(self.attention_out(mixed))
-        inner = nn.functional.gelu(self.feed_forward_in(self.feed_forward_norm(hidden)))
-        return hidden + self.dropout(self.feed_forward_out(inner)), weights
-
-
-class Encoder(nn.Module):
-    """Feature and score tokens -> a correction of each task's logit, and the log scale of its uncertainty."""
-
-    def __init__(self, config: NSPConfig) -> None:
-        super().__init__()
-        width, tasks = config.hidden_size, len(config.tasks)
-        self.family = nn.Parameter(torch.empty(width))
-        self.missing = nn.Parameter(torch.empty(2, width))  # params is never missing; tokens, compute
-        self.architecture = nn.Linear(2 * (len(FEATURES) - 2), width)
-        self.size = nn.ModuleList([nn.Linear(1, width) for _ in range(3)])
-        self.score = nn.Linear(3, width)
-        self.task = nn.Embedding(tasks, width)
-        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(width)
-        self.shift = nn.Linear(width, tasks)
-        self.scale = nn.Linear(width, tasks)
-        self.max_shift = config.max_shift
-        self.max_scale = config.max_scale
-
-    def forward(
-        self, size: Tensor, tokens_known: Tensor, architecture: Tensor, scores: tuple[Tensor, Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Encodes a batch.
-
-        Args:
-            size: (batch, 3) logs of params, tokens, compute.
-            tokens_known: (batch, 1), 1 or 0.
-            architecture: (batch, 4) values and whether they are known.
-            scores: (batch, scores, 3) descriptions of known scores, (batch, scores) tasks, (batch, scores) which are
-            real.
-        """
-        dtype = self.norm.weight.dtype
-        batch, device = len(size), size.device
-        known, size = tokens_known.to(dtype), (size / 3).to(dtype)
-        embedded = [
-            self.family.expand(batch, -1),
-            self.architecture(architecture.to(dtype)),
-            self.size[0](size[:, :1]),
-            known * self.size[1](size[:, 1:2]) + (1 - known) * self.missing[0],
-            known * self.size[2](size[:, 2:]) + (1 - known) * self.missing[1],
-        ]
-        hidden = torch.stack(embedded, 1)
-        valid = torch.ones(batch if scores else 1, FIXED_TOKENS, dtype=torch.bool, device=device)
-        if scores is not None:
-            values, tasks, present = scores
-            hidden = torch.cat([hidden, self.score(values.to(dtype)) + self.task(tasks)], 1)
-            valid = torch.cat([valid, present], 1)
-        seq = hidden.shape[1]
-        of_size = torch.zeros(seq, dtype=torch.bool, device=device)
-        of_size[PARAMS : COMPUTE + 1] = True
-        seen = valid[:, None, :] & (of_size[:, None] | ~of_size[None, :])
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-        states, attentions = [hidden], []
-        for layer in self.layers:
-            hidden, weights = layer(hidden, mask)
-            states.append(hidden)
-            attentions.append(weights)
-        normed = self.norm(hidden)
-        shift = self.max_shift * torch.tanh(self.shift(normed[:, FAMILY]))
-        scale = self.max_scale * torch.tanh(self.scale(normed[:, PARAMS : COMPUTE + 1].mean(1)))
-        return shift.float(), scale.float(), tuple(states), tuple(attentions)
 
 
 class NSPPreTrainedModel(PreTrainedModel):
@@ -474,7 +127,7 @@ class NSPPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Loads a folder, a Hub repository, or by bare name a model of the `ncpl` package (`"nsp-base"`)."""
-        return super().from_pretrained(_embedded(pretrained_model_name_or_path), *args, **kwargs)
+        return super().from_pretrained(embedded(pretrained_model_name_or_path), *args, **kwargs)
 
 
 class NSPModel(NSPPreTrainedModel):
@@ -491,8 +144,10 @@ class NSPModel(NSPPreTrainedModel):
         self.heads = TaskHeads(config)
         self.effect = FamilyEffect(config)
         self.encoder = Encoder(config)
-        self.regression = ScoreRegression(config)
-        self.sibling_regression = SiblingRegression(config)
+        regressed = [list(config.tasks).index(task) for task in config.regression_tasks]
+        chance = [config.chance[task] for task in regressed]
+        self.regression = ScoreRegression(regressed, chance)
+        self.sibling_regression = SiblingRegression(regressed, chance)
         self.post_init()
 
     @property
@@ -537,28 +192,62 @@ class NSPModel(NSPPreTrainedModel):
         Raises:
             ValueError: neither tensors nor anything the extractor reads.
         """
+        wanted = {
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+            "return_dict": return_dict,
+        }
         if not isinstance(features, Tensor):
-            if features is None:
-                raise ValueError("features: missing; pass the extractor's output or a mapping such as {'params': 7e9}")
-            if not (isinstance(features, Mapping) and isinstance(features.get("features"), Tensor)):
-                features = self.extractor(features)
-            tensors = {name: value.to(self.device) for name, value in features.items()}
-            options = (output_hidden_states, output_attentions, return_dict)
-            given = {**tensors, **({} if labels is None else {"labels": labels, "label_weights": label_weights})}
-            names = ("output_hidden_states", "output_attentions", "return_dict")
-            return self.forward(**given, **dict(zip(names, options, strict=True)))
+            tensors = self._extract(features)
+            if labels is not None:
+                tensors |= {"labels": labels, "label_weights": label_weights}
+            return self.forward(**tensors, **wanted)
         features = features.float()
         mask = torch.ones_like(features) if feature_mask is None else feature_mask.float()
-        rising = torch.ones_like(features[:, :1], dtype=torch.bool)
+        known = None
         if score_values is not None:
             if score_tasks is None or score_mask is None or score_features is None:
                 raise ValueError("score_values: score_tasks, score_mask and score_features are needed with them")
             models = torch.zeros_like(score_tasks) if score_models is None else score_models
-            present = score_mask > 0.5
-            # Where a model itself was measured there is no curve to keep from falling.
-            rising = ~(present & (models == 0)).any(1, keepdim=True)
+            described = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
+            known = KnownScores(
+                score_values.float(), score_tasks, models, score_mask > 0.5, score_features.float(), described
+            )
+        mean, deviations, size, scores = self._posterior(features, mask, family_ids, known)
+        architecture = torch.cat([features[:, 2:] * mask[:, 2:], mask[:, 2:]], -1)
+        shift, scale, states, attentions = self.encoder(size, mask[:, 1:2], architecture, scores)
+        # The encoder may not narrow an interval where tokens are assumed or, the farther the less, sizes extrapolated.
+        assumed = torch.maximum(1 - mask[:, 1:2], (self._beyond(features, mask) / EXTRAPOLATION).clamp(max=1)[:, None])
+        scale = torch.where(scale < 0, scale * (1 - assumed), scale)
+        logits, deviations = mean + shift, deviations * torch.exp(0.5 * scale)
+        if known is not None and not self.training:
+            if self.regression.fitted:
+                logits = self._blend_own(logits, features, mask, known)
+            if self.sibling_regression.fitted:
+                new = None if family_ids is None else family_ids < 0
+                logits = self._blend_sibling(logits, features, mask, known, new)
+        output = self._output(logits, deviations, labels, label_weights)
+        wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
+        output.hidden_states = states if wanted["output_hidden_states"] else None
+        output.attentions = attentions if wanted["output_attentions"] else None
+        return output if wanted["return_dict"] else output.to_tuple()
+
+    def _extract(self, features: Any) -> dict[str, Tensor]:
+        """Tensors on this model's device from descriptions of models, or from the extractor's output."""
+        if features is None:
+            raise ValueError("features: missing; pass the extractor's output or a mapping such as {'params': 7e9}")
+        if not (isinstance(features, Mapping) and isinstance(features.get("features"), Tensor)):
+            features = self.extractor(features)
+        return {name: value.to(self.device) for name, value in features.items()}
+
+    def _posterior(
+        self, features: Tensor, mask: Tensor, family_ids: Tensor | None, known: KnownScores | None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """Closed form and family effect: mean and standard deviation of the logits, size, tokens of known scores."""
+        # A model that was measured itself has no curve over size that has to rise.
+        rising = torch.ones_like(features[:, :1], dtype=torch.bool) if known is None else ~known.own.any(1, True)
         size, mean, by_tokens = self._prior(features, mask, rising)
-        variance, scores = self.effect.model_covariance().diagonal() + by_tokens**2, None
+        variance = self.effect.model_covariance().diagonal() + by_tokens**2
         variance = variance + self._unknown_architecture(mask).square().sum(-2) + self._beyond(features, mask)[:, None]
         family = self.effect.family_covariance()
         if family_ids is not None and (family_ids >= 0).any():
@@ -566,39 +255,11 @@ class NSPModel(NSPPreTrainedModel):
             mean = mean + familiar * self.effect.known_means[index].float()
             family = torch.where(familiar[..., None], self.effect.known_covariances[index].float(), family)
         variance = variance + family.diagonal(dim1=-2, dim2=-1)
-        if score_values is not None and score_features is not None:
-            described = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
-            known = KnownScores(score_values.float(), score_tasks, models, present, score_features.float(), described)
-            shift, reduction, scores = self._condition(
-                features,
-                mask,
-                rising,
-                family,
-                mean,
-                known,
-            )
+        scores = None
+        if known is not None:
+            shift, reduction, scores = self._condition(features, mask, rising, family, mean, known)
             mean, variance = mean + shift, (variance - reduction).clamp(min=1e-6)
-        architecture = torch.cat([features[:, 2:] * mask[:, 2:], mask[:, 2:]], -1)
-        shift, scale, states, attentions = self.encoder(size, mask[:, 1:2], architecture, scores)
-        # Never confident on an assumption: the encoder may not narrow what is missing or, ever less, extrapolated.
-        assumed = torch.maximum(1 - mask[:, 1:2], (self._beyond(features, mask) / EXTRAPOLATION).clamp(max=1)[:, None])
-        scale = torch.where(scale < 0, scale * (1 - assumed), scale)
-        logits, deviations = mean + shift, variance.sqrt() * torch.exp(0.5 * scale)
-        if score_values is not None and score_features is not None and not self.training:
-            if self.regression.fitted:
-                logits = self._second_opinion(logits, features, mask, known)
-            if self.sibling_regression.fitted:
-                new = None if family_ids is None else family_ids < 0
-                logits = self._sibling_opinion(logits, features, mask, known, new)
-        output = self._output(logits, deviations, labels, label_weights)
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output.hidden_states = states if output_hidden_states else None
-        output.attentions = attentions if output_attentions else None
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return mean, variance.sqrt(), size, scores
 
     def _prior(self, features: Tensor, mask: Tensor, rising: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logs of size (..., 3), mean logits, and the logits per standard deviation of missing tokens (..., tasks).
@@ -628,54 +289,29 @@ class NSPModel(NSPPreTrainedModel):
         return EXTRAPOLATION * ((features[..., :2] - inside).square() * mask[..., :2]).sum(-1)
 
     def _condition(
-        self,
-        features: Tensor,
-        mask: Tensor,
-        rising: Tensor,
-        family: Tensor,
-        mean: Tensor,
-        known: KnownScores,
+        self, features: Tensor, mask: Tensor, rising: Tensor, family: Tensor, mean: Tensor, known: KnownScores
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Given known scores: shift of the logits, reduction of their variance, (batch, tasks); score tokens."""
-        values, tasks, models, present, score_features, score_mask = known
-        pick = tasks[..., None]
-        _, prior, by_tokens = self._prior(score_features, score_mask)
-        prior, by_tokens = prior.gather(-1, pick)[..., 0], by_tokens.gather(-1, pick)[..., 0]
+        """Given known scores: shift of the logits, reduction of their variance, (batch, tasks); score tokens.
+
+        The posterior is Gaussian in the logits; Gauss-Newton steps follow the curvature of the sigmoid.
+        """
+        values, tasks, present = known.values, known.tasks, known.present
+        _, prior, by_tokens = self._prior(known.features, known.mask)
+        prior, by_tokens = (part.gather(-1, tasks[..., None])[..., 0] for part in (prior, by_tokens))
         _, target_mean, target_by_tokens = self._prior(features, mask, rising)
         # A known family's mean effect, which `mean` holds already, is its siblings' too.
         prior = prior + (mean - target_mean).gather(1, tasks)
-        by_architecture = self._unknown_architecture(score_mask).gather(
-            -1, pick[..., None, :].expand(*tasks.shape, 2, 1)
-        )
-        by_architecture = by_architecture[..., 0]
-        target_by_architecture = self._unknown_architecture(mask)
-        own = self.effect.model_covariance()
-        batch = torch.arange(len(tasks), device=tasks.device)[:, None, None]
-        family = family.expand(len(tasks), -1, -1)
-        same = (models[:, :, None] == models[:, None, :]).float()
-        among = (
-            family[batch, tasks[:, :, None], tasks[:, None, :]]
-            + own[tasks[:, :, None], tasks[:, None, :]] * same
-            + by_tokens[:, :, None] * by_tokens[:, None, :]
-            + by_architecture @ by_architecture.transpose(1, 2)
-            + torch.diag_embed(self._beyond(score_features, score_mask))
-        )
-        to_target = (
-            family[batch[..., 0], :, tasks].transpose(1, 2)
-            + own[:, tasks].transpose(0, 1) * (models == 0).float()[:, None]
-            + target_by_architecture.transpose(1, 2) @ by_architecture.transpose(1, 2)
-        )
-        tokens_to_target = target_by_tokens[:, :, None] * by_tokens[:, None, :]
+        among, to_target = self._covariances(mask, family, by_tokens, known)
         noise = torch.where(present, self.effect.noise_variance()[tasks], 1.0)
         logits, real = prior, present.float()
         for _ in range(GAUSS_NEWTON_STEPS):
             scores, slopes = self.heads.scores(logits, tasks)
             slopes = slopes.clamp(min=1e-3) * real
             total = slopes[:, :, None] * among * slopes[:, None, :] + torch.diag_embed(noise)
-            rest = (values - scores) * real + slopes * (logits - prior)
-            weights = slopes * torch.linalg.solve(total, rest)
+            residual = (values - scores) * real + slopes * (logits - prior)
+            weights = slopes * torch.linalg.solve(total, residual)
             logits = logits + ((among @ weights[..., None])[..., 0] - (logits - prior)).clamp(-2, 2)
-        cross = (to_target + tokens_to_target) * slopes[:, None]
+        cross = (to_target + target_by_tokens[:, :, None] * by_tokens[:, None, :]) * slopes[:, None]
         reduction = (cross * torch.linalg.solve(total, cross.transpose(1, 2)).transpose(1, 2)).sum(-1)
         shift = (to_target @ weights[..., None])[..., 0]
         # Tokens missing here and there: the siblings' scores move the tokens, so that scores still rise with params.
@@ -686,11 +322,36 @@ class NSPModel(NSPPreTrainedModel):
         all_known = torch.cat([torch.ones_like(mask[:, :2]), mask[:, 2:]], -1)
         shift = shift + self._prior(nudged, all_known, rising)[1] - target_mean
         expected, _ = self.heads.scores(prior, tasks)
-        innovation = (values - expected) / 0.1
-        described = torch.stack([innovation, expected, (models == 0).float()], -1)
+        described = torch.stack([(values - expected) / 0.1, expected, (known.models == 0).float()], -1)
         return shift, reduction, (described * real[..., None], tasks, present)
 
-    def _second_opinion(self, logits: Tensor, features: Tensor, mask: Tensor, scores: KnownScores) -> Tensor:
+    def _covariances(
+        self, mask: Tensor, family: Tensor, by_tokens: Tensor, known: KnownScores
+    ) -> tuple[Tensor, Tensor]:
+        """Prior covariances of logits: among the known scores (batch, scores, scores), and of the model's logits with
+        them (batch, tasks, scores), the latter but for missing tokens."""
+        tasks, models = known.tasks, known.models
+        pick = tasks[..., None, None].expand(*tasks.shape, 2, 1)
+        by_architecture = self._unknown_architecture(known.mask).gather(-1, pick)[..., 0]
+        own = self.effect.model_covariance()
+        batch = torch.arange(len(tasks), device=tasks.device)[:, None, None]
+        family = family.expand(len(tasks), -1, -1)
+        same = (models[:, :, None] == models[:, None, :]).float()
+        among = (
+            family[batch, tasks[:, :, None], tasks[:, None, :]]
+            + own[tasks[:, :, None], tasks[:, None, :]] * same
+            + by_tokens[:, :, None] * by_tokens[:, None, :]
+            + by_architecture @ by_architecture.transpose(1, 2)
+            + torch.diag_embed(self._beyond(known.features, known.mask))
+        )
+        to_target = (
+            family[batch[..., 0], :, tasks].transpose(1, 2)
+            + own[:, tasks].transpose(0, 1) * (models == 0).float()[:, None]
+            + self._unknown_architecture(mask).transpose(1, 2) @ by_architecture.transpose(1, 2)
+        )
+        return among, to_target
+
+    def _blend_own(self, logits: Tensor, features: Tensor, mask: Tensor, scores: KnownScores) -> Tensor:
         """Logits averaged with the regression's where scores of the model itself, and of no sibling, are known."""
         regressed = torch.tensor(self.regression.tasks, device=logits.device)
         values, known = scores.by_task((scores.tasks[..., None] == regressed) & scores.own[..., None])
@@ -707,7 +368,7 @@ class NSPModel(NSPPreTrainedModel):
         rows = torch.nonzero(own)
         return logits.index_put((rows, regressed[None]), blended)
 
-    def _sibling_opinion(
+    def _blend_sibling(
         self, logits: Tensor, features: Tensor, mask: Tensor, scores: KnownScores, new: Tensor | None
     ) -> Tensor:
         """Logits averaged with the regression on the largest sibling, where nothing of the model itself is known.
@@ -734,7 +395,7 @@ class NSPModel(NSPPreTrainedModel):
         before = logits[at][:, regressed]
         ours = regression.log_odds(chance + span * torch.sigmoid(before))
         more = regression(size, sibling, regression.log_odds(values), known.float()) - ours
-        larger = ((size - sibling)[:, :1] / LARGER).clamp(0, 1)
+        larger = ((size - sibling)[:, :1] / FULL_WEIGHT_RATIO).clamp(0, 1)
         averaged = ours + (more.clamp(max=0) + larger * more.clamp(min=0)) / 2
         share = ((regression.scores(averaged) - chance) / span).clamp(0.005, 0.995)
         rows = torch.nonzero(at)
@@ -906,21 +567,6 @@ class NSPEnsemble(PreTrainedModel):
         bounds = [member.interval(output, level) for member in self.members]
         lower, upper = (torch.stack([bound[side] for bound in bounds]).mean(0) for side in (0, 1))
         return torch.minimum(lower, output.predictions), torch.maximum(upper, output.predictions)
-
-
-def _embedded(name: Any) -> Any:
-    """The folder of a model inside the installed `ncpl` package, where `name` is one and no such folder is here."""
-    if not isinstance(name, str) or "/" in name or Path(name).exists():
-        return name
-    try:
-        package = importlib.util.find_spec("ncpl")
-    except ValueError:
-        package = None
-    for root in (package.submodule_search_locations or []) if package else []:
-        folder = Path(root) / "checkpoints" / name
-        if folder.is_dir():
-            return str(folder)
-    return name
 
 
 NSPModel.register_for_auto_class("AutoModel")

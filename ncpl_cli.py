@@ -247,8 +247,8 @@ def benchmarks(
       ncpl benchmarks examples/marin-1b.yaml
     """
     from modeling_nsp import NSPModel
-    from ncpl import nsp
     from ncpl.configs import parse_value, read_configs
+    from ncpl.nsp.benchmarks import are_configurations, benchmarks
 
     rows = read_configs(models)[0] if models else []
     named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
@@ -260,10 +260,17 @@ def benchmarks(
     _quiet_loading(model)
     predictor = NSPModel.from_pretrained(model).eval()
     if figure is not None:
-        nsp.plot_scales(predictor, level=level).savefig(figure, dpi=150)
+        from ncpl.figures import scores_over_compute
+
+        scores_over_compute(predictor, level=level).savefig(figure, dpi=150)
     if not rows:
         return
-    found = nsp.benchmarks(rows, like, level, predictor)
+    if are_configurations(rows):
+        from ncpl import Forecaster
+
+        found = Forecaster.from_pretrained().benchmarks(rows, like, level, predictor)
+    else:
+        found = benchmarks(rows, like, level, predictor)
     if as_json:
         _print_json(_records(found))
         return

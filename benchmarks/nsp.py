@@ -16,11 +16,18 @@ from typing import Any
 
 import torch
 import yaml
+from nsp_baselines import baselines  # type: ignore[import-not-found]
 
 from configuration_nsp import CHANCE, CORE_TASKS
 from datasets_scripts.leaderboard import load_leaderboard
 from modeling_nsp import NSPModel
-from ncpl import nsp, record
+from ncpl import record
+from ncpl.figures import scores_over_compute
+from ncpl.nsp.loss_link import load_links
+from ncpl.nsp.protocols import cross_validate, summarize
+from ncpl.nsp.recipe import NSPRecipe
+from ncpl.nsp.scores import Scores
+from ncpl.nsp.train import rounded
 
 ROOT = Path(__file__).parent.parent
 TARGETS = {"size": 0.048, "sibling": 0.030, "others": 0.030}
@@ -35,16 +42,16 @@ def main() -> None:
     parser.add_argument("--judged", type=Path, help="nsp_record.json of a training run whose figures are taken over")
     parser.add_argument("--figure", type=Path, help="PNG of tasks x compute")
     given = parser.parse_args()
-    recipe = nsp.NSPRecipe.from_dict(yaml.safe_load(given.recipe.read_text()))
+    recipe = NSPRecipe.from_dict(yaml.safe_load(given.recipe.read_text()))
     table = load_leaderboard(recipe.data.leaderboard, given.data_dir or recipe.data.data_dir)
     model = NSPModel.from_pretrained(given.model).eval()
     if given.judged:
         metrics = json.loads(given.judged.read_text())["metrics"]
     else:
         tasks = [t for t in CHANCE if t in table and table[t].notna().sum() >= recipe.data.min_scores]
-        scores = nsp.Scores.from_table(table, tasks)
-        metrics = nsp.summarize(nsp.cross_validate(scores, recipe, progress=True), tasks, recipe)
-    plain = nsp.baselines(nsp.Scores.from_table(table, CORE_TASKS), recipe.evaluation.folds)
+        scores = Scores.from_table(table, tasks)
+        metrics = summarize(cross_validate(scores, recipe, progress=True), tasks, recipe)
+    plain = baselines(Scores.from_table(table, CORE_TASKS), recipe.evaluation.folds)
     state = record.git_state()
     result: dict[str, Any] = {
         "hardware": record.hardware(),
@@ -55,7 +62,7 @@ def main() -> None:
         "targets": TARGETS,
         "baselines": plain,
         "nsp": metrics,
-        "loss_links": {name: {"errors": link.errors} for name, link in nsp.load_links().items()},
+        "loss_links": {name: {"errors": link.errors} for name, link in load_links().items()},
         "speed": speed(model),
     }
     for name in TARGETS:
@@ -63,11 +70,11 @@ def main() -> None:
         ratios = sorted(best / error for error in metrics[name]["mae_by_seed"])
         result["nsp"][name]["ratio"] = {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]}
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(nsp.rounded(result), indent=1) + "\n")
+    given.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
     print(f"wrote {given.output}")
     if given.figure:
         given.figure.parent.mkdir(parents=True, exist_ok=True)
-        nsp.plot_scales(model).savefig(given.figure, dpi=130)
+        scores_over_compute(model).savefig(given.figure, dpi=130)
         print(f"wrote {given.figure}")
 
 

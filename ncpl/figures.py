@@ -1,13 +1,17 @@
 """Figures, drawn with matplotlib (`pip install ncpl[plots]`)."""
 
 import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from modeling_nsp import NSPModel
 from ncpl.evaluation import PREDICTORS, comparable
+from ncpl.nsp.benchmarks import benchmarks_along, compute_path, emergence_scales
 
 # Okabe and Ito's colours, told apart by every eye; what is judged lies on top.
 _STYLES: dict[str, dict[str, Any]] = {
@@ -81,6 +85,63 @@ def reliability(runs: pd.DataFrame, path: str | Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     _save(figure, path)
+
+
+def scores_over_compute(
+    model: NSPModel, tokens_per_param: float = 100.0, level: float = 0.9, tasks: Sequence[str] = ()
+) -> Any:
+    """Benchmark scores over training compute, a panel for each task: median, interval and emergence mark.
+
+    Args:
+        model: a trained NSP.
+        tokens_per_param: tokens a parameter along the compute axis.
+        level: coverage of the intervals.
+        tasks: which; all when empty.
+
+    Returns:
+        a matplotlib Figure.
+    """
+    tasks = list(tasks) or list(model.config.tasks)
+    flops = np.logspace(20, 25.5, 120)
+    table = benchmarks_along(*compute_path(flops, tokens_per_param), level=level, model=model)
+    marks = {row["task"]: row for row in emergence_scales(model, tokens_per_param, level).to_dict("records")}
+    columns = 4
+    rows = math.ceil(len(tasks) / columns)
+    figure = _figure(3.1 * columns, 2.3 * rows)
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    for axis, task in zip(axes, tasks, strict=False):
+        chance = model.config.chance[list(model.config.tasks).index(task)]
+        past = chance + model.config.emergence_threshold * (1 - chance)
+        _score_panel(axis, flops, table, task, chance, marks[task], past)
+    for axis in axes[len(tasks) :]:
+        axis.set_visible(False)
+    figure.supxlabel(f"training FLOPs, at {tokens_per_param:g} tokens a parameter", fontsize=10)
+    figure.supylabel(f"score: median, {level:.0%} band; red: leaves chance; dotted: chance", fontsize=10)
+    return figure
+
+
+def _score_panel(
+    axis: Any,
+    flops: np.ndarray,
+    table: pd.DataFrame,
+    task: str,
+    chance: float,
+    mark: Mapping[Hashable, Any],
+    past: float,
+) -> None:
+    """One task: median, interval, chance, and where it leaves chance (score `past`)."""
+    axis.fill_between(flops, table[f"{task}_lower"], table[f"{task}_upper"], color="#4c72b0", alpha=0.22, lw=0)
+    axis.plot(flops, table[task], color="#4c72b0")
+    axis.axhline(chance, color="0.5", lw=0.8, ls=":")
+    if flops[0] < mark["flops"] < flops[-1]:
+        low = max(np.nan_to_num(mark["flops_lower"], nan=flops[0]), flops[0])
+        high = min(np.nan_to_num(mark["flops_upper"], nan=flops[-1]), flops[-1])
+        axis.plot([low, high], [past, past], color="#c44e52", lw=2, solid_capstyle="butt")
+        axis.plot(mark["flops"], past, "o", color="#c44e52", ms=5)
+    axis.set(xscale="log", ylim=(0, 1), xlim=(flops[0], flops[-1]))
+    axis.set_title(task.removesuffix("_exact_match").removesuffix("_2_acc"), fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.2)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from ncpl.configs import as_configs, check_configs
 from ncpl.errors import CheckpointError
 from ncpl.sweep import WINDOW, Grid, Prompts, forecast_grid, named_fields, residuals
 from processing_ncpl import NCPLProcessor
+
+if TYPE_CHECKING:
+    from modeling_nsp import NSPModel
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 COLUMNS = ("loss", "lower", "upper", "divergence", "extrapolation")
@@ -197,14 +200,17 @@ class Forecaster:
             return np.zeros(len(combinations))
         return self.calibration.law.risk(combinations.configs(0, len(combinations)))
 
-    def benchmarks(self, models: Any, like: str | None = None, level: float = 0.9) -> pd.DataFrame:
-        """Forecasts benchmark scores of models with the embedded NSP (`ncpl.nsp.benchmarks`).
+    def benchmarks(
+        self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = "nsp-base"
+    ) -> pd.DataFrame:
+        """Forecasts benchmark scores of models (`ncpl.nsp.benchmarks`).
 
         Args:
             models: a description such as `{"params": 7e9, "tokens": 2e12}`, or a configuration as `predict` takes it; a
                 list of either, or a DataFrame.
             like: a known family whose data quality is assumed.
-            level: coverage of the bands.
+            level: coverage of the intervals.
+            model: NSP: a model, a folder, a Hub id, or the name of an embedded one.
 
         Returns:
             A row for each model: for each task TASK, TASK_lower, TASK_upper and TASK_emergence, and `extrapolation`.
@@ -214,9 +220,13 @@ class Forecaster:
         Raises:
             ValueError: a field, task or family that is not known, or a value out of range.
         """
-        from ncpl.nsp import benchmarks
+        # Only now, because it brings another model.
+        from ncpl.nsp.benchmarks import are_configurations, benchmarks, benchmarks_of_runs
 
-        return benchmarks(models, like, level, forecaster=self)
+        if not are_configurations(models):
+            return benchmarks(models, like, level, model)
+        configs = check_configs(as_configs(models)[0], self.processor.strict)
+        return benchmarks_of_runs(configs, self.predict_checked(configs, level), like, level, model)
 
     def curve(self, config: Mapping[str, Any], points: int = 50) -> pd.DataFrame:
         """Forecasts the loss curve of a run.

@@ -18,7 +18,12 @@ from configuration_nsp import CHANCE, CORE_TASKS, DEFAULT_TASKS, NSPConfig
 from datasets_scripts.leaderboard import OPTIONS, Leaderboard, chance, load_leaderboard
 from feature_extraction_nsp import NSPFeatureExtractor, count_parameters
 from modeling_nsp import NSPEnsemble, NSPModel
-from ncpl import nsp
+from ncpl import figures
+from ncpl.nsp import loss_link, protocols
+from ncpl.nsp.benchmarks import benchmarks, benchmarks_along, compute_path, emergence_scales
+from ncpl.nsp.recipe import NSPRecipe
+from ncpl.nsp.scores import Scores
+from ncpl.nsp.train import train as train_scores
 
 ROOT = Path(__file__).parent.parent
 LLAMA = {"params": 7e9, "tokens": 2e12}
@@ -451,7 +456,7 @@ def test_bad_models(models, message):
 @pytest.mark.parametrize("row", [{"params": 7e9, "tokens": 2e9}, {"params": 7e6, "tokens": 2e12}])
 def test_a_likely_slip_of_units_is_said(row):
     with pytest.warns(UserWarning, match="check the units of params and tokens"):
-        table = nsp.benchmarks(row)
+        table = benchmarks(row)
     assert table["extrapolation"].all()
 
 
@@ -467,7 +472,7 @@ def test_equal_numbers_written_differently_are_equal():
 
 def test_bad_recipe_key():
     with pytest.raises(ValueError, match=r"training\.step: no such key, did you mean 'steps'"):
-        nsp.NSPRecipe.from_dict({"training": {"step": 3}})
+        NSPRecipe.from_dict({"training": {"step": 3}})
 
 
 # --- parameters counted from a config ---
@@ -535,8 +540,8 @@ def test_a_folder_of_the_name_comes_first(model, tmp_path, monkeypatch):
 
 
 def test_benchmarks_tell_scores_bands_and_families(base):
-    table = nsp.benchmarks([LLAMA, {"params": 7e10, "tokens": 2e12}], level=0.9)
-    wide = nsp.benchmarks([LLAMA], level=0.98)
+    table = benchmarks([LLAMA, {"params": 7e10, "tokens": 2e12}], level=0.9)
+    wide = benchmarks([LLAMA], level=0.98)
     for task in CORE_TASKS:
         assert (table[f"{task}_lower"] <= table[task]).all()
         assert (table[f"{task}_upper"] >= table[task]).all()
@@ -545,33 +550,33 @@ def test_benchmarks_tell_scores_bands_and_families(base):
             wide[f"{task}_upper"][0] - wide[f"{task}_lower"][0] > table[f"{task}_upper"][0] - table[f"{task}_lower"][0]
         )
     family = base.config.families[0]
-    alike = nsp.benchmarks([LLAMA], like=family)
+    alike = benchmarks([LLAMA], like=family)
     assert alike["mmlu_upper"][0] - alike["mmlu_lower"][0] < table["mmlu_upper"][0] - table["mmlu_lower"][0]
     with pytest.raises(ValueError, match="unknown family"):
-        nsp.benchmarks([LLAMA], like="No Such Family")
+        benchmarks([LLAMA], like="No Such Family")
 
 
 def test_emergence_scales_are_ordered_and_agree_with_the_scores(base):
-    scales = nsp.emergence_scales(base).dropna()
+    scales = emergence_scales(base).dropna()
     assert len(scales) >= 5
     assert (scales["flops_lower"] <= scales["flops"]).all()
     assert (scales["flops"] <= scales["flops_upper"]).all()
     at = scales.set_index("task")["flops"].to_dict()["gsm8k"]
-    around = nsp.along_compute(base, np.array([1 / 30, 30]) * at, 20.0)
+    around = benchmarks_along(*compute_path(np.array([1 / 30, 30]) * at, 20.0), model=base)
     assert around["gsm8k_emergence"].iloc[0] < 0.5 < around["gsm8k_emergence"].iloc[1]
 
 
 def test_scores_follow_a_loss():
-    table = nsp.scores_from_loss([3.4, 2.8, 2.6], source="olmo_ladder")
+    table = loss_link.scores_from_loss([3.4, 2.8, 2.6], source="olmo_ladder")
     assert table["olmo_hellaswag"].is_monotonic_increasing
     assert (table["olmo_hellaswag_lower"] < table["olmo_hellaswag"]).all()
     assert table["setting"].str.contains("dolma2").all()
-    wider = nsp.scores_from_loss(2.8, lower=2.6, upper=3.0)
+    wider = loss_link.scores_from_loss(2.8, lower=2.6, upper=3.0)
     assert wider["olmo_hellaswag_lower"][0] < table["olmo_hellaswag_lower"][1]
     assert not table["extrapolation"].any()
-    assert nsp.scores_from_loss(0.5)["extrapolation"].all()
+    assert loss_link.scores_from_loss(0.5)["extrapolation"].all()
     with pytest.raises(ValueError, match="accepted is a loss above 0"):
-        nsp.scores_from_loss(-1.0)
+        loss_link.scores_from_loss(-1.0)
 
 
 RUN = {
@@ -605,8 +610,8 @@ def test_a_configuration_gives_scores_through_its_loss(forecaster):
         assert (table[f"{task}_lower"] <= table[task]).all()
         assert (table[f"{task}_upper"] >= table[task]).all()
     # The link, by hand: the ladder's scores at the forecast loss less the source's offset.
-    offset, _ = nsp.load_links()["olmo_ladder"].offsets["marin"]
-    by_hand = nsp.scores_from_loss(forecast["loss"] - offset)
+    offset, _ = loss_link.load_links()["olmo_ladder"].offsets["marin"]
+    by_hand = loss_link.scores_from_loss(forecast["loss"] - offset)
     np.testing.assert_allclose(table["olmo_hellaswag"], by_hand["olmo_hellaswag"])
     # The loss's uncertainty is in the bands.
     assert (table["olmo_hellaswag_lower"] < by_hand["olmo_hellaswag_lower"]).all()
@@ -614,7 +619,7 @@ def test_a_configuration_gives_scores_through_its_loss(forecaster):
 
 
 def test_scaled_compute_is_where_the_ladder_has_the_loss():
-    link = nsp.load_links()["olmo_ladder"]
+    link = loss_link.load_links()["olmo_ladder"]
     params, tokens = np.array([3e8, 7e9]), np.array([6e9, 2e12])
     scale = link.scale(link.expected(0.5 * params, 0.5 * tokens), params, tokens)
     np.testing.assert_allclose(scale, 0.5, rtol=1e-6)
@@ -627,7 +632,7 @@ def test_a_source_without_offset_says_so(forecaster):
     assert table["equivalent_compute"].isna().all()
     assert not any(column.startswith("olmo_") for column in table.columns)
     assert table["assumption"].str.contains("nothing is known of the loss scale of my lab").all()
-    plain = nsp.benchmarks({"params": 3e8, "tokens": 6e9, "moe": False})
+    plain = benchmarks({"params": 3e8, "tokens": 6e9, "moe": False})
     np.testing.assert_allclose(table["mmlu"], plain["mmlu"])
     with pytest.warns(UserWarning, match="no offset"):
         both = forecaster.benchmarks([RUN, run])
@@ -635,14 +640,14 @@ def test_a_source_without_offset_says_so(forecaster):
 
 
 def test_offsets_are_the_best_runs_distance_from_the_law():
-    link = nsp.load_links()["olmo_ladder"]
+    link = loss_link.load_links()["olmo_ladder"]
     runs = []
     for size in (100, 300, 900):
         level = float(link.expected(size * 1e6, 1e10)) - 0.3
         runs += [({"model size": size, "data size": 10}, level + worse) for worse in (0.0, 0.1, 0.2, 0.3, 0.5)]
     runs += [({"model size": 50, "data size": 10}, 0.1)] * 4  # too few runs to be called tuned
     link.offsets.clear()
-    nsp.fit_offsets(link, {"made up": runs})
+    loss_link.fit_offsets(link, {"made up": runs})
     assert link.offsets["made up"] == (pytest.approx(-0.3), pytest.approx(0.0, abs=1e-9))
 
 
@@ -668,14 +673,14 @@ def test_emergence_is_judged_after_a_calibration_on_other_families():
     told = 1 / (1 + (1 / probability - 1) ** 3)
     frame = pd.DataFrame({"task": "bb_arithmetic_2da_2_acc", "value": np.where(past, 0.5, 0.0), "emergence": told,
                           "fold": np.arange(4000) % 5})  # fmt: skip
-    figures = nsp.emergence_figures(frame, 0.1)
+    figures = protocols.emergence_figures(frame, 0.1)
     assert figures["calibrated"]["brier"] < figures["brier"] - 0.01
     for group in figures["calibrated"]["reliability"]:
         assert group["forecast"] == pytest.approx(group["share_past"], abs=0.06)
 
 
 def test_the_figure_draws_every_task(base):
-    figure = nsp.plot_scales(base, tasks=CORE_TASKS)
+    figure = figures.scores_over_compute(base, tasks=CORE_TASKS)
     assert sum(axis.get_visible() for axis in figure.axes) == 8
 
 
@@ -729,7 +734,7 @@ def test_chance_is_told_once():
 
 
 def test_folds_keep_families_apart(leaderboard, tmp_path):
-    scores = nsp.Scores.from_table(load_leaderboard("obs_scaling", leaderboard, cache_dir=tmp_path), CORE_TASKS)
+    scores = Scores.from_table(load_leaderboard("obs_scaling", leaderboard, cache_dir=tmp_path), CORE_TASKS)
     tested = []
     for train, test in scores.folds(4):
         assert not set(scores.families[train]) & set(scores.families[test])
@@ -747,7 +752,7 @@ def test_training_learns_size_and_family_and_keeps_its_record(leaderboard, tmp_p
         "training": {"steps": 150},
         "evaluation": {"folds": 2, "seeds": [0]},
     }
-    record = nsp.train(recipe, tmp_path / "out", progress=False)
+    record = train_scores(recipe, tmp_path / "out", progress=False)
     metrics = record["metrics"]
     assert 0 < metrics["others"]["chosen_in_training"]["mae"] < metrics["size"]["mae"]
     assert metrics["sibling"]["mae"] < 0.75 * metrics["size"]["mae"]
@@ -761,8 +766,8 @@ def test_training_learns_size_and_family_and_keeps_its_record(leaderboard, tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = [{"params": r.params, "tokens": r.tokens, "domain": "general"} for r in table.itertuples()]
-        plain = nsp.benchmarks(rows, model=model)
-        alike = nsp.benchmarks([{**row, "like": f} for row, f in zip(rows, table["family"], strict=True)], model=model)
+        plain = benchmarks(rows, model=model)
+        alike = benchmarks([{**row, "like": f} for row, f in zip(rows, table["family"], strict=True)], model=model)
     truth = table[list(CORE_TASKS)].to_numpy()
     errors = [np.abs(t[list(CORE_TASKS)].to_numpy() - truth).mean() for t in (alike, plain)]
     assert errors[0] < 0.75 * errors[1]
@@ -775,12 +780,12 @@ def test_real_leaderboard_has_what_the_protocols_need(real_data_dir, tmp_path):
     for source in ("olmo_ladder", "gadre_open_lm"):
         rows = load_leaderboard(source, real_data_dir, cache_dir=tmp_path)
         assert rows["loss"].notna().all()
-        link = nsp.fit_loss_link(rows, source)
+        link = loss_link.fit_loss_link(rows, source)
         assert len(link.tasks) >= 5
 
 
 def test_the_recipe_is_read():
     import yaml
 
-    recipe = nsp.NSPRecipe.from_dict(yaml.safe_load((ROOT / "recipes" / "nsp-base.yaml").read_text()))
+    recipe = NSPRecipe.from_dict(yaml.safe_load((ROOT / "recipes" / "nsp-base.yaml").read_text()))
     assert recipe.evaluation.folds == 5

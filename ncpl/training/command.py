@@ -139,10 +139,10 @@ def train(recipe: Recipe, callbacks: Sequence[Any]) -> None:
 
 def train_nsp(recipe: NSPRecipe, values: dict[str, Any]) -> None:
     """The predictor of benchmark scores: minutes on one core, without interruption."""
-    from ncpl import nsp
+    from ncpl.nsp.train import train as train_scores
 
     blocks = {key: value for key, value in values.items() if key not in ("output_dir", "push_to_hub")}
-    nsp.train(blocks, recipe.output_dir, progress=sys.stderr.isatty())
+    train_scores(blocks, recipe.output_dir, progress=sys.stderr.isatty())
     print(f"saved to {recipe.output_dir}")
     push_to_hub(recipe.output_dir, recipe.push_to_hub)
 
