@@ -1,7 +1,5 @@
 """Configuration of NSP, the Neural Scaling Predictor: benchmark scores of a model that does not exist yet."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -143,24 +141,6 @@ class NSPEnsembleConfig(PreTrainedConfig):
 
     member: dict | None = None
     weights: list[float] | tuple[float, ...] = (1.0,)
-
-
-def embedded(name: Any) -> Any:
-    """The folder of a checkpoint inside the installed `ncpl` package where `name` is one's bare name; else `name`.
-
-    A folder of that name in the working directory comes first.
-    """
-    if not isinstance(name, str) or "/" in name or Path(name).exists():
-        return name
-    try:
-        package = importlib.util.find_spec("ncpl")
-    except ValueError:  # `ncpl` is being imported from somewhere without a file
-        package = None
-    for root in (package.submodule_search_locations or []) if package else []:
-        folder = Path(root) / "checkpoints" / name
-        if folder.is_dir():
-            return str(folder)
-    return name
 
 
 NSPConfig.register_for_auto_class()

@@ -28,12 +28,14 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 try:
-    from .configuration_nsp import NSPConfig, NSPEnsembleConfig, embedded
+    from .configuration_nsp import NSPConfig, NSPEnsembleConfig
+    from .embedded_ncpl import resolve
     from .feature_extraction_nsp import NSPFeatureExtractor
     from .layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from .regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
 except ImportError:
-    from configuration_nsp import NSPConfig, NSPEnsembleConfig, embedded
+    from configuration_nsp import NSPConfig, NSPEnsembleConfig
+    from embedded_ncpl import resolve
     from feature_extraction_nsp import NSPFeatureExtractor
     from layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
@@ -127,7 +129,7 @@ class NSPPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Loads a folder, a Hub repository, or by bare name a model of the `ncpl` package (`"nsp-base"`)."""
-        return super().from_pretrained(embedded(pretrained_model_name_or_path), *args, **kwargs)
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)
 
 
 class NSPModel(NSPPreTrainedModel):
@@ -192,27 +194,29 @@ class NSPModel(NSPPreTrainedModel):
         Raises:
             ValueError: neither tensors nor anything the extractor reads.
         """
-        wanted = {
-            "output_hidden_states": output_hidden_states,
-            "output_attentions": output_attentions,
-            "return_dict": return_dict,
-        }
+        config = self.config
+        states_wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions_wanted = config.output_attentions if output_attentions is None else output_attentions
+        return_dict = config.return_dict if return_dict is None else return_dict
         if not isinstance(features, Tensor):
-            tensors = self._extract(features)
-            if labels is not None:
-                tensors |= {"labels": labels, "label_weights": label_weights}
-            return self.forward(**tensors, **wanted)
+            given = {**self._extract(features), **({} if labels is None else {"labels": labels})}
+            given |= {"label_weights": label_weights, "output_hidden_states": states_wanted}
+            return self.forward(**given, output_attentions=attentions_wanted, return_dict=return_dict)
         features = features.float()
         mask = torch.ones_like(features) if feature_mask is None else feature_mask.float()
-        known = None
-        if score_values is not None:
-            if score_tasks is None or score_mask is None or score_features is None:
-                raise ValueError("score_values: score_tasks, score_mask and score_features are needed with them")
-            models = torch.zeros_like(score_tasks) if score_models is None else score_models
-            described = torch.ones_like(score_features) if score_feature_mask is None else score_feature_mask.float()
-            known = KnownScores(
-                score_values.float(), score_tasks, models, score_mask > 0.5, score_features.float(), described
-            )
+        known = KnownScores.from_inputs(
+            score_values, score_tasks, score_models, score_mask, score_features, score_feature_mask
+        )
+        logits, deviations, states, attentions = self._logits(features, mask, family_ids, known)
+        output = self._output(logits, deviations, labels, label_weights)
+        output.hidden_states = states if states_wanted else None
+        output.attentions = attentions if attentions_wanted else None
+        return output if return_dict else output.to_tuple()
+
+    def _logits(
+        self, features: Tensor, mask: Tensor, family_ids: Tensor | None, known: KnownScores | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Logits and their standard deviations, (batch, tasks); the encoder's states and attentions."""
         mean, deviations, size, scores = self._posterior(features, mask, family_ids, known)
         architecture = torch.cat([features[:, 2:] * mask[:, 2:], mask[:, 2:]], -1)
         shift, scale, states, attentions = self.encoder(size, mask[:, 1:2], architecture, scores)
@@ -226,11 +230,7 @@ class NSPModel(NSPPreTrainedModel):
             if self.sibling_regression.fitted:
                 new = None if family_ids is None else family_ids < 0
                 logits = self._blend_sibling(logits, features, mask, known, new)
-        output = self._output(logits, deviations, labels, label_weights)
-        wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
-        output.hidden_states = states if wanted["output_hidden_states"] else None
-        output.attentions = attentions if wanted["output_attentions"] else None
-        return output if wanted["return_dict"] else output.to_tuple()
+        return logits, deviations, states, attentions
 
     def _extract(self, features: Any) -> dict[str, Tensor]:
         """Tensors on this model's device from descriptions of models, or from the extractor's output."""

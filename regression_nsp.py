@@ -33,6 +33,29 @@ class KnownScores(NamedTuple):
     features: Tensor
     mask: Tensor
 
+    @classmethod
+    def from_inputs(
+        cls,
+        values: Tensor | None,
+        tasks: Tensor | None,
+        models: Tensor | None,
+        mask: Tensor | None,
+        features: Tensor | None,
+        feature_mask: Tensor | None,
+    ) -> "KnownScores | None":
+        """From the `score_...` arguments of `NSPModel.forward`; None where no scores are known.
+
+        Raises:
+            ValueError: values without their tasks, mask or features.
+        """
+        if values is None:
+            return None
+        if tasks is None or mask is None or features is None:
+            raise ValueError("score_values: score_tasks, score_mask and score_features are needed with them")
+        models = torch.zeros_like(tasks) if models is None else models
+        described = torch.ones_like(features) if feature_mask is None else feature_mask.float()
+        return cls(values.float(), tasks, models, mask > 0.5, features.float(), described)
+
     @property
     def own(self) -> Tensor:
         """(batch, scores), those of the model itself."""

@@ -9,12 +9,14 @@ Importing the package teaches transformers' Auto classes our models: `AutoModel.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
 from configuration_ncpl import NCPLConfig
 from configuration_nsp import NSPConfig, NSPEnsembleConfig
+from embedded_ncpl import EMBEDDED
 from feature_extraction_nsp import NSPFeatureExtractor
 from modeling_ncpl import NCPLForecaster
 from modeling_nsp import NSPEnsemble, NSPModel
@@ -38,6 +40,9 @@ __all__ = [
     "NSPModel",
 ]
 
+EMBEDDED.update(
+    {folder.name: folder for folder in (Path(__file__).parent / "checkpoints").iterdir() if folder.is_dir()}
+)
 AutoConfig.register(NCPLConfig.model_type, NCPLConfig)
 AutoModel.register(NCPLConfig, NCPLForecaster)
 AutoProcessor.register(NCPLConfig, NCPLProcessor)

@@ -42,8 +42,6 @@ ROOMS: tuple[tuple[str, ...], ...] = (
 ALLOWED: dict[tuple[str, str], str] = {
     ("datasets_scripts.leaderboard", "feature_extraction_nsp"): "moves with NSP's rooms",
     ("datasets_scripts.sample.generate", "laws_ncpl"): "the made-up runs follow the published law",
-    ("modeling_nsp", "ncpl"): "looks for an embedded checkpoint; moves out with NSP's rooms",
-    ("ncpl.nsp", "ncpl.forecaster"): "moves out with NSP's rooms",
     ("ncpl.record", "ncpl"): "reads the version",
     ("ncpl.training.command", "ncpl.hub.push"): "`push: true` in a recipe",
 }
@@ -52,15 +50,12 @@ CIRCLES: dict[tuple[str, ...], str] = {
     ("datasets_scripts.marin", "datasets_scripts.runs", "datasets_scripts.steplaw", "datasets_scripts.steplaw_moe"): (
         "moves out with the builders' rooms"
     ),
-    ("modeling_nsp", "ncpl", "ncpl.forecaster", "ncpl.nsp", "ncpl.record"): "moves out with NSP's rooms",
 }
 # Path -> why it is longer than `MOST_FILE_LINES`.
 LONG_FILES: dict[str, str] = dict.fromkeys(
     (
         "datasets_scripts/runs.py",
         "laws_ncpl.py",
-        "modeling_nsp.py",
-        "ncpl/nsp.py",
         "tests/test_datasets.py",
         "tests/test_nsp.py",
         "tests/test_training.py",
@@ -73,13 +68,7 @@ LONG_FUNCTIONS: dict[str, str] = dict.fromkeys(
         "benchmarks/accuracy.py::main",
         "benchmarks/training_throughput.py::main",
         "datasets_scripts/runs.py::check_runs",
-        "modeling_nsp.py::_condition",
-        "modeling_nsp.py::forward",
         "ncpl/evaluation.py::forecast_runs",
-        "ncpl/nsp.py::_benchmarks_of_runs",
-        "ncpl/nsp.py::baselines",
-        "ncpl/nsp.py::benchmarks",
-        "ncpl/nsp.py::fit",
         "ncpl/training/stages.py::_trainer",
         "ncpl_cli.py::benchmarks",
     ),

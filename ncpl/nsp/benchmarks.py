@@ -147,27 +147,25 @@ def benchmarks_of_runs(
 
     table = _with_loss_interval(at, loss, better, worse, predictor.config.tasks)
     scale = table.pop("scale").to_numpy()
-    ladder = pd.DataFrame(index=table.index)
-    if linked.any():
-        ladder = scores_from_loss(loss[linked], better[linked], worse[linked], source=RUN_LINK, level=level)
-        ladder = ladder.set_index(table.index[linked]).reindex(table.index)
-        table["extrapolation"] |= ladder.pop("extrapolation").fillna(False).astype(bool)
-        ladder = ladder.drop(columns=["loss", "setting"])
-    outside = table.pop("extrapolation") | forecast["extrapolation"].gt(0).to_numpy()
-    head = pd.DataFrame(
-        {
-            "loss": forecast["loss"].to_numpy(),
-            "loss_lower": forecast["lower"].to_numpy(),
-            "loss_upper": forecast["upper"].to_numpy(),
-            "divergence": forecast["divergence"].to_numpy(),
-            "equivalent_compute": np.where(linked, scale**2, math.nan),
-            "params": params,
-            "tokens": tokens,
-        }
-    )
+    ladder = _ladder_scores(table.index, linked, loss, better, worse, level)
+    outside = table.pop("extrapolation") | ladder.pop("extrapolation") | forecast["extrapolation"].gt(0).to_numpy()
+    head = forecast[["loss", "lower", "upper", "divergence"]].reset_index(drop=True)
+    head = head.rename(columns={"lower": "loss_lower", "upper": "loss_upper"})
+    head = head.assign(equivalent_compute=np.where(linked, scale**2, math.nan), params=params, tokens=tokens)
     scored = table.drop(columns=["params", "tokens"])
     assumptions = [_assumption(link, source) for source in sources]
     return pd.concat([head, scored, ladder], axis=1).assign(extrapolation=outside, assumption=assumptions)
+
+
+def _ladder_scores(
+    index: pd.Index, linked: np.ndarray, loss: np.ndarray, better: np.ndarray, worse: np.ndarray, level: float
+) -> pd.DataFrame:
+    """Scores in the ladder's setting, NaN where the loss is not linked; `extrapolation`, False there."""
+    if not linked.any():
+        return pd.DataFrame({"extrapolation": False}, index=index)
+    scores = scores_from_loss(loss[linked], better[linked], worse[linked], source=RUN_LINK, level=level)
+    scores = scores.drop(columns=["loss", "setting"]).set_index(index[linked]).reindex(index)
+    return scores.assign(extrapolation=scores["extrapolation"].fillna(False).astype(bool))
 
 
 def _linked_losses(
