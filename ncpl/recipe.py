@@ -158,15 +158,16 @@ class Stage(Block):
     Args:
         epochs: passes over the training split.
         learning_rate: peak.
-        batch_size: targets (final losses and curve points) an optimizer step, over all processes.
+        batch_size: runs an optimizer step, over all micro-batches and processes; a run counts once, however many curve
+            points it has.
         warmup: steps, or their share of the stage when below 1.
         schedule: decay: `linear`, 1 - s/T, as published; `cosine`, (1 + cos(pi s/T)) / 2; `constant`, 1.
         betas: AdamW's decay rates.
         epsilon: AdamW's denominator term.
         weight_decay: AdamW's, on every trained parameter.
         max_grad_norm: gradient norm clip, 0 is off.
-        gradient_accumulation_steps: micro-batches an optimizer step; each batch is sorted by length before it is split,
-            so that they pad little.
+        gradient_accumulation_steps: micro-batches an optimizer step on each process, for memory: any number gives the
+            same batches and, but for the order of sums, the same gradients.
         evaluations: evaluations, each with a checkpoint, evenly over the stage.
         bf16: autocast over fp32 master weights.
         tf32: TF32 matrix products on NVIDIA GPUs, in place of fp32.
@@ -191,10 +192,10 @@ class Stage(Block):
     lora: Lora | None = None
 
     @model_validator(mode="after")
-    def _micro_batches_are_whole(self) -> Self:
-        if self.batch_size % self.gradient_accumulation_steps:
+    def _micro_batches_hold_runs(self) -> Self:
+        if self.batch_size < self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size: got {self.batch_size}, expected a multiple of the {self.gradient_accumulation_steps} "
+                f"batch_size: got {self.batch_size}, expected at least the {self.gradient_accumulation_steps} "
                 "gradient_accumulation_steps"
             )
         return self

@@ -21,8 +21,11 @@ from ncpl.recipe import Recipe, Stage
 from ncpl.training.evaluation import Evaluation
 from ncpl.training.model import add_adapters
 from ncpl.training.output import write_json
-from ncpl.training.trainer import Bars, BatchSampler, Epochs, ForecasterTrainer, Lines
+from ncpl.training.trainer import Bars, BatchSampler, Epochs, ForecasterTrainer, Lines, MicroBatchCollator
 from processing_ncpl import NCPLProcessor
+
+EVALUATION_ROWS = 64
+"""Prompts in a batch of an evaluation, on one process."""
 
 
 @dataclass
@@ -36,7 +39,7 @@ class StageRun:
         runs: targets of the training split.
 
     Raises:
-        ValueError: the batch does not split into micro-batches over the processes.
+        ValueError: a batch has fewer runs than micro-batches.
     """
 
     name: str
@@ -51,10 +54,13 @@ class StageRun:
         self.last = self.name == self.recipe.stages.items()[-1][0]
         self.output = output if self.last else self.folder / "model"
         """For the trained model."""
-        packed = self.recipe.data.packed
-        self.items = list(self.runs) if packed else [point for run in self.runs for point in run.points()]
-        self.micro_batch = self._micro_batch()
-        """Items a micro-batch on one process."""
+        self.parts = PartialState().num_processes * self.stage.gradient_accumulation_steps
+        """Micro-batches an optimizer step, over all processes."""
+        if self.stage.batch_size < self.parts:
+            raise ValueError(
+                f"stages.{self.name}.batch_size: {self.stage.batch_size} runs do not fill {self.parts} micro-batches "
+                f"({PartialState().num_processes} processes x {self.stage.gradient_accumulation_steps} accumulated)"
+            )
 
     @property
     def done(self) -> bool:
@@ -144,15 +150,14 @@ class StageRun:
         evaluation: Evaluation,
         callbacks: Sequence[TrainerCallback],
     ) -> ForecasterTrainer:
-        stage, items = self.stage, self.items
-        batch = self.micro_batch * stage.gradient_accumulation_steps * PartialState().num_processes
-        total = math.ceil(math.ceil(len(items) / batch) * stage.epochs)
+        stage, runs = self.stage, self.runs
+        lengths = [len(processor.prefix(run.config)) + len(run.steps) for run in runs]
+        sampler = BatchSampler(lengths, stage.batch_size, self.parts, self.recipe.seed)
+        total = math.ceil(sampler.steps * stage.epochs)
         every = math.ceil(total / stage.evaluations)
         log_every = 10 if every >= 10 else 1
         # Checkpoints fall on logged steps, so that a resumed run logs the same means as an unbroken one.
         every = math.ceil(every / log_every) * log_every
-        lengths = [len(processor.prefix(item.config)) + len(item.steps) for item in items]
-        sampler = BatchSampler(lengths, batch, self.recipe.seed)
         on_gpu = PartialState().device.type == "cuda"
         splits = list(evaluation.runs)
 
@@ -170,8 +175,8 @@ class StageRun:
             weight_decay=stage.weight_decay,
             max_grad_norm=stage.max_grad_norm,
             optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-            per_device_train_batch_size=self.micro_batch,
-            per_device_eval_batch_size=2 * self.micro_batch,
+            per_device_train_batch_size=sampler.slots,
+            per_device_eval_batch_size=EVALUATION_ROWS,
             gradient_accumulation_steps=stage.gradient_accumulation_steps,
             activation_checkpointing=stage.activation_checkpointing,
             bf16=stage.bf16,
@@ -203,9 +208,9 @@ class StageRun:
         trainer = ForecasterTrainer(
             model=model,
             args=arguments,
-            train_dataset=items,
+            train_dataset=[*enumerate(runs), None],
             eval_dataset=evaluation.items,
-            data_collator=self._collator(processor),
+            data_collator=MicroBatchCollator(self._collator(processor), runs[0]),
             processing_class=processor,
             compute_metrics=evaluation,
             stage=stage,
@@ -220,18 +225,6 @@ class StageRun:
         if not self.recipe.data.packed:
             return PlainCollator(processor)
         return PackedCollator(processor, self.recipe.model.attn_implementation, device=PartialState().device)
-
-    def _micro_batch(self) -> int:
-        stage, processes = self.stage, PartialState().num_processes
-        parts = processes * stage.gradient_accumulation_steps
-        targets = sum(item.targets for item in self.items) / len(self.items)
-        micro_batch = stage.batch_size / parts / targets
-        if micro_batch < 1 or (targets == 1 and micro_batch != int(micro_batch)):
-            raise ValueError(
-                f"stages.{self.name}.batch_size: {stage.batch_size} targets do not split into {parts} equal parts "
-                f"({processes} processes x {stage.gradient_accumulation_steps} micro-batches)"
-            )
-        return round(micro_batch)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

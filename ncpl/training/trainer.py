@@ -1,7 +1,9 @@
 """transformers' Trainer for forecasters: published schedule and optimizer, forecasts measured, throughput logged."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,36 +12,69 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from ncpl.packing import PlainCollator
+from ncpl.packing import PlainCollator, Run
 from ncpl.recipe import Stage
 from ncpl.record import peak_flops
 
 
 class BatchSampler(Sampler[int]):
-    """A new random order each epoch, in which the items of one optimizer step stand sorted by length.
+    """A new random order of the runs each epoch, in batches that do not depend on how they are split.
 
-    The micro-batches of a step then pad little, and their gradients sum to the same. The order depends on seed and
-    epoch alone, so an interrupted epoch can be gone on with.
+    A batch is sorted by length and split into `parts` micro-batches that differ by at most one run: they pad little,
+    and their weighted gradients sum to that of the batch. Each fills the same number of slots, so that accelerate
+    deals whole ones to the processes; a slot without a run holds the index `len(lengths)`. The order depends on seed
+    and epoch alone, so that an interrupted epoch can be resumed.
 
     Args:
-        lengths: prompt length of each item, tokens.
-        batch_size: items an optimizer step.
+        lengths: prompt length of each run, tokens.
+        batch_size: runs an optimizer step, over all micro-batches and processes.
+        parts: micro-batches an optimizer step, over all processes.
         seed: of the order.
 
-    >>> list(BatchSampler([5, 1, 3], batch_size=3, seed=0))
-    [1, 2, 0]
+    >>> list(BatchSampler([5, 1, 3], batch_size=3, parts=2, seed=0))
+    [1, 2, 0, 3]
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(self, lengths: Sequence[int], batch_size: int, parts: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.parts, self.seed, self.epoch = lengths, batch_size, parts, seed, 0
+        self.slots = math.ceil(batch_size / parts)
+        """Places for runs in a micro-batch."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.steps * self.parts * self.slots
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.lengths))
         for start in range(0, len(order), self.batch_size):
-            yield from sorted(order[start : start + self.batch_size].tolist(), key=lambda i: self.lengths[i])
+            batch = sorted(order[start : start + self.batch_size].tolist(), key=lambda i: self.lengths[i])
+            for part in np.array_split(batch, self.parts):
+                yield from part.tolist()
+                yield from [len(self.lengths)] * (self.slots - len(part))
+
+
+@dataclass
+class MicroBatchCollator:
+    """A micro-batch's model inputs, with the number of its `targets` and the indices of its `items`.
+
+    Args:
+        collate: collator of runs.
+        stand_in: computed, with weight zero, where a micro-batch holds no run, because every process takes every step.
+    """
+
+    collate: Callable[[Sequence[Run]], dict[str, Any]]
+    stand_in: Run
+
+    def __call__(self, slots: Sequence[tuple[int, Run] | None]) -> dict[str, Any]:
+        filled = [slot for slot in slots if slot is not None]
+        batch = self.collate([run for _, run in filled] or [self.stand_in])
+        batch["targets"] = torch.tensor([sum(run.targets for _, run in filled)])
+        batch["items"] = torch.tensor([index for index, _ in filled], dtype=torch.long)
+        return batch
 
 
 class ForecasterTrainer(Trainer):
@@ -99,7 +134,7 @@ class ForecasterTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        targets = torch.stack([batch["loss_mask"].sum() for batch in batches]).float().mean()
+        targets = torch.cat([batch["targets"] for batch in batches]).to(device).float().mean()
         self._targets = self.accelerator.reduce(targets, "mean")
         return batches, None
 
@@ -112,8 +147,10 @@ class ForecasterTrainer(Trainer):
     ) -> Any:
         """The model's mean over the micro-batch's targets, weighted by their number: micro-batches and processes then
         sum to the mean over the whole batch, also where they hold unequal numbers of targets."""
+        weight = inputs.pop("targets").squeeze() / self._targets
+        inputs.pop("items")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = loss * (inputs["loss_mask"].sum() / self._targets)
+        loss = loss * weight
         return (loss, outputs) if return_outputs else loss
 
     def training_step(
@@ -124,7 +161,7 @@ class ForecasterTrainer(Trainer):
             self._work, self._since = torch.zeros(2, dtype=torch.long, device=self.args.device), time.perf_counter()
         pad = self.processing_class.tokenizer.pad_token_id
         # Summed on the device and read when the loss is logged: no synchronisation of its own.
-        self._work += torch.stack([(inputs["input_ids"] != pad).sum(), inputs["loss_mask"].sum()])
+        self._work += torch.stack([(inputs["input_ids"] != pad).sum(), inputs["targets"].squeeze()])
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
