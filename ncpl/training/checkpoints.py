@@ -1,0 +1,127 @@
+"""Files that are verified before they are used: hash manifests of folders, and JSON that carries its own hash."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Writes JSON in one piece: a reader sees the old file or the new one, whole."""
+    write_text(file, json.dumps(_strict(data), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes text in one piece: a reader sees the old file or the new one, whole."""
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
+
+
+def write_hashed(file: Path, data: Any) -> None:
+    """Writes JSON beside its SHA-256, for `read_hashed`."""
+    data = _strict(data)
+    write_json(file, {"sha256": _hash_json(data), "data": data})
+
+
+def read_hashed(file: Path) -> Any | None:
+    """What `write_hashed` wrote; None where there is no such file, or where it is not as it was written.
+
+    >>> read_hashed(Path("/nonexistent")) is None
+    True
+    """
+    try:
+        stored = json.loads(file.read_bytes())
+        return stored["data"] if stored["sha256"] == _hash_json(stored["data"]) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _hash_json(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _strict(data: Any) -> Any:
+    """JSON has no NaN: null stands for a figure that is not defined."""
+    if isinstance(data, Mapping):
+        return {key: _strict(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's contents."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Lists every file of a folder with its SHA-256 in `manifest.json`; written last, it says that the folder is whole."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    write_hashed(folder / MANIFEST, {path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that `write_manifest` has listed, in words; None where it is whole.
+
+    >>> damage(Path("/nonexistent"))
+    'it was not written to its end'
+    """
+    if not (folder / MANIFEST).exists():
+        return "it was not written to its end"
+    listed = read_hashed(folder / MANIFEST)
+    if listed is None:
+        return f"{MANIFEST} is damaged"
+    for name, expected in listed.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if hash_file(folder / name) != expected:
+            return f"{name} is damaged"
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A stage's checkpoints, the newest first; what is only called alike is none.
+
+    >>> checkpoints(Path("/nonexistent"))
+    []
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
+    return sorted(found, key=lambda path: -(_step(path) or 0))
+
+
+def _step(checkpoint: Path) -> int | None:
+    digits = checkpoint.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() and digits.isascii() else None
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, as is the best one that it names, whose weights the stage may end with.
+
+    Args:
+        folder: of the stage.
+
+    Returns:
+        the checkpoint, or None where the stage starts anew; and what is wrong with those that were passed over.
+    """
+    problems = []
+    for checkpoint in checkpoints(folder):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            best = folder / f"checkpoint-{state['best_global_step']}"
+            if state["best_global_step"] and best != checkpoint and (of_best := damage(best)):
+                wrong = f"{best.name}, the best before it: {of_best}"
+        if wrong is None:
+            return checkpoint, problems
+        problems.append(f"{checkpoint.name}: {wrong}")
+    return None, problems
