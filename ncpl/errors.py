@@ -7,3 +7,20 @@ class CheckpointError(OSError, ValueError):
 
 class HubError(OSError, ValueError):
     """The Hugging Face Hub could not be reached, or refused what was asked."""
+
+
+class TrainingError(ValueError):
+    """A training that cannot go on: a loss that is not finite, a disk that is full."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """A training that was asked to stop, has written a checkpoint, and can be resumed.
+
+    Args:
+        message: where it stopped.
+        signal: number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -22,6 +22,7 @@ class Run:
         final: residual of the final loss in nats; None where the run teaches curve points alone.
         steps: training steps of the curve's points.
         curve: residuals in nats at `steps`.
+        name: of the run in its log, for messages.
 
     >>> Run({"source": "marin", "max step": 100}, prior=3.0, final=0.02, steps=(50,), curve=(0.4,)).targets
     2
@@ -32,6 +33,7 @@ class Run:
     final: float | None = None
     steps: Sequence[float] = ()
     curve: Sequence[float] = ()
+    name: str = ""
 
     @property
     def targets(self) -> int:
@@ -41,9 +43,9 @@ class Run:
     def points(self) -> "Iterable[Run]":
         """The run as one item for each of its targets, the final loss first, as the published training reads it."""
         if self.final is not None:
-            yield Run(self.config, self.prior, self.final)
+            yield Run(self.config, self.prior, self.final, name=self.name)
         for step, residual in zip(self.steps, self.curve, strict=True):
-            yield Run(self.config, self.prior, None, (step,), (residual,))
+            yield Run(self.config, self.prior, None, (step,), (residual,), self.name)
 
 
 @dataclass

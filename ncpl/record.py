@@ -1,8 +1,9 @@
-"""Where a result came from: versions, hardware and git state, for training records and benchmark files."""
+"""Where a result came from: versions, hardware and commit, for training records and benchmark files."""
 
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,17 @@ import torch
 # Dense bf16 peak of a GPU in FLOP/s by a part of its name, from its data sheet.
 PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "L40S": 362e12, "A100": 312e12}
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result came from, as every record and result file says it: `versions`, `hardware`, `commit` and `dirty`.
+
+    `commit` is a hash or None, `dirty` says whether files differ from it or is None.
+
+    >>> sorted(provenance())
+    ['commit', 'dirty', 'hardware', 'versions']
+    """
+    return {"versions": versions(), "hardware": hardware(), **(git_state() or {"commit": None, "dirty": None})}
 
 
 def versions() -> dict[str, str]:
@@ -28,6 +40,9 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    if "torch" in sys.modules:
+        # Its metadata may leave out the build, such as +cu124.
+        found["torch"] = str(sys.modules["torch"].__version__)
     return found
 
 

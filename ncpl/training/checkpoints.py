@@ -4,9 +4,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from ncpl.errors import TrainingError
 
 MANIFEST = "manifest.json"
 
@@ -58,6 +64,26 @@ def _strict(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure to write below a path into one line; what was written before stays for resuming.
+
+    Raises:
+        TrainingError: the disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        # torch and safetensors raise their own errors, with the system's text.
+        if not isinstance(error, OSError) and not re.search(r"I/O error|os error|writ(e|ing)", text):
+            raise
+        raise TrainingError(
+            f"{path} could not be written ({text[:120]}); once it can be, the same command resumes from the last whole "
+            "checkpoint"
+        ) from error
+
+
 def hash_file(file: Path) -> str:
     """SHA-256 of a file's contents."""
     with file.open("rb") as stream:
@@ -65,9 +91,14 @@ def hash_file(file: Path) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Lists every file of a folder with its SHA-256 in `manifest.json`; written last, it says that the folder is whole."""
+    """Lists every file of a folder with its SHA-256 in `manifest.json`; a folder without one is cut short."""
+    write_hashed(folder / MANIFEST, hash_files(folder))
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Path below the folder -> SHA-256, of every file but the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    write_hashed(folder / MANIFEST, {path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def damage(folder: Path) -> str | None:
@@ -81,7 +112,12 @@ def damage(folder: Path) -> str | None:
     listed = read_hashed(folder / MANIFEST)
     if listed is None:
         return f"{MANIFEST} is damaged"
-    for name, expected in listed.items():
+    return altered(folder, listed)
+
+
+def altered(folder: Path, hashes: Mapping[str, str]) -> str | None:
+    """The first file of a folder that is missing or not as its hash says, in words; None where all are."""
+    for name, expected in hashes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if hash_file(folder / name) != expected:
@@ -113,7 +149,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Returns:
         the checkpoint, or None where the stage starts anew; and what is wrong with those that were passed over.
     """
-    problems = []
+    problems: list[str] = []
     for checkpoint in checkpoints(folder):
         wrong = damage(checkpoint)
         if wrong is None:

@@ -10,10 +10,14 @@ import numpy as np
 
 from datasets_scripts import SAMPLE_DIR
 from datasets_scripts.runs import load_runs
-from fields_ncpl import check_config
+from fields_ncpl import FIELDS, check_config
 from ncpl.packing import Run
 from ncpl.recipe import DataBlock
 
+LARGEST_LOSS = 100.0
+"""Nats per token. Guessing costs the logarithm of the vocabulary, about 12: what is above this was not measured."""
+BEYOND_RANGE = 1e3
+"""A number that lies outside the registry's range by more than this factor is an error of the log, not a rare run."""
 CURVE_POINTS = 15
 """Curves with more points keep every (length // 15)-th, as published."""
 
@@ -26,12 +30,14 @@ class LoggedRun:
         config: a checked configuration, with `max step`.
         final_loss: nats per token.
         steps, losses: points of its curve, training steps and nats per token.
+        name: of the run in its log.
     """
 
     config: Mapping[str, Any]
     final_loss: float
     steps: Sequence[float] = ()
     losses: Sequence[float] = ()
+    name: str = ""
 
 
 Runs = dict[str, dict[str, list[LoggedRun]]]
@@ -58,6 +64,9 @@ def read_runs(data: DataBlock) -> Runs:
             runs[name][source] = [_logged_run(row) for row in log[name] if row["final_loss"] is not None]
             if lost := len(log[name]) - len(runs[name][source]):
                 warnings.warn(f"{source} {name}: {lost} runs have no final loss and are left out", stacklevel=2)
+            if problems := [problem for run in runs[name][source] for problem in absurd(run)]:
+                more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+                raise ValueError(f"data: {source} {name}: {problems[0]}{more}")
             if not runs[name][source]:
                 raise ValueError(f"data.splits: {source} has no run with a final loss in {name!r}")
     return runs
@@ -83,7 +92,28 @@ def _logged_run(row: Mapping[str, Any]) -> LoggedRun:
     if lost := len(curve["steps"]) - len(points):
         warnings.warn(f"{row['source']} run {row['name']!r}: {lost} curve points lie outside the run", stacklevel=3)
     kept = thin(points)
-    return LoggedRun(config, row["final_loss"], [step for step, _ in kept], [loss for _, loss in kept])
+    return LoggedRun(config, row["final_loss"], [step for step, _ in kept], [loss for _, loss in kept], row["name"])
+
+
+def absurd(run: LoggedRun) -> list[str]:
+    """What no run can have measured: fields and losses by name, with what came and what is accepted.
+
+    >>> absurd(LoggedRun({"model size": 1e-300, "data size": 2.0}, 1e300, name="a"))[1]
+    "run 'a': final_loss is 1e+300, expected 0 to 100 nats per token"
+    """
+    found = []
+    for name, value in run.config.items():
+        field = FIELDS.get(name)
+        if field is None or field.kind not in ("number", "count") or (value == 0 and (field.zero or field.low == 0)):
+            continue
+        if not field.low / BEYOND_RANGE <= value <= field.high * BEYOND_RANGE:
+            found.append(f"{name} is {value!r}, expected {field.accepted}")
+    losses = [("final_loss", run.final_loss)]
+    losses += [(f"the curve at step {step:g}", loss) for step, loss in zip(run.steps, run.losses, strict=True)]
+    for name, loss in losses:
+        if not 0 < loss <= LARGEST_LOSS:
+            found.append(f"{name} is {loss!r}, expected 0 to {LARGEST_LOSS:g} nats per token")
+    return [f"run {run.name!r}: {problem}" for problem in found]
 
 
 def thin(points: Sequence[Any]) -> Sequence[Any]:
@@ -108,6 +138,7 @@ def make_targets(runs: Sequence[LoggedRun], priors: Sequence[float] | np.ndarray
             run.final_loss - float(prior),
             run.steps,
             [loss - float(prior) for loss in run.losses],
+            run.name,
         )
         for run, prior in zip(runs, priors, strict=True)
     ]

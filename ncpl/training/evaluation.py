@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from transformers import EvalPrediction
 
+from ncpl.errors import TrainingError
 from ncpl.metrics import regression_metrics
 from ncpl.packing import Run
 from ncpl.training.data import Runs, make_targets
@@ -18,7 +19,7 @@ from ncpl.training.data import Runs, make_targets
 
 @dataclass
 class Evaluation:
-    """What is measured all along: every (split, source) cell, from one pass over all of them.
+    """Forecast errors of every (split, source) cell, from one pass over all of them.
 
     Args:
         runs: split -> source -> runs.
@@ -44,6 +45,11 @@ class Evaluation:
     def cells(self, residuals: np.ndarray | None = None) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
         """Metrics by split, source and kind (`final` or `curve`); of the prior alone without residuals."""
         predicted = self._prior + (0.0 if residuals is None else np.asarray(residuals, np.float64))
+        if not np.isfinite(predicted).all():
+            raise TrainingError(
+                f"{(~np.isfinite(predicted)).sum()} of {len(predicted)} forecasts are not finite; lower the learning "
+                "rate, or start from another checkpoint"
+            )
         observed = self._prior + self._residual
         table: dict[str, Any] = {}
         for cell in dict.fromkeys(self._cells):
@@ -61,8 +67,8 @@ class Evaluation:
             split: its name.
 
         Returns:
-            source -> `mean` and `standard_error` of its gain. Runs of one optimizer, size and data size count as one
-            witness: their errors move together.
+            source -> `mean` and `standard_error` of its gain. Errors of runs with one optimizer, size and data size are
+            correlated, so that the standard error is clustered by these three.
         """
         gains = np.abs(self._residual) - np.abs(self._residual - np.asarray(residuals, np.float64))
         fields = ("optimizer", "model size", "active size", "data size")

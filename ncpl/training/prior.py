@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from datasets_scripts.runs import load_runs
 from laws_ncpl import ChinchillaLaw, law_from_dict
 from ncpl.recipe import DataBlock, Recipe
+from ncpl.training.checkpoints import read_hashed, write_hashed
 from ncpl.training.data import LoggedRun, data_folder
 from ncpl.training.model import load_processor
-from ncpl.training.output import write_json
+from ncpl.training.processes import on_main_process
 
 
 @dataclass(frozen=True)
@@ -62,29 +61,32 @@ def make_prior(recipe: Recipe, train: Sequence[LoggedRun]) -> FittedPrior:
                 f"model.prior: got {name!r}, expected chinchilla, configuration, or the path of a law's JSON ({error})"
             ) from None
     else:
-        fitted: list[Any] = [_fit_configuration_law(recipe, train) if PartialState().is_main_process else None]
-        broadcast_object_list(fitted)
-        return FittedPrior(fitted[0]["law"], np.array(fitted[0]["forecasts"]), fitted[0]["calibration"])
+        fitted = on_main_process(lambda: _fit_configuration_law(recipe, train))
+        return FittedPrior(fitted["law"], np.array(fitted["forecasts"]), fitted["calibration"])
     return FittedPrior(law.to_dict(), law(configs))
 
 
 def _fit_configuration_law(recipe: Recipe, train: Sequence[LoggedRun]) -> dict[str, Any]:
     file = Path(recipe.output_dir) / "stages" / "prior.json"
-    if not file.exists():
-        # Only here, because it brings scipy and scikit-learn.
-        from ncpl.fitting import calibrate, fit, random_folds
+    if (stored := read_hashed(file)) is not None:
+        return stored
+    if file.exists():
+        print(f"{file} is damaged: the law is fitted again")
+    # Only here, because it brings scipy and scikit-learn.
+    from ncpl.fitting import calibrate, fit, random_folds
 
-        rows = [{"source": run.config["source"], "conf": run.config, "final_loss": run.final_loss} for run in train]
-        fitted = fit(rows)
-        calibration = calibrate(fitted, _unstable(recipe.data, train), seed=recipe.seed)
-        state = {
-            "law": calibration.law.to_dict(),
-            "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)),
-            "calibration": calibration.to_dict(with_law=False),
-        }
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, json.loads(json.dumps(state, default=np.ndarray.tolist)))
-    return json.loads(file.read_text())
+    rows = [{"source": run.config["source"], "conf": run.config, "final_loss": run.final_loss} for run in train]
+    fitted = fit(rows)
+    calibration = calibrate(fitted, _unstable(recipe.data, train), seed=recipe.seed)
+    state = {
+        "law": calibration.law.to_dict(),
+        "forecasts": fitted.held_out(random_folds(rows, seed=recipe.seed)),
+        "calibration": calibration.to_dict(with_law=False),
+    }
+    state = json.loads(json.dumps(state, default=np.ndarray.tolist))
+    file.parent.mkdir(exist_ok=True)
+    write_hashed(file, state)
+    return state
 
 
 def _unstable(data: DataBlock, train: Sequence[LoggedRun]) -> list[dict[str, Any]]:

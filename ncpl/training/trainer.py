@@ -1,20 +1,30 @@
 """transformers' Trainer for forecasters: published schedule and optimizer, forecasts measured, throughput logged."""
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from ncpl.errors import TrainingError
 from ncpl.packing import PlainCollator, Run
 from ncpl.recipe import Stage
 from ncpl.record import peak_flops
+from ncpl.training.checkpoints import MANIFEST, write_manifest, writing
+
+LARGEST_LOSS = 1e12
+"""Of a training loss (nats, squared for MSE) or gradient norm; above it a training has diverged beyond repair."""
 
 
 class BatchSampler(Sampler[int]):
@@ -87,6 +97,7 @@ class ForecasterTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.stage, self.sampler = stage, sampler
         self.plain = PlainCollator(self.processing_class)
+        self._watched: list[tuple[int, Tensor, Tensor]] = []
         self._work: Tensor | None = None
         self._since = 0.0
 
@@ -162,9 +173,58 @@ class ForecasterTrainer(Trainer):
         pad = self.processing_class.tokenizer.pad_token_id
         # Summed on the device and read when the loss is logged: no synchronisation of its own.
         self._work += torch.stack([(inputs["input_ids"] != pad).sum(), inputs["targets"].squeeze()])
-        return super().training_step(model, inputs, num_items_in_batch)
+        items = inputs["items"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._watched.append((self.state.global_step + 1, items, loss))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step, items, _ = self._watched[-1]
+        self._watched.append((step, items, torch.as_tensor(norm)))
+        return norm
+
+    def check_finite(self) -> None:
+        """Stops where a loss or a gradient norm since the last logged step is not finite, or absurd.
+
+        Read here and not at each step, because reading waits for the GPU; checkpoints are written after it.
+
+        Raises:
+            TrainingError: the step, what it came to, and the runs of that micro-batch.
+        """
+        watched, self._watched = self._watched, []
+        values = torch.stack([value.detach().float().reshape(()) for _, _, value in watched] or [torch.zeros(())])
+        wrong = ~(values.abs() < LARGEST_LOSS)
+        if not self.accelerator.reduce(wrong.any().to(self.args.device, torch.float32)).item():
+            return
+        told: list[Any] = [None]
+        if wrong.any():
+            step, items, value = watched[int(wrong.int().argmax())]
+            told = [(step, value.item(), items.tolist())]
+        step, value, items = min(found for found in gather_object(told) if found)
+        runs = [self.train_dataset[i][1] for i in items]
+        worst = max(runs, key=lambda run: max(map(abs, [run.final or 0.0, *run.curve])), default=None)
+        names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+        raise TrainingError(
+            f"step {step}: loss or gradient norm is {value:g}; its micro-batch holds the runs {names}"
+            + (f"; {worst.name} lies furthest from the prior in final_loss or curve" if worst else "")
+            + "; lower learning_rate, or look at these runs"
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint, and last its manifest, by which it is verified before it is used."""
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with writing(checkpoint):
+            # A manifest of an earlier attempt would list files that are about to change.
+            (checkpoint / MANIFEST).unlink(missing_ok=True)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                write_manifest(checkpoint)
+        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.check_finite()
         if "loss" in logs and self._work is not None:
             tokens, targets = self.accelerator.reduce(self._work).tolist()
             seconds = time.perf_counter() - self._since
@@ -179,6 +239,54 @@ class ForecasterTrainer(Trainer):
         """Two a weight forwards, two for the activations' gradients, and two for the weight's own where it trains."""
         weights = [(p.numel(), p.requires_grad) for name, p in self.model.named_parameters() if "embed" not in name]
         return sum((6 if trained else 4) * n for n, trained in weights)
+
+
+class BestFolder(TrainerCallback):
+    """Names the best checkpoint by where it is now: the output folder may have moved since."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+
+
+class GracefulStop(TrainerCallback):
+    """On SIGINT (Ctrl-C) or SIGTERM, writes a checkpoint after the step at hand and ends the training."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(self) -> None:
+        """Gives the signals back to whom they belonged."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        # A launcher passes on what the terminal has sent to all: twice within seconds is once.
+        if self.signal is not None and time.monotonic() - self._since > 5:
+            self.restore()
+            signal.raise_signal(number)
+        elif self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        process = PartialState()
+        stop = self.signal is not None
+        if process.num_processes > 1:
+            if process.device.type == "cuda" and state.global_step % args.logging_steps:
+                return
+            # Processes may have received the signal at different steps, and stop at one.
+            flag = torch.tensor([float(stop)], device=process.device)
+            stop = bool(reduce(flag, "sum").item())
+        if stop:
+            self.signal = self.signal or signal.SIGTERM
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
 class Epochs(TrainerCallback):
