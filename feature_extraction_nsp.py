@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, BatchFeature, Feature
 
 try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES
+    from .embedded_ncpl import resolve
+    from .fields_ncpl import TOKENS_PER_PARAMETER, parse_count
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES
+    from embedded_ncpl import resolve
+    from fields_ncpl import TOKENS_PER_PARAMETER, parse_count
 
 ALIASES = {
     "n": "params",
@@ -26,12 +30,9 @@ ALIASES = {
     "model": "name",
 }
 FIELDS = ("params", "tokens", "flops", "domain", "moe", "name", "family", "like", "scores", "siblings", "config")
-SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 # Accepted counts. What lies outside is a unit slip (7 for 7e9, 2000 for 2e12), not a language model.
 RANGES = {"params": (1e6, 1e14), "tokens": (1e7, 1e16), "flops": (1e14, 1e30)}
 HINTS = {"params": "7e9 or '7B'", "tokens": "2e12 or '2T'", "flops": "8.4e22"}
-# Tokens a parameter of real runs lie well within; what does not is likely a slip of units of one of the two.
-TOKENS_PER_PARAM = (0.5, 1e5)
 # params and tokens say what FLOPs = 6 N D must be; MoE counting and attention explain a factor of two, no more.
 FLOPS_TOLERANCE = 3.0
 
@@ -74,6 +75,11 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
         self.families = list(families)
         self.support = [list(bounds) for bounds in support]
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
+        """Loads a folder, a Hub repository, or by bare name one of an installed package (`"nsp-base"`)."""
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
 
     def __call__(self, models: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Features of one or many models.
@@ -241,12 +247,12 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
                 f"tokens missing for {missing} of {len(rows)} models: taken as usual for their size, with wider bands",
                 stacklevel=3,
             )
-        few, many = (math.log(ratio / 1e3) for ratio in TOKENS_PER_PARAM)
+        few, many = (math.log(ratio / 1e3) for ratio in TOKENS_PER_PARAMETER)
         odd = sum(bool(row["mask"][1]) and not few <= row["features"][1] - row["features"][0] <= many for row in rows)
         if odd:
             warnings.warn(
-                f"tokens of {odd} of {len(rows)} models are less than {TOKENS_PER_PARAM[0]:g} or more than "
-                f"{TOKENS_PER_PARAM[1]:g} a parameter, as no known run's: check the units of params and tokens",
+                f"tokens of {odd} of {len(rows)} models are less than {TOKENS_PER_PARAMETER[0]:g} or more than "
+                f"{TOKENS_PER_PARAMETER[1]:g} a parameter, as no known run's: check the units of params and tokens",
                 stacklevel=3,
             )
         for column, name, unit in ((0, "params", 1e9), (1, "tokens", 1e12)):
@@ -289,10 +295,8 @@ def read_count(value: Any, name: str, where: str = "") -> float | None:
         return None
     number = value
     if isinstance(value, str):
-        text = value.strip()
-        scale = SUFFIXES.get(text[-1:].upper(), 1.0)
         try:
-            number = float(text[:-1] if scale > 1 else text) * scale
+            number = float(value) if (count := parse_count(value)) is None else count
         except ValueError:
             raise ValueError(f"{where}{name}: {value!r} is not a number; give a count, {HINTS[name]}") from None
     if isinstance(number, bool) or not isinstance(number, int | float | np.number):

@@ -154,8 +154,12 @@ PRIOR_NEEDS = ("source", "model size", "data size")
 REQUIRED = ("source", "model size", "data size", "optimizer", "learning rate", "batch size")
 # Prompt version 2 puts what people sweep behind everything else, so that a sweep shares nearly the whole prompt.
 SWEPT = ("data size", "batch size", "learning rate")
-# Tokens an (active) parameter; real runs lie between about 1 and 1,000, and a slip of units leaves these bounds.
-TOKENS_PER_PARAMETER = (0.5, 1e4)
+# Tokens an (active) parameter. Real runs lie between about 1 and 60,000 (Qwen3-0.6B); a slip of units leaves these
+# bounds.
+TOKENS_PER_PARAMETER = (0.5, 1e5)
+# How people write counts of parameters and tokens: "302M", "7B", "15T".
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_PLAIN_UNITS = {"million": 1e6, "billion": 1e9}
 
 
 def _plain(name: str) -> str:
@@ -238,7 +242,7 @@ def _check_value(field: Field, value: Any, strict: bool) -> Any:
         return number
     if not (field.low <= number <= field.high or (number == 0 and field.zero)):
         # First, plain parameters and tokens instead of millions and billions of them.
-        plain = {"million": 1e-6, "billion": 1e-9}.get(field.unit.split()[0], 1e-3)
+        plain = 1 / _PLAIN_UNITS.get(field.unit.split()[0], 1e3)
         factors = (plain, 1e-3, 1e3, 1e-6, 1e6, 1e-9, 1e9)
         guesses = (number * factor for factor in factors if field.low <= number * factor <= field.high)
         # A whole number is off by a unit only if it stays whole.
@@ -250,8 +254,24 @@ def _check_value(field: Field, value: Any, strict: bool) -> Any:
     return number
 
 
+def parse_count(text: str) -> float | None:
+    """A count with a suffix as a plain number; None where it is none.
+
+    >>> parse_count("302M"), parse_count("1.5 T"), parse_count("7")
+    (302000000.0, 1500000000000.0, None)
+    """
+    scale = SUFFIXES.get(text.strip()[-1:].upper())
+    try:
+        return None if scale is None else float(text.strip()[:-1]) * scale
+    except ValueError:
+        return None
+
+
 def _number(field: Field, value: Any) -> int | float:
     if isinstance(value, str):
+        unit = _PLAIN_UNITS.get(field.unit.split()[0])
+        if unit is not None and (count := parse_count(value)) is not None:
+            return count / unit
         try:
             return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
         except ValueError:

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from nsp_baselines import baselines  # type: ignore[import-not-found]
 
 from configuration_nsp import CHANCE, CORE_TASKS
 from datasets_scripts.leaderboard import load_leaderboard
 from modeling_nsp import NSPModel
 from ncpl import record
+from ncpl.blocks import check, read_yaml
 from ncpl.figures import scores_over_compute
 from ncpl.nsp.loss_link import load_links
 from ncpl.nsp.protocols import cross_validate, summarize
-from ncpl.nsp.recipe import NSPRecipe
 from ncpl.nsp.scores import Scores
 from ncpl.nsp.train import rounded
+from ncpl.recipe import NSPRecipe
 
 ROOT = Path(__file__).parent.parent
 TARGETS = {"size": 0.048, "sibling": 0.030, "others": 0.030}
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--judged", type=Path, help="nsp_record.json of a training run whose figures are taken over")
     parser.add_argument("--figure", type=Path, help="PNG of tasks x compute")
     given = parser.parse_args()
-    recipe = NSPRecipe.from_dict(yaml.safe_load(given.recipe.read_text()))
+    recipe = check(NSPRecipe, read_yaml(given.recipe))
     table = load_leaderboard(recipe.data.leaderboard, given.data_dir or recipe.data.data_dir)
     model = NSPModel.from_pretrained(given.model).eval()
     if given.judged:

@@ -17,13 +17,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralC
 from configuration_nsp import CHANCE, CORE_TASKS, DEFAULT_TASKS, NSPConfig
 from datasets_scripts.leaderboard import OPTIONS, Leaderboard, chance, load_leaderboard
 from feature_extraction_nsp import NSPFeatureExtractor, count_parameters
+from fields_ncpl import check_config
 from modeling_nsp import NSPEnsemble, NSPModel
 from ncpl import figures
+from ncpl.blocks import check
 from ncpl.nsp import loss_link, protocols
 from ncpl.nsp.benchmarks import benchmarks, benchmarks_along, compute_path, emergence_scales
-from ncpl.nsp.recipe import NSPRecipe
 from ncpl.nsp.scores import Scores
 from ncpl.nsp.train import train as train_scores
+from ncpl.recipe import NSPRecipe
 
 ROOT = Path(__file__).parent.parent
 LLAMA = {"params": 7e9, "tokens": 2e12}
@@ -460,19 +462,24 @@ def test_a_likely_slip_of_units_is_said(row):
     assert table["extrapolation"].all()
 
 
+def test_both_models_read_counts_with_suffixes():
+    config = {**RUN, "model size": "302M", "data size": "6.04B"}
+    assert check_config(config)["model size"] == 302
+    assert check_config(config)["data size"] == pytest.approx(6.04)
+    assert check_config({**config, "model size": "7B", "data size": "2T"})["data size"] == 2000
+    assert NSPFeatureExtractor()({"params": "302M"})["features"][0, 0] == pytest.approx(math.log(0.302))
+    with pytest.raises(ValueError, match="learning rate: got '4M'"):
+        check_config({**config, "learning rate": "4M"})
+
+
 def test_equal_numbers_written_differently_are_equal():
     rows = [
         {"params": 7e9, "tokens": 2e12},
-        {"params": "7B", "tokens": "2T"},
+        {"params": "7B", "tokens": "2 T"},
         {"parameters": 7000000000, "flops": 8.4e22},
     ]
     features = NSPFeatureExtractor()(rows)["features"]
     assert torch.allclose(features, features[:1].expand(3, -1), atol=1e-5)
-
-
-def test_bad_recipe_key():
-    with pytest.raises(ValueError, match=r"training\.step: no such key, did you mean 'steps'"):
-        NSPRecipe.from_dict({"training": {"step": 3}})
 
 
 # --- parameters counted from a config ---
@@ -531,6 +538,14 @@ def test_the_embedded_model_is_small_and_complete(base):
     assert set(CORE_TASKS) <= set(base.config.tasks)
     assert len(base.config.interval_quantiles) == len(base.config.tasks)
     assert set(DEFAULT_TASKS) <= set(CHANCE)
+
+
+def test_every_class_loads_the_embedded_model_by_name(base):
+    assert NSPFeatureExtractor.from_pretrained("nsp-base").tasks == list(base.config.tasks)
+    assert NSPFeatureExtractor.from_pretrained("nsp-base").families == list(base.config.families)
+    alone = "from modeling_nsp import NSPModel; print(len(NSPModel.from_pretrained('nsp-base').config.tasks))"
+    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == [str(len(base.config.tasks))], done.stderr
 
 
 def test_a_folder_of_the_name_comes_first(model, tmp_path, monkeypatch):
@@ -751,8 +766,9 @@ def test_training_learns_size_and_family_and_keeps_its_record(leaderboard, tmp_p
         "data": {"data_dir": str(leaderboard), "min_scores": 10},
         "training": {"steps": 150},
         "evaluation": {"folds": 2, "seeds": [0]},
+        "output_dir": str(tmp_path / "out"),
     }
-    record = train_scores(recipe, tmp_path / "out", progress=False)
+    record = train_scores(check(NSPRecipe, recipe), progress=False)
     metrics = record["metrics"]
     assert 0 < metrics["others"]["chosen_in_training"]["mae"] < metrics["size"]["mae"]
     assert metrics["sibling"]["mae"] < 0.75 * metrics["size"]["mae"]
@@ -782,10 +798,3 @@ def test_real_leaderboard_has_what_the_protocols_need(real_data_dir, tmp_path):
         assert rows["loss"].notna().all()
         link = loss_link.fit_loss_link(rows, source)
         assert len(link.tasks) >= 5
-
-
-def test_the_recipe_is_read():
-    import yaml
-
-    recipe = NSPRecipe.from_dict(yaml.safe_load((ROOT / "recipes" / "nsp-base.yaml").read_text()))
-    assert recipe.evaluation.folds == 5

@@ -10,14 +10,14 @@ from tqdm.auto import tqdm
 
 from configuration_nsp import CORE_TASKS, NSPConfig
 from modeling_nsp import NSPModel
-from ncpl.nsp.recipe import NSPRecipe, TrainingBlock
 from ncpl.nsp.scores import KNOWN_OTHERS, PROTOCOLS, Rows, Scores, inputs, predict
+from ncpl.recipe import NSPRecipe, NSPTraining
 
 # Names of the closed form's parameters whose squares are penalised.
 PENALISED = {"slopes", "offsets", "loadings", "architecture", "family_factors", "model_factors"}
 
 
-def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool = False) -> NSPModel:
+def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool = False, **settings: Any) -> NSPModel:
     """Fits one model to some rows of a leaderboard.
 
     Steps alternate between what may be known: nothing but size, a sibling's scores, some scores of the model itself. In
@@ -29,26 +29,27 @@ def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool
         recipe: its blocks `model` and `training` are used.
         seed: of the weights and the examples.
         progress: show a bar.
+        settings: further fields of `NSPConfig`.
     """
     options, rows = recipe.training, np.asarray(rows)
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
     core = [task for task in scores.tasks if task in CORE_TASKS]
-    settings = {"tasks": scores.tasks, "regression_tasks": core, **_statistics(scores, rows), **recipe.model}
-    model = NSPModel(NSPConfig(**settings)).train()
+    given = {"tasks": scores.tasks, "regression_tasks": core, **_statistics(scores, rows), **recipe.model.config}
+    model = NSPModel(NSPConfig(**given | settings)).train()
     optimizer, schedule, shrunk = _optimizer(model, options)
     weight = torch.tensor([1.0 if task in CORE_TASKS else options.auxiliary_weight for task in scores.tasks])
     for step in tqdm(range(options.steps), disable=not progress, desc="fit"):
         batch, known = _draw_batch(PROTOCOLS[step % 3], scores, rows, options.batch_size, random)
-        given = inputs(scores, batch, known)
+        tensors = inputs(scores, batch, known)
         blind = torch.from_numpy(random.random(len(batch)) < options.unknown_architecture)
-        given["feature_mask"] = _hide_architecture(given["feature_mask"], blind)
+        tensors["feature_mask"] = _hide_architecture(tensors["feature_mask"], blind)
         labels = scores.values[batch].clone()
         if known is not None:
-            given["score_feature_mask"] = _hide_architecture(given["score_feature_mask"], blind[:, None])
+            tensors["score_feature_mask"] = _hide_architecture(tensors["score_feature_mask"], blind[:, None])
             for i, pairs in enumerate(known):
                 labels[i, [task for row, task in pairs if row == batch[i]]] = torch.nan
-        output = model(**given, labels=labels, label_weights=weight.expand_as(labels))
+        output = model(**tensors, labels=labels, label_weights=weight.expand_as(labels))
         loss = output.loss + options.penalty * sum(p.square().sum() for p in shrunk)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -61,7 +62,7 @@ def fit(scores: Scores, rows: Rows, recipe: NSPRecipe, seed: int, progress: bool
     return model
 
 
-def _optimizer(model: NSPModel, options: TrainingBlock) -> tuple[Any, Any, list[Tensor]]:
+def _optimizer(model: NSPModel, options: NSPTraining) -> tuple[Any, Any, list[Tensor]]:
     """AdamW with one learning rate for the closed form and one for the encoder, its schedule, what is penalised."""
     closed = [(name, p) for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = [

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -55,12 +55,21 @@ class LossLink:
 
     def scale(self, loss: np.ndarray, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Factor s of both params and tokens at which this setting's own runs would have the loss; 0.01 to 100."""
-        low, high = (np.full(np.shape(loss), end) for end in (math.log(0.01), math.log(100.0)))
-        for _ in range(40):
-            middle = (low + high) / 2
-            worse = self.expected(params * np.exp(middle), tokens * np.exp(middle)) > loss
-            low, high = np.where(worse, middle, low), np.where(worse, high, middle)
-        return np.asarray(np.exp(high))
+
+        def worse(factor: np.ndarray) -> np.ndarray:
+            return self.expected(params * np.exp(factor), tokens * np.exp(factor)) > loss
+
+        low, high = (np.full(np.shape(loss), math.log(end)) for end in (0.01, 100.0))
+        return np.exp(bisect(worse, low, high))
+
+
+def bisect(below: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, steps: int = 40) -> np.ndarray:
+    """Where a condition that holds from `low` on ceases to hold, element by element; `high` where it never does."""
+    for _ in range(steps):
+        middle = (low + high) / 2
+        holds = below(middle)
+        low, high = np.where(holds, middle, low), np.where(holds, high, middle)
+    return high
 
 
 def _link(loss: np.ndarray, chance: float, top: float, steepness: float, middle: float) -> np.ndarray:

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from configuration_nsp import CHANCE, CORE_TASKS, NSPConfig
 from modeling_nsp import NSPModel, NSPOutput
 from ncpl.nsp.fit import fit
-from ncpl.nsp.recipe import NSPRecipe
+from ncpl.nsp.loss_link import bisect
 from ncpl.nsp.scores import KNOWN_OTHERS, PROTOCOLS, Rows, Scores, predict, triples
+from ncpl.recipe import NSPRecipe
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Emergence is scored where the question makes sense: BIG-bench's emergent tasks.
@@ -60,7 +61,7 @@ def judge(model: NSPModel, scores: Scores, rows: Rows, architecture_known: bool 
 
 def _frame(model: NSPModel, scores: Scores, rows: Rows, output: NSPOutput, tasks: Sequence[int]) -> pd.DataFrame:
     values = scores.values[torch.as_tensor(np.asarray(rows))]
-    multiples = reach(model, output, values)
+    multiples = multiples_to_cover(model, output, values)
     frames = []
     for task in tasks:
         frames.append(
@@ -78,15 +79,14 @@ def _frame(model: NSPModel, scores: Scores, rows: Rows, output: NSPOutput, tasks
     return pd.concat(frames).dropna(subset="value")
 
 
-def reach(model: NSPModel, output: NSPOutput, values: Tensor) -> Tensor:
-    """Standard deviations (batch, tasks) at which a model's band just holds the values; by bisection."""
-    low, high = torch.zeros_like(values), torch.full_like(values, 30.0)
-    for _ in range(25):
-        middle = (low + high) / 2
-        lower, upper = model.bounds(output, middle)
-        inside = (values >= lower) & (values <= upper)
-        low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
-    return high
+def multiples_to_cover(model: NSPModel, output: NSPOutput, values: Tensor) -> Tensor:
+    """Standard deviations (batch, tasks) at which a model's interval just holds the values, at most 30."""
+
+    def outside(multiples: np.ndarray) -> np.ndarray:
+        lower, upper = model.bounds(output, torch.from_numpy(multiples))
+        return ~((values >= lower) & (values <= upper)).numpy()
+
+    return torch.from_numpy(bisect(outside, np.zeros(values.shape, np.float32), np.full(values.shape, 30, np.float32)))
 
 
 def cross_validate(
@@ -147,13 +147,10 @@ def conformal_multiples(frames: Sequence[pd.DataFrame], tasks: Sequence[str], pr
 def _quantiles(frames: Sequence[pd.DataFrame]) -> np.ndarray:
     values = np.concatenate([frame["multiple"] for frame in frames])
     weights = np.concatenate([np.full(len(frame), 1 / len(frame)) for frame in frames])
-    order = np.argsort(values)
-    share = np.cumsum(weights[order]) / weights.sum()
     rows = min(frame["row"].nunique() for frame in frames)
     # The split-conformal correction: (n + 1) / n of the level.
     wanted = np.minimum(np.array(LEVELS) * (rows + 1) / rows, 1.0)
-    at = np.minimum(np.searchsorted(share, wanted - 1e-12), len(values) - 1)
-    return np.asarray(values[order][at])
+    return np.quantile(values, wanted, weights=weights, method="inverted_cdf")
 
 
 def coverage(judged: Mapping[str, pd.DataFrame], tasks: Sequence[str], level: float = 0.9) -> dict[str, float]:
@@ -251,7 +248,7 @@ def emergence_figures(frame: pd.DataFrame, threshold: float) -> dict[str, Any]:
 
 def calibration(judged: Mapping[str, pd.DataFrame], tasks: Sequence[str], recipe: NSPRecipe) -> dict[str, Any]:
     """Fields of `NSPConfig` that held-out families decide: interval quantiles and the emergence calibration."""
-    config = NSPConfig(**{**recipe.model, "tasks": list(tasks)})
+    config = NSPConfig(**{**recipe.model.config, "tasks": list(tasks)})
     size = judged["size"]
     emergent = size[size["task"].str.startswith(EMERGENT_PREFIX)]
     fields_: dict[str, Any] = {
@@ -290,7 +287,7 @@ def summarize(judged: Mapping[str, pd.DataFrame], tasks: Sequence[str], recipe: 
     }
     best = min(by_choice, key=lambda known: by_choice[known])
     figures["others"]["best_choice"] = {"known": best, "mae_of_the_other_five": by_choice[best]}
-    threshold = NSPConfig(**{**recipe.model, "tasks": list(tasks)}).emergence_threshold
+    threshold = NSPConfig(**{**recipe.model.config, "tasks": list(tasks)}).emergence_threshold
     if judged["size"]["task"].str.startswith(EMERGENT_PREFIX).any():
         figures["emergence"] = emergence_figures(judged["size"], threshold)
     return figures

@@ -17,65 +17,76 @@ from ncpl import record
 from ncpl.nsp.fit import fit, set_families
 from ncpl.nsp.loss_link import LINK_FILE, LINK_NOTES, RUN_LINK, LossLink, fit_loss_link, fit_offsets
 from ncpl.nsp.protocols import calibration, cross_validate, summarize
-from ncpl.nsp.recipe import NSPRecipe
 from ncpl.nsp.scores import Scores
+from ncpl.recipe import NSPRecipe
 
 
-def train(recipe: Mapping[str, Any], output_dir: str | Path, progress: bool = True) -> dict[str, Any]:
-    """Trains, judges, calibrates and saves a predictor: the whole of `run_train.py recipes/nsp-base.yaml`.
+def train(recipe: NSPRecipe, progress: bool = True) -> dict[str, Any]:
+    """Trains, evaluates, calibrates and saves NSP into the recipe's `output_dir`.
+
+    Beside the model and its extractor the folder holds the links from loss to scores and `nsp_record.json`. It is
+    written at the end, when everything has been computed.
 
     Args:
-        recipe: blocks `model`, `data`, `training`, `evaluation`, and `seed`; see `NSPRecipe`.
-        output_dir: folder for the model, its extractor, the loss links and `nsp_record.json`.
+        recipe: checked, as `ncpl.blocks.check(NSPRecipe, values)` gives it.
         progress: show bars.
 
     Returns:
-        the record: `recipe`, `metrics` (leave-family-out), `hardware`, `versions`, `commit`, `seeds`.
+        the record: `recipe`, `metrics` (leave-family-out), `models`, `families`, `seeds`, `hardware`, `versions`,
+        `commit`.
 
     Raises:
-        ValueError: a key or value of the recipe, or files of the leaderboard.
+        ValueError: files of the leaderboard that are missing or malformed.
     """
-    plan, output = NSPRecipe.from_dict(recipe), Path(output_dir)
-    table = load_leaderboard(plan.data.leaderboard, plan.data.data_dir)
-    tasks = plan.model.get("tasks") or [
-        t for t in CHANCE if t in table and table[t].notna().sum() >= plan.data.min_scores
-    ]
+    table = load_leaderboard(recipe.data.leaderboard, recipe.data.data_dir)
+    tasks = recipe.model.tasks or [t for t in CHANCE if t in table and table[t].notna().sum() >= recipe.data.min_scores]
     scores = Scores.from_table(table, tasks)
-    judged = cross_validate(scores, plan, progress)
-    everything = np.arange(len(scores.names))
-    families = sorted(set(scores.families))
-    plan.model = {**plan.model, "tasks": list(tasks), "families": families, **calibration(judged, tasks, plan)}
-    model = fit(scores, everything, plan, plan.seed, progress)
+    judged = cross_validate(scores, recipe, progress)
+    everything, families = np.arange(len(scores.names)), sorted(set(scores.families))
+    settings = calibration(judged, tasks, recipe)
+    model = fit(scores, everything, recipe, recipe.seed, progress, families=families, **settings)
     set_families(model, scores, everything)
-    output.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output)
-    model.extractor.save_pretrained(output)
-    links: dict[str, LossLink] = {}
-    for source in LINK_NOTES:
-        try:
-            losses = load_leaderboard(source, plan.data.data_dir)
-        except ValueError as error:
-            warnings.warn(f"no link from loss to scores by {source}: {error}", stacklevel=2)
-            continue
-        links[source] = fit_loss_link(losses, source)
-    if RUN_LINK in links:
-        fit_offsets(links[RUN_LINK], _run_logs(plan.data.data_dir))
-    if links:
-        told = {source: asdict(link) for source, link in links.items()}
-        (output / LINK_FILE).write_text(json.dumps(rounded(told), indent=1) + "\n")
+    links = fit_links(recipe.data.data_dir)
     state = record.git_state()
     result = {
-        "recipe": {k: v for k, v in recipe.items() if k != "data"} | {"leaderboard": plan.data.leaderboard},
-        "metrics": summarize(judged, tasks, plan),
+        "recipe": {
+            "model": recipe.model.config,
+            "training": recipe.training.model_dump(),
+            "evaluation": recipe.evaluation.model_dump(),
+            "seed": recipe.seed,
+            "leaderboard": recipe.data.leaderboard,
+        },
+        "metrics": summarize(judged, tasks, recipe),
         "models": len(scores.names),
         "families": len(families),
-        "seeds": plan.evaluation.seeds,
+        "seeds": recipe.evaluation.seeds,
         "hardware": record.hardware(),
         "versions": record.versions(),
         "commit": state["commit"] if state else None,
     }
-    (output / "nsp_record.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
+    output = Path(recipe.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output)
+    model.extractor.save_pretrained(output)
+    if links:
+        _write(output / LINK_FILE, {source: asdict(link) for source, link in links.items()})
+    _write(output / "nsp_record.json", result)
     return result
+
+
+def fit_links(data_dir: str | None) -> dict[str, LossLink]:
+    """Links from loss to scores by the leaderboards with losses that a folder holds; a warning for each it lacks."""
+    links: dict[str, LossLink] = {}
+    for source in LINK_NOTES:
+        try:
+            losses = load_leaderboard(source, data_dir)
+        except ValueError as error:
+            warnings.warn(f"no link from loss to scores by {source}: {error}", stacklevel=3)
+            continue
+        links[source] = fit_loss_link(losses, source)
+    if RUN_LINK in links:
+        fit_offsets(links[RUN_LINK], _run_logs(data_dir))
+    return links
 
 
 def _run_logs(data_dir: str | None) -> dict[str, list[tuple[Mapping[str, Any], float]]]:
@@ -89,6 +100,10 @@ def _run_logs(data_dir: str | None) -> dict[str, list[tuple[Mapping[str, Any], f
             continue
         found[source] = list(zip(runs["conf"], runs["final_loss"], strict=True))
     return found
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(rounded(content), indent=1) + "\n", encoding="utf-8")
 
 
 def rounded(value: Any) -> Any:

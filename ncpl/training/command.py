@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Any] = (), 
     try:
         values = parse(arguments, program)
         if values.get("kind") == "nsp":
-            train_nsp(check(NSPRecipe, values), values)
+            train_nsp(check(NSPRecipe, values))
         else:
             train_forecaster(check(Recipe, values), callbacks)
     except ValueError as error:
@@ -153,12 +153,11 @@ def train(recipe: Recipe, callbacks: Sequence[Any]) -> None:
     process.wait_for_everyone()
 
 
-def train_nsp(recipe: NSPRecipe, values: dict[str, Any]) -> None:
+def train_nsp(recipe: NSPRecipe) -> None:
     """Trains NSP, which takes minutes on one core, without interruption."""
     from ncpl.nsp.train import train as train_scores
 
-    blocks = {key: value for key, value in values.items() if key not in ("output_dir", "push_to_hub")}
-    train_scores(blocks, recipe.output_dir, progress=sys.stderr.isatty())
+    train_scores(recipe, progress=sys.stderr.isatty())
     print(f"saved to {recipe.output_dir}")
     push_to_hub(recipe.output_dir, recipe.push_to_hub)
 

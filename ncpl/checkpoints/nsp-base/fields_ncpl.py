@@ -1,0 +1,1 @@
+../../../fields_ncpl.py
