@@ -2,9 +2,10 @@
 
 import json
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2  # huggingface_hub's own client, whose connection errors it passes on
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -46,12 +47,14 @@ HUB_ERRORS = (
 """What working with the Hub raises when it cannot be reached, refuses, or answers with something else."""
 
 
-def fetch(path_or_repo: str | Path, revision: str | None = None) -> Path:
+def fetch(path_or_repo: str | Path, **options: Any) -> Path:
     """A folder as it is, or the files of a repository, downloaded and compared with the hashes that the Hub names.
+
+    Without network the copy that was downloaded before is taken.
 
     Args:
         path_or_repo: a folder, or a repo id.
-        revision: branch, tag or commit of a repository; `main` when absent.
+        options: what `huggingface_hub.snapshot_download` takes: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
         HubError: neither a folder nor a repository that can be read, or files that arrived damaged.
@@ -60,27 +63,46 @@ def fetch(path_or_repo: str | Path, revision: str | None = None) -> Path:
         return Path(path_or_repo)
     repo_id = str(path_or_repo)
     try:
-        if constants.HF_HUB_OFFLINE:
-            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-        info = bounded(lambda: HfApi().model_info(repo_id, revision=revision, files_metadata=True))
-        size = sum(sibling.size or 0 for sibling in info.siblings or ())
-        return bounded(lambda: _download(repo_id, revision), size)
+        if constants.HF_HUB_OFFLINE or options.get("local_files_only"):
+            return Path(snapshot_download(repo_id, **{**options, "local_files_only": True}))
+        try:
+            size = bounded(lambda: _size(repo_id, options))
+        except httpx2.TransportError as error:
+            return _cached(repo_id, options, error)
+        return bounded(lambda: _download(repo_id, options), size)
     except HUB_ERRORS as error:
         raise HubError(explain(error, repo_id)) from error
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _size(repo_id: str, options: Mapping[str, Any]) -> int:
+    """Bytes of a repository's files."""
+    asked = {name: options[name] for name in ("revision", "token") if name in options}
+    info = HfApi().model_info(repo_id, files_metadata=True, **asked)
+    return sum(sibling.size or 0 for sibling in info.siblings or ())
+
+
+def _cached(repo_id: str, options: Mapping[str, Any], error: httpx2.TransportError) -> Path:
+    try:
+        folder = snapshot_download(repo_id, **{**options, "local_files_only": True})
+    except LocalEntryNotFoundError:
+        raise error from None
+    warnings.warn(f"{repo_id}: the Hub cannot be reached, the copy downloaded before is used", stacklevel=3)
+    return Path(folder)
+
+
+def _download(repo_id: str, options: Mapping[str, Any]) -> Path:
     # By the revision's own name, which the cache then knows without network; the folder is named after the commit.
-    folder = Path(snapshot_download(repo_id, revision=revision))
-    damaged = [found["path"] for found in HfApi().verify_repo_checksums(repo_id, revision=folder.name).mismatches]
+    folder = Path(snapshot_download(repo_id, **options))
+    where = {name: options[name] for name in ("cache_dir", "token") if name in options}
+    found = HfApi().verify_repo_checksums(repo_id, revision=folder.name, **where)
+    damaged = [mismatch["path"] for mismatch in found.mismatches]
     for name in damaged:
         # So that the next attempt does not find them in the cache.
         (folder / name).resolve().unlink(missing_ok=True)
         (folder / name).unlink(missing_ok=True)
     if damaged:
-        raise HubError(
-            f"{repo_id}: {', '.join(damaged[:3])} arrived damaged (another hash than the Hub names); try again"
-        )
+        named = ", ".join(damaged[:3])
+        raise HubError(f"{repo_id}: {named} arrived damaged, with another hash than the Hub names; try again")
     return folder
 
 

@@ -168,8 +168,12 @@ def test_downloads_are_compared_with_their_hashes(hub, carded, tmp_path, monkeyp
     got = fetch("me/tiny")
     assert (got / "model.safetensors").read_bytes() == (carded / "model.safetensors").read_bytes()
     assert fetch("me/tiny", revision=pushed.commit) == got
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert fetch("me/tiny") == got
+    with monkeypatch.context() as offline:
+        offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert fetch("me/tiny") == got
+    hub.faults[:] = [Fault(match="GET", kind="drop", times=None)]
+    with pytest.warns(UserWarning, match="the Hub cannot be reached, the copy downloaded before is used"):
+        assert fetch("me/tiny") == got
 
 
 @pytest.mark.parametrize(
