@@ -19,7 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from calibration_ncpl import Calibration
-from datasets_scripts.runs import SPLITS, load_runs
+from datasets_scripts.reading import SPLITS
+from datasets_scripts.runs import load_runs
 from laws_ncpl import ChinchillaLaw, ConfigurationLaw, StepLaw
 from ncpl import fitting
 from ncpl.metrics import regression_metrics

@@ -1,6 +1,7 @@
 """Marin's optimizer sweep: 12 optimizers x hyper-parameter ablations x model size x data size."""
 
-from datasets_scripts.runs import RunsBuilder, main
+from datasets_scripts.builder import RunsBuilder
+from datasets_scripts.public import PublicFiles
 
 
 class Marin(RunsBuilder):
@@ -12,6 +13,14 @@ class Marin(RunsBuilder):
     """
 
     SOURCE = "marin"
+    PUBLIC = PublicFiles(
+        "zhqwqwq/Configuration-to-Performance-Scaling-Law",
+        "4f6e64b0144ec0fa8070a4398e3aebe33a8b11b1",
+        {
+            "runs": ("processed_data/marin_processed_data.json", "76f470b36688e18973d9726bc8eba4a6be752530"),
+            "splits": ("processed_data/keys/marin_keys_model_split.json", "93d516aa2e63de8ddd366f451ed05042d241dfdf"),
+        },
+    )
     CURVE_KEYS = ("c4en_steps", "c4en_losses")
     HOMEPAGE = "https://github.com/WhenWen/marin"
     DESCRIPTION = (
@@ -21,4 +30,6 @@ class Marin(RunsBuilder):
 
 
 if __name__ == "__main__":
+    from datasets_scripts.runs import main
+
     main("marin")

@@ -1,6 +1,7 @@
 """Step Law's grid: dense AdamW runs over learning rate x batch size x model size x data size (arXiv 2503.04715)."""
 
-from datasets_scripts.runs import RunsBuilder, main
+from datasets_scripts.builder import RunsBuilder
+from datasets_scripts.public import PublicFiles
 
 
 class StepLaw(RunsBuilder):
@@ -12,6 +13,14 @@ class StepLaw(RunsBuilder):
     """
 
     SOURCE = "steplaw"
+    PUBLIC = PublicFiles(
+        "zhqwqwq/Configuration-to-Performance-Scaling-Law",
+        "4f6e64b0144ec0fa8070a4398e3aebe33a8b11b1",
+        {
+            "runs": ("processed_data/steplaw_processed_data.json", "9efa8d0e9a2012bd5676bafa2de8e6184e1c4334"),
+            "splits": ("processed_data/keys/steplaw_keys_model_split.json", "64da361fe7ecbae913fbb61159dd9c4b6cd9cdf7"),
+        },
+    )
     CURVE_KEYS = ("smoothed_loss_steps", "smoothed_loss")
     HOMEPAGE = "https://github.com/step-law/steplaw"
     DESCRIPTION = (
@@ -23,4 +32,6 @@ class StepLaw(RunsBuilder):
 
 
 if __name__ == "__main__":
+    from datasets_scripts.runs import main
+
     main("steplaw")

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from datasets_scripts.runs import REVISION, RunsBuilder, diverged, local_files, main, read_text
+from datasets_scripts.builder import RunsBuilder
+from datasets_scripts.public import PublicFiles
+from datasets_scripts.reading import diverged, local_files, read_text
 from fields_ncpl import FIELDS, SOURCES, training_order
 
-REPOSITORY = "https://github.com/step-law/steplaw"
 FILE = "moe_lr_bs_loss.csv"
 
 # Field -> column, and how many of the column's units make one of the field's.
@@ -53,7 +54,12 @@ class StepLawMoE(RunsBuilder):
     """
 
     SOURCE = "steplaw_moe"
-    HOMEPAGE = REPOSITORY
+    PUBLIC = PublicFiles(
+        "step-law/steplaw",
+        "32a8f4cc50247695fb56cc6c9117abdf67c97763",
+        {"runs": (f"data/{FILE}", "e45d5f3141b0ef0df1f95708fa26dd45b50a09ad")},
+    )
+    HOMEPAGE = "https://github.com/step-law/steplaw"
     DESCRIPTION = (
         "Mixture-of-experts pretraining runs of Step Law (github.com/step-law/steplaw, arXiv 2503.04715): a grid of "
         "learning rates and batch sizes (sequences of 2048 tokens) for each architecture and data size; the loss is "
@@ -65,10 +71,12 @@ class StepLawMoE(RunsBuilder):
     )
 
     @classmethod
-    def find_files(cls, data_dir: str | None, revision: str = REVISION) -> dict[str, str]:
-        if data_dir is None:
-            return {"runs": f"{REPOSITORY}/raw/{revision}/data/{FILE}"}
-        return local_files(data_dir, {"runs": FILE}, (cls.SOURCE, "steplaw"), ("runs",))
+    def file_names(cls) -> dict[str, str]:
+        return {"runs": FILE}
+
+    @classmethod
+    def find_files(cls, data_dir: str) -> dict[str, str]:
+        return local_files(data_dir, cls.file_names(), (cls.SOURCE, "steplaw"), ("runs",))
 
     def read_files(self, paths: Mapping[str, str]) -> dict[str, Any]:
         runs = _read_csv(paths["runs"], self.files["runs"], self.SOURCE)
@@ -143,4 +151,6 @@ def _split(runs: list[dict[str, Any]], file: str) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
+    from datasets_scripts.runs import main
+
     main("steplaw_moe")

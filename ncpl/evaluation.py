@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from datasets_scripts.runs import SPLITS, MissingRunsError, data_hash, load_runs
+from datasets_scripts.reading import SPLITS, MissingRunsError
+from datasets_scripts.runs import data_hash, load_runs
 from fields_ncpl import SOURCES
 from laws_ncpl import ChinchillaLaw
 from ncpl.configs import check_configs

@@ -5,12 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import warnings
 from collections import Counter
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,8 @@ import pytest
 
 from datasets_scripts import SAMPLE_DIR, runs
 from datasets_scripts.marin import Marin
-from datasets_scripts.runs import COLUMNS, data_hash, decode_runs, export_parquet, load_runs
+from datasets_scripts.reading import COLUMNS
+from datasets_scripts.runs import data_hash, decode_runs, export_parquet, load_runs
 from datasets_scripts.sample import generate
 from datasets_scripts.steplaw import StepLaw
 from datasets_scripts.steplaw_moe import StepLawMoE
@@ -284,7 +281,7 @@ def test_an_unstable_split_may_be_empty(logs):
 @pytest.mark.parametrize("source", BUILDERS)
 def test_parquet_round_trip(source, tmp_path):
     folder = export_parquet(source, tmp_path / "out", SAMPLE_DIR)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "final", "intermediate"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "data"]
     assert datasets.get_dataset_config_names(str(folder)) == ["final", "intermediate"]
     for config in ("final", "intermediate"):
         loaded = load_runs(source, SAMPLE_DIR, config)
@@ -294,6 +291,13 @@ def test_parquet_round_trip(source, tmp_path):
             assert rows.features == loaded[split].features
             assert text([decode_runs(row) for row in rows]) == text(list(loaded[split]))
     assert "curve" not in datasets.load_dataset(str(folder), split="in_val").column_names  # "final" is the default
+
+
+def test_each_run_is_exported_once(tmp_path):
+    """However the files are named to `load_dataset`, they have one schema, and no run comes twice."""
+    folder = export_parquet("marin", tmp_path / "out", SAMPLE_DIR)
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "**" / "*.parquet"), split="train")
+    assert len(rows) == len(set(rows["name"])) == 104
 
 
 @pytest.mark.filterwarnings("ignore:.*have no curve")
@@ -332,72 +336,6 @@ def test_command_line(tmp_path, capsys):
         runs.main("steplaw", ["--data_dir", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out2")])
     assert stop.value.code == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------------------------ public files
-
-
-@contextmanager
-def serve(folder, module, monkeypatch):
-    """A web server on a folder, in the place of a module's public repository."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(module, "REPOSITORY", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def public(tmp_path, monkeypatch):
-    """A web server with the public repository's layout, on the sample: more names than runs, no unstable runs."""
-    folder = tmp_path / "web" / "raw" / "1234abc" / "processed_data"
-    folder.mkdir(parents=True)
-    for source in JSON_BUILDERS:
-        everything = read(SAMPLE_DIR / f"{source}_processed_data.json") + read(
-            SAMPLE_DIR / f"{source}_unstable_runs.json"
-        )
-        (folder / f"{source}_processed_data.json").write_text(json.dumps(everything), encoding="utf-8")
-        keys = read(SAMPLE_DIR / f"{source}_keys_model_split.json")
-        keys["train"] += ["gone-1", "gone-2"]
-        (folder / f"{source}_keys_model_split.json").write_text(json.dumps(keys), encoding="utf-8")
-
-    with serve(tmp_path / "web", runs, monkeypatch):
-        yield folder
-
-
-@pytest.mark.parametrize("source", JSON_BUILDERS)
-def test_public_files(source, public):
-    with pytest.warns(UserWarning, match="skipped") as seen:
-        loaded = load_runs(source, config="intermediate", revision="1234abc")
-    messages = sorted(str(warning.message) for warning in seen)
-    assert messages == [
-        f"{source}: 2 of the 68 names of 'train' have no run in {source}_processed_data.json: skipped",
-        f"{source}: there is no file of unstable runs: 'unstable' holds the 8 runs that no split names",
-    ]
-    assert text([row for split in loaded.values() for row in split]) == text(
-        rows_of(source, SAMPLE_DIR, "intermediate")
-    )
-    with pytest.warns(UserWarning, match="skipped"):  # the cache does not hide what is missing
-        load_runs(source, config="intermediate", revision="1234abc")
-    assert data_hash(source, revision="1234abc") == data_hash(source, public)
-    with pytest.warns(UserWarning, match="skipped"):
-        stream = BUILDERS[source](revision="1234abc").as_streaming_dataset(split="ood_val")
-    assert next(iter(stream))["split"] == "ood_val"
-
-
-def test_no_public_files(public):
-    with pytest.raises(ConnectionError, match=r"could not download .*/raw/nope/processed_data/.* give data_dir"):
-        load_runs("marin", revision="nope")
 
 
 # ------------------------------------------------------------------------------------------------ bad input

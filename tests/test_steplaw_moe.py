@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from datasets_scripts import SAMPLE_DIR, steplaw_moe
-from datasets_scripts.runs import MissingRunsError, data_hash, load_runs
+from datasets_scripts import SAMPLE_DIR
+from datasets_scripts.reading import MissingRunsError
+from datasets_scripts.runs import data_hash, load_runs
 from fields_ncpl import FIELDS, check_config
 from ncpl import Forecaster
 from ncpl.evaluation import evaluation_report, forecast_runs
@@ -18,7 +19,6 @@ from ncpl.recipe import DataBlock
 from ncpl.training.data import pool, read_runs
 from ncpl.training.prior import _unstable
 from tests.test_cli import as_json, run
-from tests.test_datasets import serve
 
 FILE = "moe_lr_bs_loss.csv"
 INT_FIELDS = {
@@ -139,20 +139,6 @@ def test_layouts(layout, logs, tmp_path):
     for name, split in load_runs("steplaw_moe", SAMPLE_DIR).items():
         assert json.dumps(list(load_runs("steplaw_moe", logs)[name])) == json.dumps(list(split))
     assert (data_hash("steplaw_moe", logs) == data_hash("steplaw_moe", SAMPLE_DIR)) == (layout != "floats")
-
-
-def test_public_file(tmp_path, monkeypatch):
-    folder = tmp_path / "web" / "raw" / "12ab" / "data"
-    folder.mkdir(parents=True)
-    shutil.copy(SAMPLE_DIR / FILE, folder)
-    with serve(tmp_path / "web", steplaw_moe, monkeypatch):
-        loaded = load_runs("steplaw_moe", revision="12ab", cache_dir=tmp_path / "cache")
-        assert data_hash("steplaw_moe", revision="12ab", cache_dir=tmp_path / "cache") == data_hash(
-            "steplaw_moe", SAMPLE_DIR
-        )
-        with pytest.raises(ConnectionError, match=r"steplaw_moe: could not download .*/raw/nope/data/moe.*data_dir"):
-            load_runs("steplaw_moe", revision="nope", cache_dir=tmp_path / "cache")
-    assert list(loaded["in_val"]) == list(load_runs("steplaw_moe", SAMPLE_DIR)["in_val"])
 
 
 def test_no_curves():

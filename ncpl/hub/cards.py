@@ -232,7 +232,8 @@ def dataset_card(source: str, repo_id: str, configs: list[dict[str, Any]], runs:
         runs: split -> number of runs.
         sha256: hash of the files the runs were read from.
     """
-    from datasets_scripts.runs import COLUMNS, builder_class
+    from datasets_scripts.reading import COLUMNS
+    from datasets_scripts.runs import builder_class
     from fields_ncpl import FIELDS
 
     builder = builder_class(source)

@@ -23,8 +23,8 @@ LEFT_OUT = {
     # Fields that every configuration has, with values other than the defaults.
     "utils/test_configuration_utils.py": (
         'config_common_kwargs = {"return_dict": False, "output_hidden_states": True, "output_attentions": True,\n'
-        '    "dtype": "float16", "chunk_size_feed_forward": 5, "architectures": ["BertModel"], "id2label": {0: "label"},\n'
-        '    "label2id": {"label": "0"}, "problem_type": "regression"}\n'
+        '    "dtype": "float16", "chunk_size_feed_forward": 5, "architectures": ["BertModel"],\n'
+        '    "id2label": {0: "label"}, "label2id": {"label": "0"}, "problem_type": "regression"}\n'
     ),
     # Imported from a path beside the tests; images and sounds are for other processors.
     "../utils/fetch_hub_objects_for_ci.py": "def url_to_local_path(url):\n    return url\n",

@@ -15,9 +15,9 @@ from tests.conformance import add_upstream_to_path
 if not add_upstream_to_path():
     pytest.skip("transformers' tests are not here; make conformance fetches them", allow_module_level=True)
 
-from transformers_tests.test_configuration_common import ConfigTester  # type: ignore[import-not-found]
-from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor  # type: ignore[import-not-found]
-from transformers_tests.test_processing_common import ProcessorTesterMixin  # type: ignore[import-not-found]
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor
+from transformers_tests.test_processing_common import ProcessorTesterMixin
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
