@@ -24,7 +24,7 @@ from datasets_scripts.runs import load_runs
 from laws_ncpl import ChinchillaLaw, ConfigurationLaw, StepLaw
 from ncpl import fitting
 from ncpl.metrics import regression_metrics
-from ncpl.record import git_state, hardware, versions
+from ncpl.record import provenance
 from ncpl.runs import cell
 
 DENSE = ("steplaw", "marin")
@@ -61,9 +61,7 @@ def main() -> None:
     calibration_s = time.perf_counter() - started
 
     result: dict[str, Any] = {
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": git_state(),
+        **provenance(),
         "seeds": list(range(args.seeds)),
         "fit_s": fit_s,
         "calibration_s": calibration_s,

@@ -16,7 +16,7 @@ from datasets_scripts import SAMPLE_DIR
 from fields_ncpl import check_config
 from modeling_ncpl import NCPLForecaster
 from ncpl.recipe import load_recipe
-from ncpl.record import git_state, hardware, versions
+from ncpl.record import provenance
 from ncpl.training.backbone import scratch_config, train_tokenizer
 from processing_ncpl import NCPLProcessor
 
@@ -88,11 +88,10 @@ def report(output: Path, seeds: Sequence[int], rows: Sequence[dict[str, Any]], *
         rows: the result's table: `figure` (what, with its unit), and `plain`, `ours`, `ratio`, `target` as they apply.
         figures: everything else.
     """
-    state = git_state(ROOT) or {"commit": None, "dirty": None}
+    origin = provenance()
     result = {
-        "hardware": {**hardware(), "threads": torch.get_num_threads()},
-        "versions": versions(),
-        **state,
+        **origin,
+        "hardware": {**origin["hardware"], "threads": torch.get_num_threads()},
         "seeds": list(seeds),
         "date": time.strftime("%Y-%m-%d"),
         "rows": list(rows),

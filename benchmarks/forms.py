@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets_scripts.runs import load_runs
 from fields_ncpl import SOURCES
 from laws_ncpl import REFERENCE
-from ncpl.record import git_state, hardware, versions
+from ncpl.record import provenance
 
 # Coefficient -> prior mean and standard deviation: wide, to hear what the runs say.
 COEFFICIENTS = {
@@ -58,9 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     labs = {name: judge(*columns) for name, columns in read_labs(args.data_dir).items()}
     result = {
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": git_state(),
+        **provenance(),
         "seeds": [0, 1, 2, 3],
         "labs": labs,
     }

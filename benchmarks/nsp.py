@@ -52,11 +52,8 @@ def main() -> None:
         scores = Scores.from_table(table, tasks)
         metrics = summarize(cross_validate(scores, recipe, progress=True), tasks, recipe)
     plain = baselines(Scores.from_table(table, CORE_TASKS), recipe.evaluation.folds)
-    state = record.git_state()
     result: dict[str, Any] = {
-        "hardware": record.hardware(),
-        "versions": record.versions(),
-        "commit": state["commit"] if state else None,
+        **record.provenance(),
         "seeds": recipe.evaluation.seeds,
         "unit": "mean absolute error of accuracy 0..1, mean over 8 core tasks, leave-family-out over 5 folds",
         "targets": TARGETS,

@@ -16,7 +16,7 @@ from laws_ncpl import ChinchillaLaw
 from ncpl.configs import check_configs
 from ncpl.forecaster import Forecaster
 from ncpl.metrics import regression_metrics
-from ncpl.record import git_state, hardware, versions
+from ncpl.record import provenance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,9 +134,7 @@ def evaluation_report(
         "model": model,
         "level": level,
         "data": {source: data_hash(source, data_dir) for source in runs["source"].unique().tolist()},
-        "hardware": hardware(),
-        "versions": versions(),
-        **(git_state() or {"commit": None, "dirty": None}),
+        **provenance(),
         "cells": [_cell(cell) for _, cell in runs.groupby(["source", "split"], sort=False)],
         "sizes": [
             _size(own)

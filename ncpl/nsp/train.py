@@ -47,7 +47,6 @@ def train(recipe: NSPRecipe, progress: bool = True) -> dict[str, Any]:
     model = fit(scores, everything, recipe, recipe.seed, progress, families=families, **settings)
     set_families(model, scores, everything)
     links = fit_links(recipe.data.data_dir)
-    state = record.git_state()
     result = {
         "recipe": {
             "model": recipe.model.config,
@@ -60,9 +59,7 @@ def train(recipe: NSPRecipe, progress: bool = True) -> dict[str, Any]:
         "models": len(scores.names),
         "families": len(families),
         "seeds": recipe.evaluation.seeds,
-        "hardware": record.hardware(),
-        "versions": record.versions(),
-        "commit": state["commit"] if state else None,
+        **record.provenance(),
     }
     output = Path(recipe.output_dir)
     output.mkdir(parents=True, exist_ok=True)
