@@ -1,7 +1,6 @@
 """What is known of a model before it is trained -> tensors for NSP: counts, a table, or a Hub model's `config.json`."""
 
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -14,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BatchFeature, Feature
 try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES
     from .embedded_ncpl import resolve
-    from .fields_ncpl import TOKENS_PER_PARAMETER, parse_count
+    from .fields_ncpl import TOKENS_PER_PARAMETER, is_code, parse_count
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES
     from embedded_ncpl import resolve
-    from fields_ncpl import TOKENS_PER_PARAMETER, parse_count
+    from fields_ncpl import TOKENS_PER_PARAMETER, is_code, parse_count
 
 ALIASES = {
     "n": "params",
@@ -266,15 +265,6 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
                     f"{unit * math.exp(high):.2g} seen in training: an extrapolation, with wider bands",
                     stacklevel=3,
                 )
-
-
-def is_code(name: str) -> bool:
-    """Whether a model's name says that it was trained on code: "code" or "coder" in it, but for decoders and encoders.
-
-    >>> is_code("lab/StarCoder-7B"), is_code("lab/my-decoder-7B")
-    (True, False)
-    """
-    return re.search(r"(?<!de)(?<!en)code", name, re.IGNORECASE) is not None
 
 
 def read_count(value: Any, name: str, where: str = "") -> float | None:

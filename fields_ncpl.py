@@ -5,6 +5,7 @@ configuration enters; nothing behind it checks again.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -265,6 +266,15 @@ def parse_count(text: str) -> float | None:
         return None if scale is None else float(text.strip()[:-1]) * scale
     except ValueError:
         return None
+
+
+def is_code(name: str) -> bool:
+    """Whether a model's name says that it was trained on code: it contains "code", but not "decode" or "encode".
+
+    >>> is_code("lab/StarCoder-7B"), is_code("lab/my-decoder-7B")
+    (True, False)
+    """
+    return re.search(r"(?<!de)(?<!en)code", name, re.IGNORECASE) is not None
 
 
 def _number(field: Field, value: Any) -> int | float:

@@ -48,7 +48,7 @@ class TaskHeads(nn.Module):
         self.ceiling = nn.Parameter(torch.empty(tasks))  # logit of the share of 1 - chance that can be reached
         self.dip = nn.Parameter(torch.empty(tasks))  # slope lost far below `dip_at`, before its softplus
         self.dip_at = nn.Parameter(torch.empty(tasks))
-        self.register_buffer("chance", torch.tensor(config.chance, dtype=torch.float32))
+        self.register_buffer("chance", torch.tensor(config.chance))
         self.dips = [float(task in config.dipping_tasks) for task in config.tasks]
 
     def forward(self, capabilities: Tensor) -> Tensor:

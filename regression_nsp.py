@@ -85,8 +85,8 @@ class Regression(nn.Module):
         super().__init__()
         self.tasks, self.chance = list(tasks), [float(value) for value in chance]
         features = self.SIZES + len(self.tasks)
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("centre", torch.zeros(features, dtype=torch.float32))
+        self.register_buffer("deviation", torch.ones(features, dtype=torch.float32))
 
     def log_odds(self, scores: Tensor) -> Tensor:
         """(..., tasks) scores -> log odds between chance and 1, with room for scores below chance."""
@@ -130,7 +130,7 @@ class ScoreRegression(Regression):
         super().__init__(tasks, chance)
         features = len(self.centre)
         products = 1 + features + features * (features + 1) // 2
-        self.register_buffer("moments", torch.zeros(products, products))
+        self.register_buffer("moments", torch.zeros(products, products, dtype=torch.float32))
 
     def products(self, values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """1, standardised features, squares and products of known ones, (batch, products); which are known."""
@@ -179,8 +179,10 @@ class SiblingRegression(Regression):
     def __init__(self, tasks: Sequence[int], chance: Sequence[float]) -> None:
         super().__init__(tasks, chance)
         products = 1 + self.GROWTHS + len(self.centre) + len(self.tasks)
-        self.register_buffer("growth", torch.ones(self.GROWTHS))  # root mean square
-        self.register_buffer("moments", torch.zeros(products, products))  # of the features, then the differences
+        self.register_buffer("growth", torch.ones(self.GROWTHS, dtype=torch.float32))  # root mean square
+        self.register_buffer(
+            "moments", torch.zeros(products, products, dtype=torch.float32)
+        )  # of the features, then the differences
 
     def described(self, sizes: Tensor, sibling: Tensor, log_odds: Tensor, known: Tensor) -> Tensor:
         """Features (batch, 1 + growths + sizes + tasks) of pairs.

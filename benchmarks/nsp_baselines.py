@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import nsp_sloth as sloth  # type: ignore[import-not-found]
 import numpy as np
 from scipy.optimize import least_squares
 from sklearn.ensemble import RandomForestRegressor
@@ -65,13 +66,15 @@ def baselines(scores: Scores, folds: int = 5) -> dict[str, dict[str, float]]:
     """Mean errors of plain methods under the same protocols: method -> protocol -> mean absolute error.
 
     `traditional`, `extended` and `sigmoid` laws of size; the sigmoid plus its sibling's residual; observational scaling
-    (principal component of the known scores, Ruan et al. 2024); random forests.
+    (principal component of the known scores, Ruan et al. 2024); latent skills (Polo et al. 2024); random forests.
     """
     size = scores.features[:, :2].double().numpy()
     core = [scores.tasks.index(task) for task in CORE_TASKS]
     errors = Errors(scores)
     for train, test in scores.folds(folds):
         train = train[scores.mask[train, 1].numpy() > 0]  # the plain methods need tokens
+        for protocol, task, predicted, rows in sloth.predictions(scores, train, test):
+            errors.add("latent skills (Sloth)", protocol, task, predicted, rows)
         for task in core:
             seen = train[~np.isnan(errors.values[train, task])]
             sigmoid = _size_laws(errors, task, size, seen, test)

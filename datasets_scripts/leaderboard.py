@@ -24,7 +24,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from feature_extraction_nsp import is_code
+from fields_ncpl import is_code
 
 CORE = ("mmlu", "arc_c", "hellaswag", "winogrande", "truthfulqa", "gsm8k", "xwinograd", "humaneval")
 COLUMNS = {

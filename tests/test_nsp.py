@@ -278,6 +278,14 @@ def test_half_precision(model, dtype):
     assert (output.predictions.float() - model(CASES).predictions).abs().max() < 0.03
 
 
+def test_a_half_precision_default_makes_half_precision_weights():
+    """But for the moments, which are nearly singular."""
+    model = NSPModel._from_config(NSPConfig(regression_tasks=CORE_TASKS), dtype=torch.bfloat16)
+    whole = {name for name, value in model.state_dict().items() if value.dtype == torch.float32}
+    assert whole == {name for name in model.state_dict() if "regression." in name}
+    assert model.heads.chance.dtype == torch.bfloat16
+
+
 def test_the_regression_stays_whole_in_half_precision(base, tmp_path):
     """Its moments are nearly singular; both ways to half precision leave them alone."""
     case = {**LLAMA, "scores": {"arc_c": 0.5, "hellaswag": 0.77, "gsm8k": 0.14}}

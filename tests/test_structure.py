@@ -52,7 +52,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("handler", "prometheus_client"): "only where `python handler.py` serves; the Hub's toolkit does without",
     ("handler", "uvicorn"): "only where `python handler.py` serves; the Hub's toolkit does without",
     ("handler", "uvicorn.protocols.http.h11_impl"): "only where `python handler.py` serves",
-    ("datasets_scripts.leaderboard", "feature_extraction_nsp"): "moves with NSP's rooms",
     ("datasets_scripts.sample.generate", "laws_ncpl"): "the made-up runs follow the published law",
     ("ncpl.record", "ncpl"): "reads the version",
     ("ncpl.training.command", "ncpl.hub.push"): "`push: true` in a recipe",
