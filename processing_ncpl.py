@@ -133,12 +133,13 @@ class NCPLProcessor(ProcessorMixin):
         self.strict = strict
         given, self.arrays = arrays or {}, dict[str, np.ndarray]()
         self._law = law_from_dict(join_arrays(ChinchillaLaw().to_dict() if prior is None else prior, given))
-        self.prior = split_arrays(self._law.to_dict(), "prior", self.arrays)
+        # Lists from the start, as after a save: `to_dict` is the same on both sides of it.
+        self.prior = json.loads(json.dumps(split_arrays(self._law.to_dict(), "prior", self.arrays)))
         self._calibrator, self.calibration = None, None
         if calibration is not None:
             self._calibrator = Calibration.from_dict(join_arrays(calibration, given), self._law)
             state = self._calibrator.to_dict(with_law=self._calibrator.law is not self._law)
-            self.calibration = split_arrays(state, "calibration", self.arrays)
+            self.calibration = json.loads(json.dumps(split_arrays(state, "calibration", self.arrays)))
         self._pieces: dict[str, list[int]] = {}
 
     @property
@@ -152,8 +153,11 @@ class NCPLProcessor(ProcessorMixin):
         return self._calibrator
 
     def to_dict(self) -> dict[str, Any]:
-        """What `processor_config.json` holds: everything but `arrays`, which go into `law.safetensors`."""
-        return {name: value for name, value in super().to_dict().items() if name != "arrays"}
+        """What `processor_config.json` holds: everything but `arrays`, which go into `law.safetensors`.
+
+        `auto_map` is written by each save, and is no setting of the processor.
+        """
+        return {name: value for name, value in super().to_dict().items() if name not in ("arrays", "auto_map")}
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Writes `processor_config.json` and, beside it, `law.safetensors`."""
@@ -178,7 +182,7 @@ class NCPLProcessor(ProcessorMixin):
         final_loss: float | Sequence[float | None] | None = None,
         steps: Sequence[float] | Sequence[Sequence[float]] | None = None,
         curve: Sequence[float] | Sequence[Sequence[float]] | None = None,
-        return_tensors: str = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         """Encodes configurations, one row for each final loss and one for each curve point.
 
@@ -189,6 +193,7 @@ class NCPLProcessor(ProcessorMixin):
                 configuration, a list of lists for several. Rows of one configuration stand together, its final loss
                 first if `final_loss` is given.
             curve: losses in nats per token at `steps`.
+            kwargs: `return_tensors`, `"pt"` when absent, or `"np"`.
 
         Returns:
             `input_ids`, `is_number_mask`, `number_values_filled`, `attention_mask`, `loss_mask` (true at the target)
@@ -221,7 +226,7 @@ class NCPLProcessor(ProcessorMixin):
                 for i, step in enumerate(at):
                     target = None if losses is None else _loss("curve", losses[i]) - float(prior)
                     rows.append((prefix + self.branch(config, step, target), target))
-        return self.pad(rows, return_tensors)
+        return self.pad(rows, _tensor_type(kwargs))
 
     def prefix(self, config: Config) -> Encoding:
         """The prompt of a checked configuration up to and with `max step`, shared by all points of its curve."""
@@ -313,6 +318,20 @@ class NCPLProcessor(ProcessorMixin):
                 self._pieces[piece] = self.tokenizer.encode(piece, add_special_tokens=False)
             out.append(self._pieces[piece], 0.0, False)
         return out
+
+
+def _tensor_type(kwargs: Mapping[str, Any]) -> str:
+    """`return_tensors`, by itself or in one of transformers' groups of a processor's arguments; `"pt"` when absent.
+
+    Raises:
+        TypeError: another argument.
+    """
+    groups = ("common_kwargs", "text_kwargs")
+    given = {name: value for group in groups for name, value in (kwargs.get(group) or {}).items()}
+    given |= {name: value for name, value in kwargs.items() if name not in groups}
+    if unknown := sorted(given.keys() - {"return_tensors"}):
+        raise TypeError(f"{unknown[0]}: no such argument; accepted: configs, final_loss, steps, curve, return_tensors")
+    return str(given.get("return_tensors", "pt"))
 
 
 def _per_config(name: str, values: Any, count: int) -> list[Any]:

@@ -42,7 +42,7 @@ def change(logs, edit):
 
 def check_rows(folder, file):
     """The rows say what pandas reads in the table, and every run of it is in one split; returns table and rows."""
-    table = pd.read_csv(file).set_index("exp_name")
+    table = pd.read_csv(file, float_precision="round_trip").set_index("exp_name")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loaded = load_runs("steplaw_moe", folder)

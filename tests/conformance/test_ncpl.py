@@ -55,6 +55,11 @@ class NCPLForecasterTest(ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        """The labels of a regression, where the tests train; the common ones are of tasks with classes."""
+        inputs = super()._prepare_for_class(inputs_dict, model_class)
+        return inputs | ({"labels": torch.rand(inputs["input_ids"].shape)} if return_labels else {})
+
 
 class NCPLProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = NCPLProcessor
@@ -62,3 +67,13 @@ class NCPLProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     @classmethod
     def _setup_tokenizer(cls):
         return train_tokenizer(CONFIGS, vocab_size=400)
+
+    def test_model_input_names(self):
+        """The common test with our kind of input, which is configurations and not text."""
+        inputs = self.get_processor()(CONFIGS, return_tensors="pt")
+        assert set(inputs.keys()) == set(self.get_processor().model_input_names)
+
+    def test_flat_kwarg_applied_when_modality_dict_lacks_it(self):
+        """The common test with our kind of input."""
+        inputs = self.get_processor()(CONFIGS, text_kwargs={}, return_tensors="pt")
+        assert all(isinstance(value, torch.Tensor) for value in inputs.values())
