@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import safetensors.torch
 import scipy.stats
 import torch
 import yaml
+from peft import AutoPeftModel
 from transformers import TrainerCallback
 
 import run_train
@@ -568,6 +570,11 @@ def test_adapter(trained, tiny_recipe, tmp_path):
         }
     )
     adapted = load_adapter(adapter).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft below 0.22 asks transformers by names that go away
+        auto = AutoPeftModel.from_pretrained(adapter, trust_remote_code=True).eval()
+    for name, weight in adapted.state_dict().items():
+        assert torch.equal(weight, auto.state_dict()[name])
     with torch.no_grad():
         expected = adapted(**batch).logits
         assert torch.allclose(merged.eval()(**batch).logits, expected, atol=2e-6)

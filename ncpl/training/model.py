@@ -90,6 +90,17 @@ def add_adapters(model: NCPLForecaster, lora: Lora) -> PeftModel:
         return get_peft_model(model, config)
 
 
+def name_base_class(folder: Path) -> None:
+    """Writes into an adapter's settings, if the folder holds one, how `AutoPeftModel` loads its base: by `AutoModel`.
+
+    peft writes the class itself and its module, and then refuses to import from any package but transformers.
+    """
+    settings = folder / "adapter_config.json"
+    if settings.exists():
+        base = {"base_model_class": "AutoModel", "parent_library": "transformers"}
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"auto_mapping": base}, indent=2) + "\n")
+
+
 def load_adapter(adapter: str | Path) -> PeftModel:
     """An adapter that training wrote, over its base, which is found by the name the adapter holds.
 

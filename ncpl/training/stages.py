@@ -29,7 +29,7 @@ from ncpl.training.checkpoints import (
     writing,
 )
 from ncpl.training.evaluation import Evaluation
-from ncpl.training.model import add_adapters
+from ncpl.training.model import add_adapters, name_base_class
 from ncpl.training.output import LOCK, LOG, OWNER, RECORD
 from ncpl.training.processes import on_main_process
 from ncpl.training.trainer import (
@@ -128,6 +128,8 @@ class StageRun:
         residuals, gain = self._judge(trainer, trainable, evaluation)
         with writing(self.output):
             trainer.save_model(str(self.output))
+            if trainer.is_world_process_zero():
+                name_base_class(self.output)
         report = {
             "steps": trainer.state.global_step,
             "best_step": trainer.state.best_global_step,
