@@ -62,11 +62,19 @@ class EndpointHandler:
 
     Args:
         path: folder of a checkpoint.
+
+    Raises:
+        ValueError: the folder does not hold a whole checkpoint.
     """
 
     def __init__(self, path: str = "") -> None:
-        self.strict = _settings(Path(path)).get("strict", True)
-        self.forecast: Forecast = _law_forecast(Path(path)) or _network_forecast(str(path))
+        try:
+            self.strict = bool(_settings(Path(path)).get("strict", True))
+            self.forecast: Forecast = _law_forecast(Path(path)) or _network_forecast(str(path))
+        except Exception as error:
+            # A damaged file fails wherever the damage shows, in whatever library reads it.
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(f"{path}: the checkpoint cannot be loaded ({reason.strip()[:180]})") from error
 
     def __call__(self, data: Mapping[str, Any]) -> list[dict[str, float]] | list[float] | dict[str, float]:
         """Answers one request.
@@ -84,7 +92,8 @@ class EndpointHandler:
             ValueError: there are no inputs, they have another form, or a configuration is not accepted.
         """
         configs, level, form = self.read(data)
-        return form([forecast for batch in _batches(configs) for forecast in self.forecast(batch, level)])
+        forecasts = [forecast for batch in _batches(configs) for forecast in self.forecast(batch, level)]
+        return form(_finite(forecasts))
 
     def read(self, data: Any) -> tuple[list[dict[str, Any]], float, Callable[[list[dict[str, float]]], Any]]:
         """A request's checked configurations, its level, and what makes the answer of their forecasts."""
@@ -174,6 +183,12 @@ def _short(value: Any) -> str:
     """A value in a message: the start of it, without control characters."""
     text = repr(value) if not isinstance(value, list | dict) or len(value) < 9 else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}...{text[-1]}"
+
+
+def _finite(forecasts: list[dict[str, float]]) -> list[dict[str, float]]:
+    if not all(math.isfinite(forecast["loss"]) for forecast in forecasts):
+        raise ArithmeticError("the checkpoint forecasts a loss that is not finite; its weights or its law are damaged")
+    return forecasts
 
 
 def _losses(forecasts: list[dict[str, float]]) -> list[float]:
@@ -429,7 +444,7 @@ class App:
         except ValueError as error:
             raise RefusedError(400, str(error)) from None
         self.forecasts.inc(len(configs))
-        return form(forecasts)
+        return form(_finite(forecasts))
 
 
 def _line(error: Exception) -> str:
