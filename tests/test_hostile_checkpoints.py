@@ -10,7 +10,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from handler import EndpointHandler
-from ncpl import Forecaster
 from ncpl.hub.cards import checkpoint_card
 from ncpl.hub.embed import CHECKPOINTS
 from ncpl.hub.files import checkpoint_files
@@ -106,7 +105,6 @@ def saved(tmp_path_factory):
 
 
 DOORS = {
-    "Forecaster": lambda folder: Forecaster.from_pretrained(folder).predict(ADAMW),
     "handler": lambda folder: EndpointHandler(str(folder))({"inputs": ADAMW}),
     "push": checkpoint_files,
     "card": lambda folder: checkpoint_card(folder, "me/tiny"),
