@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def tensors(**changes):
     return spoil
 
 
-SPOILS = {
+SPOILS: dict[str, Any] = {
     "config list": content("config.json", "[]"),
     "config number": content("config.json", "3"),
     "config empty": content("config.json", ""),
@@ -104,7 +105,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-DOORS = {
+DOORS: dict[str, Any] = {
     "handler": lambda folder: EndpointHandler(str(folder))({"inputs": ADAMW}),
     "push": checkpoint_files,
     "card": lambda folder: checkpoint_card(folder, "me/tiny"),
