@@ -41,7 +41,7 @@ def forecast_columns(
     [3.214]
     """
     at = calibration.law.evaluate(configs) if calibration is not None else None
-    losses = law(configs if at is None or law is not calibration.law else at) + residuals  # type: ignore[union-attr]
+    losses = (law(configs) if at is None or law is not calibration.law else law.losses(at)) + residuals  # type: ignore[union-attr]
     columns = {"loss": losses}
     if calibration is not None and at is not None:
         columns["lower"], columns["upper"] = calibration.interval(at, losses, level)

@@ -105,3 +105,6 @@ def _use_lora_targets_of(backbone_type: str) -> None:
 
 
 NCPLConfig.register_for_auto_class()
+# Imported by itself, not as a checkpoint's own code: transformers' Auto classes then know it.
+if not __package__:
+    AutoConfig.register(NCPLConfig.model_type, NCPLConfig, exist_ok=True)

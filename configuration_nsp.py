@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 # Accuracy of a blind guess, by task: 1 / options for multiple choice, 0 for free answers. BIG-bench's arithmetic and
 # transliteration are answered freely here; truthfulqa is MC2, whose floor is taken as one option of four.
@@ -145,3 +145,7 @@ class NSPEnsembleConfig(PreTrainedConfig):
 
 NSPConfig.register_for_auto_class()
 NSPEnsembleConfig.register_for_auto_class()
+# Imported by itself, not as a checkpoint's own code: transformers' Auto classes then know it.
+if not __package__:
+    for _config in (NSPConfig, NSPEnsembleConfig):
+        AutoConfig.register(_config.model_type, _config, exist_ok=True)

@@ -8,14 +8,21 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BatchFeature, FeatureExtractionMixin, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    BatchFeature,
+    FeatureExtractionMixin,
+    PreTrainedConfig,
+)
 
 try:
-    from .configuration_nsp import DEFAULT_TASKS, FEATURES
+    from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import resolve
     from .fields_ncpl import TOKENS_PER_PARAMETER, is_code, parse_count
 except ImportError:
-    from configuration_nsp import DEFAULT_TASKS, FEATURES
+    from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import resolve
     from fields_ncpl import TOKENS_PER_PARAMETER, is_code, parse_count
 
@@ -387,3 +394,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 NSPFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+# Imported by itself, not as a checkpoint's own code: transformers' Auto classes then know it.
+if not __package__:
+    for _config in (NSPConfig, NSPEnsembleConfig):
+        AutoFeatureExtractor.register(_config, NSPFeatureExtractor, exist_ok=True)

@@ -383,9 +383,10 @@ class ConfigurationLaw:
         at = self.evaluate(configs)
         for note in {note: None for config in at.configs for note in self.fallbacks(config)}:
             warnings.warn(note, stacklevel=2)
-        return self._losses(at)
+        return self.losses(at)
 
-    def _losses(self, at: Evaluation) -> np.ndarray:
+    def losses(self, at: Evaluation) -> np.ndarray:
+        """Losses in nats per token where the closed form is evaluated already."""
         losses = at.terms["loss"].copy()
         for rows, residual, own in self._by_source(at):
             losses[rows] += residual(own)
@@ -456,7 +457,7 @@ class ConfigurationLaw:
         slopes = self._spread(place, at.sources, at.optimizers)
         error = np.sqrt(((slopes @ self.posterior) ** 2).sum(1))
         low, middle, high = (
-            self._losses(self._evaluate(at.configs, at.sources, at.optimizers, at.inputs | {"rate": rate}))
+            self.losses(self._evaluate(at.configs, at.sources, at.optimizers, at.inputs | {"rate": rate}))
             for rate in (at.inputs["rate"] + shift * error for shift in (-(3**0.5), 0, 3**0.5))
         )
         return (low - 2 * middle + high) / 6

@@ -259,3 +259,6 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 NCPLForecaster.register_for_auto_class("AutoModel")
+# Imported by itself, not as a checkpoint's own code: transformers' Auto classes then know it.
+if not __package__:
+    AutoModel.register(NCPLConfig, NCPLForecaster, exist_ok=True)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -571,3 +571,7 @@ class NSPEnsemble(PreTrainedModel):
 
 NSPModel.register_for_auto_class("AutoModel")
 NSPEnsemble.register_for_auto_class("AutoModel")
+# Imported by itself, not as a checkpoint's own code: transformers' Auto classes then know it.
+if not __package__:
+    AutoModel.register(NSPConfig, NSPModel, exist_ok=True)
+    AutoModel.register(NSPEnsembleConfig, NSPEnsemble, exist_ok=True)

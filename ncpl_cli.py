@@ -68,7 +68,7 @@ def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: 
     rows, origins = read_configs(configs)
     forecaster = _load(model)
     # Checked here already, where their files are known.
-    checked = check_configs(rows, forecaster.processor.strict, origins if len(rows) > 1 else None)
+    checked = check_configs(rows, forecaster.strict, origins if len(rows) > 1 else None)
     forecast = forecaster.predict(checked, level)
     if as_json:
         _print_json([{"configuration": origin, **row} for origin, row in zip(origins, _records(forecast), strict=True)])
@@ -134,7 +134,7 @@ def sweep(
         if len(shown) < len(forecast):
             _note(f"the {_ROWS} lowest losses of {len(forecast)}; --output FILE or --json gives all")
     else:
-        from ncpl.sweep import write_sweep
+        from ncpl.sweep_files import write_sweep
 
         shown = write_sweep(forecaster, config, grid, output, level, _ROWS)
         if os.environ.get("RANK", "0") != "0":
@@ -438,7 +438,6 @@ _FORECAST = ("loss", "lower", "upper", "divergence", "extrapolation")
 def _load(model: str | None) -> "Forecaster":
     from ncpl import Forecaster
 
-    _quiet_loading(model)
     return Forecaster.from_pretrained(model)
 
 

@@ -1,6 +1,7 @@
 """`pipeline("scaling-forecast")`: configurations in, plain JSON forecasts out."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -87,8 +88,11 @@ class ScalingForecastPipeline(Pipeline):
         configs = [configs] if isinstance(configs, Mapping) else configs
         batch = self.processor(configs)
         logits = self.model(**self.ensure_tensor_on_device(**batch)).logits
+        law = self.processor.law
+        for note in {note for config in configs for note in getattr(law, "fallbacks", lambda _: ())(config)}:
+            warnings.warn(note, stacklevel=2)
         residuals = self.processor.residuals(logits, batch["loss_mask"])
-        forecast = forecast_columns(self.processor.law, self.processor.calibrator, configs, residuals, level)
+        forecast = forecast_columns(law, self.processor.calibrator, configs, residuals, level)
         return {name: torch.as_tensor(values, dtype=torch.float64) for name, values in forecast.items()}
 
     def postprocess(self, model_outputs: Mapping[str, torch.Tensor]) -> dict[str, float]:

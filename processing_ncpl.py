@@ -16,15 +16,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
 try:
     from .calibration_ncpl import Calibration
+    from .configuration_ncpl import NCPLConfig
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 except ImportError:
     from calibration_ncpl import Calibration
+    from configuration_ncpl import NCPLConfig
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 
@@ -352,3 +354,6 @@ def _loss(name: str, value: Any) -> float:
 
 
 NCPLProcessor.register_for_auto_class()
+# Imported by itself, not as a checkpoint's own code: transformers' Auto classes then know it.
+if not __package__:
+    AutoProcessor.register(NCPLConfig, NCPLProcessor, exist_ok=True)

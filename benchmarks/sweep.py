@@ -33,8 +33,9 @@ from common import (  # type: ignore[import-not-found]
 from tqdm import tqdm
 
 from fields_ncpl import check_config, training_order
-from ncpl.forecaster import DEFAULT, Forecaster
-from ncpl.sweep import write_sweep
+from ncpl.checkpoint import DEFAULT
+from ncpl.forecaster import Forecaster
+from ncpl.sweep_files import write_sweep
 
 CONFIG = {
     "source": "marin",
@@ -71,18 +72,20 @@ def grid_of(size: int) -> dict[str, list[float]]:
 def load(device: str, seed: int) -> tuple[Forecaster, str, str]:
     configs, data = read_configs()
     model, processor, name = build(device, configs, seed)
-    return Forecaster(model.to(torch.bfloat16) if device == "cuda" else model, processor, device), name, data
+    return Forecaster.of(model.to(torch.bfloat16) if device == "cuda" else model, processor, device), name, data
 
 
 @torch.inference_mode()
 def plain_loss(forecaster: Forecaster, config: dict[str, Any]) -> float:
     """One configuration as the published evaluation does it."""
     config = training_order(check_config(config))
-    batch = forecaster.processor(config).to(forecaster.device)
+    network = forecaster.network
+    assert network is not None
+    batch = network.processor(config).to(network.device)
     loss_mask = batch.pop("loss_mask")
     for _ in range(2):
-        logits = forecaster.model(**batch).logits
-    return float(forecaster.processor.losses(logits, loss_mask, [config])[0])
+        logits = network.model(**batch).logits
+    return float(network.processor.losses(logits, loss_mask, [config])[0])
 
 
 def measure_scaling(size: int, device: str, seed: int) -> None:

@@ -73,7 +73,7 @@ def forecast_runs(
             raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}{hint}")
     tables = []
     left_out: list[str] = []
-    law = forecaster.processor.law
+    law = forecaster.law
     for source in SOURCES:
         if isinstance(law, ChinchillaLaw) and source not in law.coefficients:
             left_out.append(f"{source} is left out: the checkpoint's prior knows {', '.join(law.coefficients)} alone")

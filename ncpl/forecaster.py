@@ -1,32 +1,25 @@
-"""Forecasts from configurations: the model, its processor and its calibration behind one object."""
+"""Forecasts from configurations: a checkpoint's law, its calibration and, where it adds something, its network."""
 
 import math
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors import SafetensorError
-from tqdm import tqdm
-from transformers import PreTrainedConfig
 
-from configuration_ncpl import NCPLConfig
-from fields_ncpl import FIELDS, max_step, training_order
-from modeling_ncpl import NCPLForecaster
+from calibration_ncpl import Calibration, forecast_columns
+from fields_ncpl import FIELDS, field_name, max_step, training_order
+from ncpl import checkpoint
 from ncpl.configs import as_configs, check_configs
-from ncpl.errors import CheckpointError
-from ncpl.sweep import WINDOW, Grid, Prompts, forecast_grid, named_fields, residuals
-from processing_ncpl import NCPLProcessor
+from ncpl.grid import Grid, named_fields
+from ncpl.sweep_files import forecast_grid
 
 if TYPE_CHECKING:
     from modeling_nsp import NSPModel
+    from ncpl.inference import Network
 
-DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 COLUMNS = ("loss", "lower", "upper", "divergence", "extrapolation")
 
 
@@ -34,9 +27,11 @@ class Forecaster:
     """Forecasts the final loss of pretraining runs from their configurations.
 
     Args:
-        model: the forecaster network.
-        processor: its processor, which carries the prior and the calibration.
-        device: where to compute; a GPU if there is one. float32 on CPU, bfloat16 elsewhere.
+        law: the prior law; configurations -> losses in nats per token.
+        calibration: intervals, divergence and extrapolation; None where there is none.
+        network: what adds to the law; None where the law speaks alone.
+        strict: whether unknown fields and implausible values are errors (`fields_ncpl.check_config`).
+        folder: the checkpoint's; its network is loaded only where it is asked for.
 
     >>> forecaster = Forecaster.from_pretrained()
     >>> config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
@@ -46,50 +41,71 @@ class Forecaster:
     """
 
     def __init__(
-        self, model: NCPLForecaster, processor: NCPLProcessor, device: str | torch.device | None = None
+        self,
+        law: Any,
+        calibration: Calibration | None = None,
+        network: "Network | None" = None,
+        strict: bool = True,
+        folder: Path = checkpoint.DEFAULT,
     ) -> None:
-        self.device = _device(device)
-        self.model = model.to(self.device).eval()
-        self.processor = processor
-        self.calibration = processor.calibrator
-        self._told_uncalibrated = False
+        self.law, self.calibration, self.network = law, calibration, network
+        self.strict, self.folder = strict, folder
+        self._told: set[str] = set()
 
     @classmethod
-    def from_pretrained(
-        cls, path_or_repo: str | Path | None = None, *, device: str | torch.device | None = None, **hub: Any
-    ) -> Self:
-        """Loads a checkpoint.
+    def from_pretrained(cls, path_or_repo: str | Path | None = None, *, device: Any = None, **hub: Any) -> Self:
+        """Loads a checkpoint. torch and transformers are imported only if its network adds something to its law.
 
         Args:
-            path_or_repo: a folder or a Hub id; the embedded default, `ncpl-mini`, when absent.
-            device: where to compute; a GPU if there is one.
-            hub: what transformers' `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+            path_or_repo: a folder, the name of an embedded checkpoint, or a Hub id; the embedded default, `ncpl-mini`,
+                when absent.
+            device: where its network computes; a GPU if there is one. float32 on CPU, bfloat16 elsewhere.
+            hub: for a Hub id: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
         Raises:
             CheckpointError: there is no such checkpoint, it is incomplete, or of another kind of model.
         """
-        path = str(DEFAULT if path_or_repo is None else path_or_repo)
-        target = _device(device)
-        if not Path(path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
-            raise CheckpointError(f"{path}: no such folder; accepted: a checkpoint's folder or a Hub id (owner/name)")
-        dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
-        with _checkpoint_errors(path):
-            _check_kind(path, hub)
-        with _checkpoint_errors(f"{path}: its weights"):
-            model, info = NCPLForecaster.from_pretrained(path, dtype=dtype, output_loading_info=True, **hub)
-            if info["missing_keys"]:
-                names = sorted(info["missing_keys"])
-                raise ValueError(f"{len(names)} tensors are missing, the first {names[0]!r}")
-        with _checkpoint_errors(f"{path}: its processor"):
-            processor = NCPLProcessor.from_pretrained(path, **hub)
-        return cls(model, processor, target)
+        read = checkpoint.read(checkpoint.find(path_or_repo, **hub))
+        network = None
+        if not read.silent:
+            from ncpl.inference import Network
+
+            network = Network.load(read.folder, device)
+        return cls(read.law, read.calibration, network, read.strict, read.folder)
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, device: Any = None) -> Self:
+        """A forecaster of a model and its processor.
+
+        Args:
+            model: an `NCPLForecaster`.
+            processor: its `NCPLProcessor`.
+            device: where to compute; a GPU if there is one.
+        """
+        from ncpl.inference import Network
+
+        return cls(processor.law, processor.calibrator, Network(model, processor, device), processor.strict)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves an ordinary checkpoint folder, which `AutoModel` and `from_pretrained` load.
+
+        Args:
+            folder: receives the network and tokenizer it was loaded with, and this law and calibration.
+        """
+        checkpoint.save_law(self.folder, Path(folder), self.law, self.calibration)
+
+    def __repr__(self) -> str:
+        sources = ", ".join(sorted(getattr(self.law, "sources", ()))) or "none"
+        speaks = "adds to the law" if self.network is not None else "is silent: forecasts are the law's alone"
+        return f"{type(self).__name__}({self.folder.name}; sources: {sources}; the network {speaks})"
 
     def predict(self, configs: Any, level: float = 0.9) -> pd.DataFrame:
         """Forecasts final losses.
 
         Args:
             configs: a configuration (field -> value, in any order), a list of them, or a DataFrame with a column for
-                each field, in which a missing cell means that the field is absent.
+                each field, in which a missing cell means that the field is absent. Columns of other names are kept
+                aside, which is told once.
             level: coverage of the interval, between 0 and 1.
 
         Returns:
@@ -101,29 +117,64 @@ class Forecaster:
             ValueError: no configurations, or one that is not accepted; says which, the field and what is accepted.
         """
         _check_level(level)
+        if isinstance(configs, pd.DataFrame):
+            configs = self._known_columns(configs)
         rows, index = as_configs(configs)
         origins = [f"row {name!r}" for name in index] if isinstance(configs, pd.DataFrame) else None
-        return self.predict_checked(check_configs(rows, self.processor.strict, origins), level).set_index(index)
+        return self.predict_checked(check_configs(rows, self.strict, origins), level).set_index(index)
 
     def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
         """`predict` for configurations that `fields_ncpl.check_config` has passed, such as logged runs."""
         configs = [training_order(config) for config in configs]
-        return self.columns(configs, self._residuals(configs), level)
+        return self._columns(configs, 0.0 if self.network is None else self.network.residuals(configs), level)
 
-    def columns(self, configs: Sequence[Mapping[str, Any]], residuals: np.ndarray, level: float) -> pd.DataFrame:
-        """`predict`'s columns for checked configurations in training order, from what the model adds to the prior."""
-        losses = self.processor.law(configs) + residuals
-        columns = {"loss": losses} | {name: np.full(len(configs), np.nan) for name in COLUMNS[1:]}
-        if self.calibration is not None:
-            columns["lower"], columns["upper"] = self.calibration.interval(configs, losses, level)
-            columns["divergence"] = self.calibration.divergence(configs)
-            columns["extrapolation"] = self.calibration.extrapolation(configs)
-        elif not self._told_uncalibrated:
-            self._told_uncalibrated = True
-            warnings.warn(
-                "this checkpoint has no calibration: lower, upper, divergence and extrapolation are NaN", stacklevel=3
-            )
-        return pd.DataFrame(columns)
+    def notes(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What has to be known of forecasts of checked configurations, a sentence each."""
+        notes = dict.fromkeys(note for config in configs for note in self._notes_of(config))
+        return list(notes)
+
+    def _notes_of(self, config: Mapping[str, Any]) -> list[str]:
+        return self.law.fallbacks(config) if hasattr(self.law, "fallbacks") else []
+
+    def _known_columns(self, table: pd.DataFrame) -> pd.DataFrame:
+        known = [name for name in table.columns if field_name(str(name)) is not None]
+        aside = [str(name) for name in table.columns if name not in known]
+        if aside and self.strict and known:
+            self._tell([f"columns kept aside, which are no fields: {', '.join(aside)}"])
+            return table[known]
+        return table
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """Each note once in the forecaster's life."""
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                warnings.warn(note, stacklevel=4)
+
+    def _columns(
+        self, configs: Sequence[Mapping[str, Any]], residuals: np.ndarray | float, level: float
+    ) -> pd.DataFrame:
+        """`predict`'s columns for checked configurations in training order, from what the network adds to the law."""
+        notes = self.notes(configs)
+        if self.calibration is None:
+            told = "this checkpoint has no calibration: lower, upper, divergence and extrapolation are NaN"
+            notes = [told, *notes]
+        self._tell(notes)
+        forecast = forecast_columns(self.law, self.calibration, configs, residuals, level)
+        absent = {name: np.full(len(configs), np.nan) for name in COLUMNS if name not in forecast}
+        table = pd.DataFrame(forecast | absent)
+        table.attrs["notes"] = notes
+        return table
+
+    def window(self, grid: Grid, start: int, stop: int, level: float) -> pd.DataFrame:
+        """Forecasts some combinations of a grid: the swept fields, then `predict`'s columns, under their numbers."""
+        configs = grid.configs(start, stop)
+        residuals = 0.0 if self.network is None else self.network.window_residuals(grid, start, configs)
+        rows = pd.RangeIndex(start, stop)
+        forecast = self._columns(configs, residuals, level)
+        table = pd.concat([grid.frame(rows), forecast.set_index(rows)], axis=1)
+        table.attrs["notes"] = forecast.attrs["notes"]
+        return table
 
     def sweep(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], level: float = 0.9) -> pd.DataFrame:
         """Forecasts every combination of some fields' values.
@@ -140,7 +191,10 @@ class Forecaster:
             ValueError: a field that is unknown or has no values, and what `predict` refuses.
         """
         _check_level(level)
-        return pd.concat(forecast_grid(self, _one(config), grid, level))
+        frames = list(forecast_grid(self, Grid(_one(config), grid, self.strict), level))
+        table = pd.concat(frames)
+        table.attrs["notes"] = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
+        return table
 
     def optimize(
         self, config: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], level: float = 0.9
@@ -195,7 +249,7 @@ class Forecaster:
 
     def _risk(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """`ConfigurationLaw.risk` of every combination, 0 where the checkpoint is not calibrated."""
-        combinations = Grid(self.processor, _one(config), grid)
+        combinations = Grid(_one(config), grid, self.strict)
         if self.calibration is None:
             return np.zeros(len(combinations))
         return self.calibration.law.risk(combinations.configs(0, len(combinations)))
@@ -225,7 +279,7 @@ class Forecaster:
 
         if not are_configurations(models):
             return benchmarks(models, like, level, model)
-        configs = check_configs(as_configs(models)[0], self.processor.strict)
+        configs = check_configs(as_configs(models)[0], self.strict)
         return benchmarks_of_runs(configs, self.predict_checked(configs, level), like, level, model)
 
     def curve(self, config: Mapping[str, Any], points: int = 50) -> pd.DataFrame:
@@ -241,57 +295,21 @@ class Forecaster:
         Raises:
             ValueError: the checkpoint was trained on final losses alone, or what `predict` refuses.
         """
-        if not self.model.config.curves:
-            raise ValueError("curve: this checkpoint was trained on final losses alone, expected one trained on curves")
         if isinstance(points, bool) or not isinstance(points, int) or points < 1:
             raise ValueError(f"points: got {points!r}, expected a whole number, at least 1")
-        checked = training_order(check_configs([_one(config)], self.processor.strict)[0])
+        if self.network is None:
+            raise ValueError("curve: this checkpoint was trained on final losses alone, expected one trained on curves")
+        checked = training_order(check_configs([_one(config)], self.strict)[0])
         total = max_step(checked)
         steps = np.unique(np.ceil(np.linspace(0, total, points + 1)[1:]).astype(int))
-        batch = self.processor(checked, steps=steps.tolist())
-        with torch.inference_mode():
-            logits = self.model(**batch.to(self.device), use_cache=False).logits
-        losses = self.processor.losses(logits, batch["loss_mask"], [checked] * len(steps))
+        losses = self.network.curve(checked, steps.tolist())
         return pd.DataFrame({"step": steps, "tokens": checked["data size"] * steps / total, "loss": losses})
-
-    def _residuals(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """What the model adds to the prior, in nats."""
-        windows = [configs[start : start + WINDOW] for start in range(0, len(configs), WINDOW)]
-        with tqdm(total=len(configs), desc="forecast", unit="config", delay=2, disable=None) as progress:
-            found = []
-            for window in windows:
-                found.append(residuals(self.model, Prompts.of(self.processor, window)))
-                progress.update(len(window))
-        return np.concatenate(found)
 
 
 # Each round narrows the grid to two of its cells: after four the step is far below what losses resolve.
 _ROUNDS = 5
 # More free fields than this leave too few values for each.
 _FREE_FIELDS = 6
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-@contextmanager
-def _checkpoint_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{what}: {' '.join(str(error).split())}") from error
-
-
-def _check_kind(path: str, hub: Mapping[str, Any]) -> None:
-    """What transformers would replace by defaults, and load a model of random weights or of another prompt."""
-    config, _ = PreTrainedConfig.get_config_dict(path, **hub)
-    if config.get("model_type") != NCPLConfig.model_type:
-        kind = repr(config["model_type"]) if "model_type" in config else "no config.json"
-        raise ValueError(f"expected a config.json of model_type {NCPLConfig.model_type!r}, found {kind}")
-    processor, _ = NCPLProcessor.get_processor_dict(path, **hub)
-    if "prompt_version" not in processor:
-        raise ValueError("expected the processor_config.json of an NCPLProcessor, found none")
 
 
 def _check_level(level: float) -> None:

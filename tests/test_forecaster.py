@@ -16,10 +16,10 @@ import torch
 from calibration_ncpl import Calibration
 from datasets_scripts import SAMPLE_DIR
 from ncpl import Forecaster
+from ncpl.checkpoint import DEFAULT
 from ncpl.configs import vary
 from ncpl.evaluation import evaluation_report, forecast_runs
 from ncpl.fitting import example_rows, fit_calibration
-from ncpl.forecaster import DEFAULT
 from processing_ncpl import NCPLProcessor
 from tests.checkpoints import ADAMW, CONFIGS, losses_by_hand, tiny_model, tiny_processor
 from tests.test_cli import run
@@ -60,7 +60,7 @@ def test_the_order_of_fields_never_matters(forecaster):
 def test_nor_in_version_1_which_keeps_the_order_it_is_given():
     processor = tiny_processor()
     processor.prompt_version = 1
-    forecaster = Forecaster(tiny_model(), processor)
+    forecaster = Forecaster.of(tiny_model(), processor)
     turned = dict(reversed(CONFIGS[1].items()))
     assert forecaster.predict(turned)["loss"].item() == forecaster.predict(CONFIGS[1])["loss"].item()
 
@@ -81,7 +81,7 @@ def test_names_and_numbers_may_be_written_differently(forecaster):
 def test_a_table_gives_what_the_list_gives(version):
     processor = tiny_processor()
     processor.prompt_version = version
-    forecaster = Forecaster(tiny_model(), processor)
+    forecaster = Forecaster.of(tiny_model(), processor)
     flags = {"nesterov": True, "precondition_frequency": 10, "ffn dim": 2048}
     configs = [*CONFIGS, {**CONFIGS[1], **flags}]
     # Missing cells: pandas turns the whole numbers beside them into floats and the flags into objects.
@@ -227,7 +227,7 @@ def test_evaluation_counts_what_lies_in_the_interval(calibrated):
 
 def test_a_curve_is_the_model_asked_at_each_step():
     model, processor = tiny_model(curves=True), tiny_processor()
-    curve = Forecaster(model, processor).curve(ADAMW, points=4)
+    curve = Forecaster.of(model, processor).curve(ADAMW, points=4)
     # 2.7e9 tokens in batches of 128 sequences of 4096.
     assert curve["step"].tolist() == [1288, 2575, 3862, 5149]
     assert curve["tokens"].iloc[-1] == 2.7
@@ -237,7 +237,7 @@ def test_a_curve_is_the_model_asked_at_each_step():
             assert loss == pytest.approx(
                 processor.losses(model(**batch).logits, batch["loss_mask"], [ADAMW])[0], abs=1e-6
             )
-    assert Forecaster(model, processor).curve({**ADAMW, "data size": 0.5, "max step": 954}, 2000)["step"].is_unique
+    assert Forecaster.of(model, processor).curve({**ADAMW, "data size": 0.5, "max step": 954}, 2000)["step"].is_unique
 
 
 def test_a_checkpoint_without_curves_says_so(forecaster):

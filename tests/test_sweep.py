@@ -16,7 +16,9 @@ import torch
 from fields_ncpl import check_config, training_order
 from ncpl.configs import vary
 from ncpl.forecaster import Forecaster
-from ncpl.sweep import WINDOW, Grid, Prompts, residuals, write_sweep
+from ncpl.grid import Grid
+from ncpl.inference import GridPrompts, Prompts, residuals
+from ncpl.sweep_files import WINDOW, write_sweep
 from tests.checkpoints import ADAMW, CONFIGS, losses_by_hand, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parent.parent
@@ -58,12 +60,12 @@ def lively_model():
 def forecaster(request):
     processor = tiny_processor()
     processor.prompt_version = request.param
-    return Forecaster(lively_model(), processor, "cpu")
+    return Forecaster.of(lively_model(), processor, "cpu")
 
 
 @pytest.fixture(scope="module")
 def version2():
-    return Forecaster(lively_model(), tiny_processor(), "cpu")
+    return Forecaster.of(lively_model(), tiny_processor(), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,8 @@ def large(version2):
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 def test_a_sweep_is_one_configuration_after_the_other(forecaster, base, grid):
     swept = forecaster.sweep(base, grid)
-    by_hand = [losses_by_hand(forecaster.model, forecaster.processor, one) for one in every_config(base, grid)]
+    network = forecaster.network
+    by_hand = [losses_by_hand(network.model, network.processor, one) for one in every_config(base, grid)]
     assert swept["loss"].to_numpy() == pytest.approx(by_hand, abs=1e-5)
     assert min(np.diff(np.sort(by_hand)), default=1) > 2e-5
 
@@ -94,7 +97,9 @@ def test_grids_larger_than_a_window(version2, large):
     grid, swept = large
     rows = [0, WINDOW - 1, WINDOW, 130 * 130 - 1]
     changes = [swept.loc[row, list(grid)].to_dict() for row in rows]
-    by_hand = [losses_by_hand(version2.model, version2.processor, {**ADAMW, **change}) for change in changes]
+    by_hand = [
+        losses_by_hand(version2.network.model, version2.network.processor, {**ADAMW, **change}) for change in changes
+    ]
     assert len(swept) == 130 * 130 > WINDOW
     assert swept["loss"][rows].to_numpy() == pytest.approx(by_hand, abs=1e-5)
 
@@ -103,11 +108,11 @@ def test_prompts_that_begin_alike_are_computed_once(version2):
     grid = {"learning rate": np.geomspace(1e-3, 1e-2, 40).tolist(), "batch size": list(range(100, 140))}
     beginnings: set[tuple[tuple[int, float], ...]] = set()
     for config in every_config(ADAMW, grid):
-        prompt = version2.processor.prefix(config) + version2.processor.branch(config)
+        prompt = version2.network.processor.prefix(config) + version2.network.processor.branch(config)
         tokens = list(zip(prompt.ids, prompt.values, strict=True))[:-1]
         beginnings.update(tuple(tokens[: n + 1]) for n in range(len(tokens)))
     computed = []
-    hook = version2.model.register_forward_hook(lambda _, args, __: computed.append(args[0].numel()))
+    hook = version2.network.model.register_forward_hook(lambda _, args, __: computed.append(args[0].numel()))
     version2.sweep(ADAMW, grid)
     hook.remove()
     assert sum(computed) < 1.2 * len(beginnings)
@@ -143,7 +148,7 @@ def test_many_prompts_fill_several_forward_passes():
 
 def test_bfloat16_agrees_as_far_as_it_can(version2):
     grid = GRIDS["late fields"]
-    half = Forecaster(lively_model().to(torch.bfloat16), version2.processor, "cpu")
+    half = Forecaster.of(lively_model().to(torch.bfloat16), version2.network.processor, "cpu")
     assert half.sweep(ADAMW, grid)["loss"].to_numpy() == pytest.approx(
         version2.sweep(ADAMW, grid)["loss"].to_numpy(), abs=0.1
     )
@@ -182,7 +187,7 @@ def test_files_hold_the_sweep(version2, large, tmp_path, kind):
 
 def test_columns_keep_their_type_in_every_window(version2):
     """Whole numbers alone in one window, others in the next, are one column of a file."""
-    grid = Grid(version2.processor, ADAMW, {"data size": [2, 3, 2.5]})
+    grid = Grid(ADAMW, {"data size": [2, 3, 2.5]})
     assert grid.frame(pd.RangeIndex(0, 2))["data size"].dtype == grid.frame(pd.RangeIndex(2, 3))["data size"].dtype
 
 
@@ -199,9 +204,10 @@ def test_a_failed_sweep_leaves_no_result(version2, tmp_path):
 
 def test_the_numbers_of_a_grid_are_the_processor_s(forecaster):
     """Prompts filled in by columns against prompts encoded one by one, bit for bit."""
-    grid = Grid(forecaster.processor, BASES["given steps"], {"data size": [2, 2.7], **GRIDS["late fields"]})
+    grid = Grid(BASES["given steps"], {"data size": [2, 2.7], **GRIDS["late fields"]})
     configs = grid.configs(3, 15)
-    ours, theirs = grid.prompts(3, configs), Prompts.of(forecaster.processor, configs)
+    processor = forecaster.network.processor
+    ours, theirs = GridPrompts(grid, processor).window(3, configs), Prompts.of(processor, configs)
     inside = np.arange(theirs.ids.shape[1]) < theirs.lengths[:, None]
     for name in ("ids", "is_number", "values"):
         assert np.array_equal(np.where(inside, getattr(ours, name), 0), np.where(inside, getattr(theirs, name), 0))
@@ -211,11 +217,11 @@ def test_the_numbers_of_a_grid_are_the_processor_s(forecaster):
 LAUNCHED = """
 import sys
 from ncpl.forecaster import Forecaster
-from ncpl.sweep import write_sweep
+from ncpl.sweep_files import write_sweep
 from tests.checkpoints import ADAMW, tiny_processor
 from tests.test_sweep import lively_model
 
-forecaster = Forecaster(lively_model(), tiny_processor(), "cpu")
+forecaster = Forecaster.of(lively_model(), tiny_processor(), "cpu")
 for path in sys.argv[1:]:
     best = write_sweep(forecaster, ADAMW, {"lr": [1e-3, 2e-3, 5e-3], "batch size": [64, 128, 256]}, path)
     # The line at once: the other process writes to the same pipe.

@@ -451,7 +451,7 @@ def test_a_network_that_gains_nothing_is_silent(tiny_recipe, tmp_path, capsys):
     assert not record["stages"]["full"]["gain"]["kept"]
     config = read_runs(DataBlock(sources=["steplaw"], data_dir="sample"))["in_val"]["steplaw"][0].config
     forecaster = Forecaster.from_pretrained(tmp_path / "still")
-    assert forecaster.predict(config)["loss"].item() == pytest.approx(forecaster.processor.law([config])[0], abs=1e-6)
+    assert forecaster.predict(config)["loss"].item() == pytest.approx(forecaster.law([config])[0], abs=1e-6)
 
 
 def test_a_network_that_gains_is_kept(tiny_recipe, trained, tmp_path):

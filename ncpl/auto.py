@@ -1,0 +1,77 @@
+"""Imports our model classes, which register themselves with transformers' Auto classes, once transformers is there."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+# Ending of a family's modules -> those that register its classes.
+_FAMILIES = {"_ncpl": ("modeling_ncpl", "processing_ncpl"), "_nsp": ("modeling_nsp", "feature_extraction_nsp")}
+
+
+def register() -> bool:
+    """Imports the classes, and says whether all are there.
+
+    A family of which a module is being imported right now, which is what has imported transformers, has to wait.
+    """
+    waiting = [family for family in _FAMILIES if any(map(_is_being_imported, _members(family)))]
+    for family in _FAMILIES.keys() - waiting:
+        for module in _FAMILIES[family]:
+            import_module(module)
+    return not waiting
+
+
+def register_with_transformers() -> None:
+    """Calls `register` now if transformers is imported, else right after it is."""
+    if "transformers" in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, _Finder())
+
+
+def _members(family: str) -> list[str]:
+    return [name for name in sys.modules if name.endswith(family) and "." not in name]
+
+
+def _is_being_imported(name: str) -> bool:
+    return bool(getattr(sys.modules[name].__spec__, "_initializing", False))
+
+
+class _Finder(MetaPathFinder):
+    """Finds no module itself: sees that transformers, or more of it, is imported, and calls `register`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.startswith("transformers."):
+            self.try_to_register()
+        if fullname != "transformers":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self)
+        return spec
+
+    def try_to_register(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        if not register():
+            sys.meta_path.insert(0, self)
+
+
+class _Loader(Loader):
+    """Another loader, after which `register` is called."""
+
+    def __init__(self, loader: Loader, finder: _Finder) -> None:
+        self.loader, self.finder = loader, finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        self.finder.try_to_register()

@@ -1,0 +1,166 @@
+"""Checkpoints of the forecaster on disk: where they lie, and the law that they carry.
+
+The law is read without torch and transformers, which only a network that adds something to it needs.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from calibration_ncpl import Calibration
+from embedded_ncpl import EMBEDDED, resolve
+from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
+from ncpl.errors import CheckpointError
+
+DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
+MODEL_TYPE = "ncpl"
+ARRAYS = "law.safetensors"
+PROCESSOR = "processor_config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is read of a checkpoint without its network.
+
+    Args:
+        folder: where it lies.
+        law: the prior law; configurations -> losses in nats per token.
+        calibration: None where it has none.
+        strict: whether unknown fields and implausible values are errors (`fields_ncpl.check_config`).
+        silent: whether its network adds nothing to the law.
+    """
+
+    folder: Path
+    law: Any
+    calibration: Calibration | None
+    strict: bool
+    silent: bool
+
+
+def find(path_or_repo: str | Path | None = None, **hub: Any) -> Path:
+    """The folder of a checkpoint: as given, embedded under this name, or downloaded from the Hub.
+
+    Args:
+        path_or_repo: a folder, the name of an embedded checkpoint, or a Hub id; the embedded default when absent.
+        hub: what `huggingface_hub.snapshot_download` takes: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+
+    >>> find("ncpl-mini") == find()
+    True
+    """
+    if path_or_repo is None:
+        return DEFAULT
+    path = str(resolve(str(path_or_repo)))
+    if Path(path).is_dir():
+        return Path(path)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
+        raise CheckpointError(
+            f"{path}: no such folder; accepted: a checkpoint's folder or a Hub id (owner/name), or {', '.join(EMBEDDED)}"
+        )
+    # Only here, because it brings the Hub's client.
+    from ncpl.download import fetch
+
+    with errors(path):
+        return fetch(path, **hub)
+
+
+def read(folder: str | Path) -> Checkpoint:
+    """The law of a checkpoint, and whether its network adds anything to it.
+
+    Args:
+        folder: of the checkpoint.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged, or of another kind of model.
+
+    >>> read(DEFAULT).silent
+    True
+    """
+    folder = Path(folder)
+    with errors(str(folder)):
+        config = _json(folder / "config.json")
+        if config.get("model_type") != MODEL_TYPE:
+            kind = repr(config["model_type"]) if "model_type" in config else "no config.json"
+            raise ValueError(f"expected a config.json of model_type {MODEL_TYPE!r}, found {kind}")
+        state = _json(folder / PROCESSOR)
+        if "prompt_version" not in state:
+            raise ValueError(f"expected the {PROCESSOR} of an NCPLProcessor, found none")
+    with errors(f"{folder}: its law"):
+        arrays = load_file(folder / ARRAYS) if (folder / ARRAYS).exists() else {}
+        law = law_from_dict(join_arrays(state.get("prior") or ChinchillaLaw().to_dict(), arrays))
+        calibration = state.get("calibration")
+        calibrated = None if calibration is None else Calibration.from_dict(join_arrays(calibration, arrays), law)
+    with errors(f"{folder}: its weights"):
+        silent = _is_silent(folder)
+    return Checkpoint(folder, law, calibrated, bool(state.get("strict", True)), silent)
+
+
+def save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration | None) -> None:
+    """A copy of a checkpoint that carries another law.
+
+    Args:
+        checkpoint: folder whose network, tokenizer and code are copied.
+        folder: receives the checkpoint.
+        law, calibration: what it carries.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [*checkpoint.glob("*.py"), *checkpoint.glob("model*.safetensors"), *checkpoint.glob("tokenizer*")]
+    for file in [*kept, checkpoint / "config.json"]:
+        shutil.copyfile(file, folder / file.name)
+    arrays: dict[str, np.ndarray] = {}
+    state = _json(checkpoint / PROCESSOR) | {"prior": split_arrays(law.to_dict(), "prior", arrays), "calibration": None}
+    if calibration is not None:
+        of_its_own = calibration.to_dict(with_law=calibration.law is not law)
+        state["calibration"] = split_arrays(of_its_own, "calibration", arrays)
+    save_file(arrays, folder / ARRAYS)
+    (folder / PROCESSOR).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def errors(what: str) -> Iterator[None]:
+    """Says of which part of a checkpoint an error speaks, in one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError, HfHubHTTPError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CheckpointError(f"{what}: {said.removeprefix(f'{what}: ')}") from error
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not a valid JSON file ({error})") from None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file.name} holds {type(found).__name__}, expected an object")
+    return dict(found)
+
+
+def _is_silent(folder: Path) -> bool:
+    """A head of zeros adds nothing to the law, whatever the backbone says."""
+    weights = folder / "model.safetensors"
+    if (index := folder / "model.safetensors.index.json").exists():
+        weights = folder / _json(index)["weight_map"]["head.weight"]
+    if not weights.exists():
+        raise ValueError(f"no {weights.name} there")
+    with safe_open(weights, "numpy") as tensors:
+        names = [name for name in ("head.weight", "head.bias") if name in tensors.keys()]  # noqa: SIM118 (no mapping)
+        if len(names) < 2 or any(tensors.get_slice(name).get_dtype() not in ("F32", "F64") for name in names):
+            return False
+        return not any(tensors.get_tensor(name).any() for name in names)
