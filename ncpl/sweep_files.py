@@ -107,10 +107,11 @@ def _processes() -> tuple[int, int, Any]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 1, list
     # Only here, because it brings torch.
+    import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     return state.process_index, state.num_processes, gather_object
 
 

@@ -13,6 +13,7 @@ import pytest
 from fields_ncpl import REQUIRED
 from ncpl import CheckpointError, Forecaster
 from ncpl.configs import read_file
+from processing_ncpl import NCPLProcessor
 from tests.checkpoints import ADAMW
 from tests.test_cli import run
 
@@ -111,7 +112,7 @@ def refused(*arguments, capsys):
 def test_configurations_at_every_door(changes, message, forecaster, folder, tmp_path, capsys):
     config = wrong(changes)
     with pytest.raises(ValueError, match=re.escape(message)) as at_processor:
-        forecaster.processor(config)
+        NCPLProcessor.from_pretrained(folder)(config)
     with pytest.raises(ValueError, match=re.escape(message)) as at_predict:
         forecaster.predict(config)
     file = tmp_path / "config.json"
