@@ -67,7 +67,8 @@ def find(path_or_repo: str | Path | None = None, **hub: Any) -> Path:
         return Path(path)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
         raise CheckpointError(
-            f"{path}: no such folder; accepted: a checkpoint's folder or a Hub id (owner/name), or {', '.join(EMBEDDED)}"
+            f"{path}: no such folder; accepted: a checkpoint's folder or a Hub id (owner/name), "
+            f"or {', '.join(EMBEDDED)}"
         )
     # Only here, because it brings the Hub's client.
     from ncpl.download import fetch
