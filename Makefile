@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: embedded forecast test test-newest test-lowest test-slow test-install conformance lint lock ncpl-mini tables clean
+.PHONY: embedded forecast test test-newest test-lowest test-slow hardening test-install conformance lint lock ncpl-mini tables clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -57,6 +57,10 @@ lock: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# Slow proofs that nothing is lost: 30 kills of trainings on one and on two processes. Counts go to benchmarks/results.
+hardening: $(VENV)/.dev
+	$(BIN)/python -m tests.hardening.training_kills
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

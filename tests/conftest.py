@@ -11,9 +11,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+import yaml
 
 from ncpl import Forecaster
 from tests.checkpoints import save_tiny
+from tests.trainings import TINY
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,3 +45,27 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def forecaster(folder):
     return Forecaster.from_pretrained(folder)
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path):
+    """Writes the tiny recipe, with dotted keys changed, and gives the arguments of its run into `tmp_path / name`."""
+
+    def write(name="out", **changes):
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(TINY))
+        options = {"output_dir": str(tmp_path / name), **{key.replace("__", "."): v for key, v in changes.items()}}
+        return [str(file), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """One whole tiny training, both stages unbroken."""
+    import run_train
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run_train.main([str(folder / "tiny.yaml"), "--output_dir", str(folder / "out")])
+    return folder / "out"

@@ -63,7 +63,6 @@ LONG_FILES: dict[str, str] = dict.fromkeys(
     (
         "laws_ncpl.py",
         "tests/test_nsp.py",
-        "tests/test_training.py",
     ),
     "not yet split",
 )
@@ -73,7 +72,6 @@ LONG_FUNCTIONS: dict[str, str] = dict.fromkeys(
         "benchmarks/accuracy.py::main",
         "benchmarks/training_throughput.py::main",
         "ncpl/evaluation.py::forecast_runs",
-        "ncpl/training/stages.py::_trainer",
         "ncpl_cli.py::benchmarks",
     ),
     "not yet split",

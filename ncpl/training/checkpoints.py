@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,12 +76,15 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        # torch and safetensors raise their own errors, with the system's text.
-        if not isinstance(error, OSError) and not re.search(r"I/O error|os error|writ(e|ing)", text):
+        # torch and safetensors raise errors of their own, of which only the text says that the system refused a write.
+        if not isinstance(error, OSError) and not re.search(
+            r"I/O error|os error|writ(e|ing)|iostream|unexpected pos", text
+        ):
             raise
+        free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
         raise TrainingError(
-            f"{path} could not be written ({text[:120]}); once it can be, the same command resumes from the last whole "
-            "checkpoint"
+            f"{path} could not be written ({text[:100]}; {free:,.0f} MiB are free); once it can be, the same command "
+            "resumes from the last whole checkpoint"
         ) from error
 
 

@@ -284,7 +284,6 @@ class StageRun:
             eval_steps=every,
             save_steps=every,
             logging_steps=log_every,
-            save_total_limit=2,
             load_best_model_at_end=True,
             metric_for_best_model=f"eval_{self.recipe.data.splits.select}_mae",
             greater_is_better=False,

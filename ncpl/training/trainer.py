@@ -1,6 +1,7 @@
 """transformers' Trainer for forecasters: published schedule and optimizer, forecasts measured, throughput logged."""
 
 import math
+import shutil
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from ncpl.errors import TrainingError
 from ncpl.packing import PlainCollator, Run
 from ncpl.recipe import Stage
 from ncpl.record import peak_flops
-from ncpl.training.checkpoints import MANIFEST, write_manifest, writing
+from ncpl.training.checkpoints import MANIFEST, checkpoints, write_manifest, writing
 
 LARGEST_LOSS = 1e12
 """Of a training loss (nats, squared for MSE) or gradient norm; above it a training has diverged beyond repair."""
@@ -221,7 +222,17 @@ class ForecasterTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 write_manifest(checkpoint)
+                self._remove_superseded(checkpoint)
         self.accelerator.wait_for_everyone()
+
+    def _remove_superseded(self, newest: Path) -> None:
+        """Keeps two checkpoints, the newest and the best, or the one before where the newest is the best. The Trainer's
+        own rotation would do so before the newest is whole, and would remove folders that are only called alike."""
+        before = [path for path in checkpoints(newest.parent) if path != newest]
+        best = [path for path in before if path.name == f"checkpoint-{self.state.best_global_step}"]
+        for path in before:
+            if path not in (best or before)[:1]:
+                shutil.rmtree(path)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
