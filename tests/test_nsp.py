@@ -22,7 +22,7 @@ from modeling_nsp import NSPEnsemble, NSPModel
 from ncpl import figures
 from ncpl.blocks import check
 from ncpl.nsp import loss_link, protocols
-from ncpl.nsp.benchmarks import benchmarks, benchmarks_along, compute_path, emergence_scales
+from ncpl.nsp.benchmarks import benchmarks, benchmarks_along, compute_path, emergence_marks, emergence_scales
 from ncpl.nsp.scores import Scores
 from ncpl.nsp.train import train as train_scores
 from ncpl.recipe import NSPRecipe
@@ -587,6 +587,22 @@ def test_emergence_scales_are_ordered_and_agree_with_the_scores(base):
     at = scales.set_index("task")["flops"].to_dict()["gsm8k"]
     around = benchmarks_along(*compute_path(np.array([1 / 30, 30]) * at, 20.0), model=base)
     assert around["gsm8k_emergence"].iloc[0] < 0.5 < around["gsm8k_emergence"].iloc[1]
+
+
+def test_scores_along_a_plans_frontier(base):
+    """A list of sizes, of a new family or like a known one; marks are where the probability passes a half."""
+    params, tokens = np.logspace(8.5, 11.5, 40), 20 * np.logspace(8.5, 11.5, 40)
+    path = benchmarks_along(params, tokens, model=base)
+    np.testing.assert_allclose(path["flops"], 6 * params * tokens)
+    marks = emergence_marks(path).set_index("task")["flops"]
+    past = path["flops"][path["gsm8k_emergence"] >= 0.5]
+    assert marks["gsm8k"] == past.iloc[0]
+    like = benchmarks_along(params, tokens, like="Llama-2", model=base)
+    plain = benchmarks([{"params": n, "tokens": d, "domain": "general", "moe": False, "like": "Llama-2"}
+                        for n, d in zip(params, tokens, strict=True)], model=base)  # fmt: skip
+    np.testing.assert_allclose(like["mmlu"], plain["mmlu"])
+    with pytest.raises(ValueError, match="tokens: 1 counts for 2 params"):
+        benchmarks_along([1e9, 2e9], [1e11], model=base)
 
 
 def test_scores_follow_a_loss():
