@@ -71,6 +71,8 @@ def environment(folder, package):
     run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    # Up to Python 3.11 it brings a setuptools of its own, which may be too old to build with.
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools", cwd=folder)
     # Named in a .pth file, a folder's own .pth files are not read: the editable install of this checkout stays out.
     (Path(site) / "libraries.pth").write_text(sysconfig.get_path("purelib"))
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]

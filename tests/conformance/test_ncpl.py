@@ -58,7 +58,7 @@ class NCPLForecasterTest(ModelTesterMixin, unittest.TestCase):
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         """The labels of a regression, where the tests train; the common ones are of tasks with classes."""
         inputs = super()._prepare_for_class(inputs_dict, model_class)
-        return inputs | ({"labels": torch.rand(inputs["input_ids"].shape)} if return_labels else {})
+        return inputs | ({"labels": torch.full(inputs["input_ids"].shape, 0.5)} if return_labels else {})
 
 
 class NCPLProcessorTest(ProcessorTesterMixin, unittest.TestCase):
