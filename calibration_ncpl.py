@@ -9,10 +9,12 @@ import numpy as np
 
 try:
     from .fields_ncpl import sequence_length
-    from .laws_ncpl import REFERENCE, ConfigurationLaw, Evaluation, law_from_dict
+    from .forms_ncpl import REFERENCE
+    from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
 except ImportError:
     from fields_ncpl import sequence_length
-    from laws_ncpl import REFERENCE, ConfigurationLaw, Evaluation, law_from_dict
+    from forms_ncpl import REFERENCE
+    from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
 
 
 def forecast_columns(

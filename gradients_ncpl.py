@@ -57,6 +57,8 @@ _RULES: dict[Any, Callable[..., tuple[Any, tuple[Any, ...]]]] = {
     np.log1p: lambda a: (np.log1p(a), (1 / (1 + a),)),
     np.sqrt: lambda a: (np.sqrt(a), (0.5 / np.sqrt(a),)),
     np.tanh: lambda a: (np.tanh(a), (1 - np.tanh(a) ** 2,)),
+    np.maximum: lambda a, b: (np.maximum(a, b), ((a >= b) * 1.0, (a < b) * 1.0)),
+    np.minimum: lambda a, b: (np.minimum(a, b), ((a <= b) * 1.0, (a > b) * 1.0)),
 }
 
 

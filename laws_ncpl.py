@@ -17,13 +17,13 @@ import numpy as np
 
 try:
     from .fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, sequence_length
-    from .gradients_ncpl import gradient as differentiate
-    from .residual_ncpl import COORDINATES, KernelResidual
+    from .forms_ncpl import FORM, INPUTS, PRIORS, REFERENCE, Prior, gradient, law_terms, locate
+    from .residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
     from .upgrade_ncpl import upgrade_law
 except ImportError:
     from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, sequence_length
-    from gradients_ncpl import gradient as differentiate
-    from residual_ncpl import COORDINATES, KernelResidual
+    from forms_ncpl import FORM, INPUTS, PRIORS, REFERENCE, Prior, gradient, law_terms, locate
+    from residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
     from upgrade_ncpl import upgrade_law
 
 # a N^-alpha + b D^-beta + c, as published with NCPL (arXiv 2602.10300): N in million parameters, D in billion tokens.
@@ -132,186 +132,6 @@ class StepLaw:
         return np.array([factor * (c["data size"] * 1e9) ** data / sequence_length(c) for c in configs])
 
 
-# Where the logarithms of the configuration-aware law are zero.
-REFERENCE = {"model size": 300.0, "data size": 20.0, "batch tokens": 2.0**19, "learning rate": 2e-3}
-
-
-# Nats that the rough side of the learning rate costs a run that finishes, at most.
-_SATURATION = 0.4
-
-
-def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any, xp: Any = np) -> dict[str, Any]:
-    """The configuration-aware law, for numpy and torch alike.
-
-        L = E + A e^(-alpha n) + B e^(growth n - (beta + beta_n n) (d + eff))
-            + valley(x) + edge(u) + setback(rate) + floor(b) + waste(b)
-
-    The data term grows with size, as in every lab's runs at hand (docs/experiments.md). `valley` is zero at the best
-    learning rate (hyperbola below it, exponential above), `edge` rises where training turns rough, `setback` is the
-    data that runs lose which blow up early and recover (a step in the learning rate), `floor` is the noise of small
-    batches, and `waste` the data that batches over the critical size throw away. Their positions and heights are power
-    laws of size, data and batch.
-
-    Args:
-        c: coefficient -> its value for each run.
-        n, d, b, rate: logarithms of `effective_size`, data size, batch tokens and peak learning rate over `REFERENCE`.
-        xp: numpy or torch.
-
-    Returns:
-        `loss` and its part `excess` (valley, edge, setback, floor, waste) in nats per token, and where the rate lies:
-        `valley`, log over the best one, and `edge`, log over the one where training turns rough.
-    """
-
-    def power(name: str) -> Any:
-        return c[name] + c[f"{name}_n"] * n + c[f"{name}_d"] * d + c[f"{name}_b"] * b
-
-    x = xp.clip(rate - power("lr"), -6.0, 5.0)
-    u = rate - power("edge")
-    width, steep = xp.exp(c["width"]), xp.exp(c["steep"])
-    low = xp.exp(power("low")) * (xp.sqrt(x * x + width * width) - width)
-    high = xp.exp(power("high")) * (xp.exp(xp.clip(steep * x, -40.0, 6.0)) - 1 - steep * x)
-    edge = xp.exp(xp.clip(xp.exp(c["rough"]) * u - 4, -60.0, 0.5))
-    seen = d + c["eff"] + c["eff_n"] * n + c["eff_d"] * d
-    data = xp.exp(c["logB"] + c["growth"] * n - (c["beta"] + c["beta_n"] * n) * seen)
-    over = b - (c["crit"] + c["crit_n"] * n + c["crit_d"] * d)
-    doubled = xp.log1p(xp.exp(-abs(over))) + (over + abs(over)) / 2
-    waste = data * (xp.exp(c["beta"] * doubled) - 1)
-    blown = 1 / (1 + xp.exp(-xp.clip(xp.exp(c["sharp"]) * (rate - power("blow")), -40.0, 40.0)))
-    lost = xp.exp(c["lost"] + c["lost_d"] * d + c["lost_b"] * b) * blown
-    setback = data * (xp.exp(c["beta"] * lost) - 1)
-    # A run that goes on rising diverges and has no loss: what finishes saturates.
-    rough = _SATURATION * (1 - xp.exp(-(high + edge + setback) / _SATURATION))
-    excess = low + rough + xp.exp(power("floor")) + waste
-    loss = c["E"] + c["offset"] + xp.exp(c["logA"] - c["alpha"] * n) + data + excess
-    return {"loss": loss, "excess": excess, "valley": x, "edge": u}
-
-
-def effective_size(c: Mapping[str, Any], active: Any, idle: Any, head: Any, xp: Any = np) -> Any:
-    """Logarithm over `REFERENCE` of the size that a model is worth.
-
-    The output head counts in part (Porian et al. 2024; docs/experiments.md), idle experts by a power (Clark et al.
-    2022).
-
-    Args:
-        c: coefficient -> its value for each run.
-        active: logarithm of the active parameters over `REFERENCE`.
-        idle: logarithm of all parameters over the active ones, 0 of a dense model.
-        head: parameters of the output head over the active ones.
-        xp: numpy or torch.
-    """
-    return active + c["experts"] * idle + xp.log1p(c["head"] * head)
-
-
-# What `law_terms` reads of a run: `effective_size`'s arguments and `closed_form`'s.
-INPUTS = ("active", "idle", "head", "d", "b", "rate")
-
-
-def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], xp: Any = np) -> dict[str, Any]:
-    """`closed_form` at runs, with their effective `size`; a rate that is NaN is the best one.
-
-    Args:
-        c: coefficient -> its value for each run.
-        runs: `INPUTS` -> values.
-        xp: numpy or torch.
-    """
-    n, d, b = effective_size(c, runs["active"], runs["idle"], runs["head"], xp), runs["d"], runs["b"]
-    best = c["lr"] + c["lr_n"] * n + c["lr_d"] * d + c["lr_b"] * b
-    missing = xp.isnan(runs["rate"])
-    rate = xp.where(missing, 0.0, runs["rate"]) + missing * 1.0 * best
-    return closed_form(c, n, d, b, rate, xp) | {"size": n}
-
-
-def gradient(c: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Derivatives of the closed form by its coefficients, (runs, coefficients).
-
-    Args:
-        c: coefficient -> its value for each run.
-        runs: `INPUTS` -> values.
-    """
-    columns = {name: np.broadcast_to(values, len(runs["d"])) for name, values in c.items()}
-    slopes = []
-    # So many rows at a time that the derivatives stay in a core's cache.
-    for i in range(0, len(runs["d"]), 256):
-        rows = {name: runs[name][i : i + 256] for name in INPUTS}
-        some = {name: values[i : i + 256] for name, values in columns.items()}
-        slopes.append(differentiate(lambda duals, rows=rows: law_terms(duals, rows)["loss"], some))
-    return np.concatenate(slopes) if slopes else np.empty((0, len(columns)))
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A Gaussian prior of one coefficient: mean and standard deviation of the common value, and of the deviations."""
-
-    mean: float
-    sd: float
-    source: float = 0.0
-    optimizer: float = 0.0
-
-
-def _power(
-    name: str, mean: float, n: Prior, d: Prior, b: Prior, spread: float = 1.0, optimizer: float = 0.0
-) -> dict[str, Prior]:
-    return {name: Prior(mean, spread, spread, optimizer), f"{name}_n": n, f"{name}_d": d, f"{name}_b": b}
-
-
-# What is believed before the fit. `alpha` and `beta` centre on what other labs' runs give alone
-# (docs/experiments.md); exponents with size are held tighter than the rest, because two or three sizes hardly
-# identify them and they decide the extrapolation.
-PRIORS: dict[str, Prior] = {
-    "E": Prior(2.0, 1.0, 0.5),
-    "logA": Prior(-0.6, 0.5, 0.3),
-    "alpha": Prior(0.28, 0.05, 0.03),
-    "logB": Prior(-1.4, 0.5, 0.4),
-    "beta": Prior(0.38, 0.06, 0.05),
-    # How the data term grows with size, by its height and by its exponent: the means of other labs' fits.
-    "growth": Prior(0.11, 0.12, 0.05),
-    "beta_n": Prior(0.035, 0.05, 0.02),
-    # What the idle experts are worth, and the share of the output head that counts: the mean of other labs' fits.
-    "experts": Prior(0.3, 0.15),
-    "head": Prior(0.3, 0.3),
-    # Optimizers: data efficiency (log), its drift with size and data, and an offset in nats.
-    "eff": Prior(0.0, 0.01, 0.0, 0.4),
-    "eff_n": Prior(0.0, 0.01, 0.0, 0.1),
-    "eff_d": Prior(0.0, 0.01, 0.0, 0.12),
-    "offset": Prior(0.0, 0.001, 0.0, 0.02),
-    **_power(
-        "lr", 0.0, Prior(-0.4, 0.15, 0.15, 0.05), Prior(0.1, 0.2, 0.2, 0.05), Prior(0.4, 0.2, 0.2, 0.05), 1.0, 1.0
-    ),
-    **_power("low", -4.0, Prior(0.0, 0.05, 0.03), Prior(-0.1, 0.1, 0.1), Prior(0.1, 0.2, 0.2), 1.0, 0.5),
-    "width": Prior(0.0, 0.3, 0.3),
-    **_power("high", -4.0, Prior(0.0, 0.05, 0.03), Prior(-0.1, 0.1, 0.1), Prior(0.0, 0.2, 0.2), 1.0, 0.5),
-    "steep": Prior(-0.2, 0.3, 0.3),
-    **_power("edge", 1.5, Prior(-0.6, 0.2, 0.1), Prior(0.1, 0.2, 0.2), Prior(0.2, 0.2, 0.2), 1.0, 1.0),
-    "rough": Prior(0.5, 0.4, 0.3),
-    # Where runs blow up early, how sharply that sets in, and the logarithm of data (in log units) that they lose.
-    **_power("blow", 0.8, Prior(-0.6, 0.2, 0.1), Prior(0.0, 0.2, 0.1), Prior(0.0, 0.2, 0.1), 0.7, 0.7),
-    "sharp": Prior(1.8, 0.5, 0.3),
-    "lost": Prior(-1.2, 0.7, 0.5),
-    "lost_d": Prior(0.0, 0.2, 0.1),
-    "lost_b": Prior(0.0, 0.2, 0.1),
-    **_power("floor", -5.0, Prior(0.0, 0.05, 0.03), Prior(0.2, 0.1, 0.1), Prior(-1.0, 0.2, 0.2), 0.5),
-    "crit": Prior(1.5, 0.7, 0.7, 0.4),
-    "crit_n": Prior(0.0, 0.1, 0.05),
-    "crit_d": Prior(0.3, 0.15, 0.15),
-}
-
-
-def locate(terms: Mapping[str, Any], runs: Mapping[str, Any], xp: Any = np) -> dict[str, Any]:
-    """The residual's coordinates: rate over the rough edge, batch over its drift with data, size, data, excess.
-
-    Beside them what else of a run its size is made of.
-    """
-    return {
-        "rate": xp.clip(terms["edge"], -5.0, 3.0),
-        "batch": runs["b"] - 0.4 * runs["d"],
-        "size": terms["size"],
-        "data": runs["d"],
-        "excess": xp.clip(terms["excess"], 0.0, 0.5),
-        "idle": runs["idle"],
-        "head": runs["head"],
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The closed form at configurations, computed once for losses, uncertainty and calibration alike.
@@ -333,6 +153,14 @@ class Evaluation:
     terms: Mapping[str, np.ndarray]
     points: Mapping[str, np.ndarray]
 
+    @cached_property
+    def chance(self) -> np.ndarray:
+        """(configurations,) losses of a model that knows nothing, log of the vocabulary, in nats per token."""
+        sizes = [
+            config.get("vocab size") or _unsaid(str(config.get("source")))["vocab size"] for config in self.configs
+        ]
+        return np.log(np.array(sizes, dtype=float))
+
 
 @dataclass(frozen=True, eq=False)
 class ConfigurationLaw:
@@ -352,6 +180,7 @@ class ConfigurationLaw:
         residuals: source -> its residual.
         posterior: the lower Cholesky factor of the coefficients' covariance, in the order of `columns`.
         priors: coefficient -> its prior; what is not known of another source or optimizer is as wide as this.
+        form: of the closed form, `forms_ncpl.FORM`; 1 of a law saved by release 0.1.
 
     >>> law = ConfigurationLaw.example()
     >>> config = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw", "learning rate": 2e-3,
@@ -368,6 +197,7 @@ class ConfigurationLaw:
     residuals: Mapping[str, KernelResidual] = field(default_factory=dict)
     posterior: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     priors: Mapping[str, Prior] = field(default_factory=lambda: dict(PRIORS))
+    form: int = FORM
 
     @classmethod
     def example(cls) -> Self:
@@ -390,7 +220,28 @@ class ConfigurationLaw:
         losses = at.terms["loss"].copy()
         for rows, residual, own in self._by_source(at):
             losses[rows] += residual(own)
-        return losses
+            if self.form > 1:
+                losses[rows] += self._to_one_valley(at, rows, residual, own)
+        return losses if self.form == 1 else _below_chance(losses, at.chance)
+
+    def _to_one_valley(
+        self, at: Evaluation, rows: np.ndarray, residual: KernelResidual, own: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """What keeps valley and residual together to one valley over the learning rate."""
+        moved = np.empty(len(rows))
+        # So many rows at a time that the nodes' terms stay small.
+        for i in range(0, len(rows), 256):
+            some, points = rows[i : i + 256], {name: values[i : i + 256] for name, values in own.items()}
+            c = {name: np.repeat(values[some], len(NODES)) for name, values in at.coefficients.items()}
+            inputs = {name: np.repeat(at.inputs[name][some], len(NODES)) for name in INPUTS}
+            # The valley's place is linear in size, data and batch, so a rate of the best one times e^node.
+            best = law_terms(c, inputs | {"rate": np.full(len(some) * len(NODES), np.nan)}, self.form)["best"]
+            terms = law_terms(c, inputs | {"rate": best + np.tile(NODES, len(some))}, self.form)
+            valley, excess = (terms[name].reshape(len(some), -1) for name in ("surface", "excess"))
+            profile = valley + residual.profile(points, excess)
+            before = at.terms["surface"][some] + residual.surface(points)
+            moved[i : i + 256] = onto_valley(profile, at.terms["valley"][some], before) - before
+        return moved
 
     def evaluate(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> Evaluation:
         """The closed form at configurations; an `Evaluation` is taken as it is."""
@@ -409,8 +260,8 @@ class ConfigurationLaw:
         inputs: dict[str, np.ndarray],
     ) -> Evaluation:
         coefficients = self._coefficients(sources, optimizers)
-        terms = law_terms(coefficients, inputs)
-        points = locate(terms, inputs) | {"optimizer": optimizers, "fields": inputs["fields"]}
+        terms = law_terms(coefficients, inputs, self.form)
+        points = locate(terms, inputs, self.form) | {"optimizer": optimizers, "fields": inputs["fields"]}
         return Evaluation(configs, sources, optimizers, inputs, coefficients, terms, points)
 
     def closed_form(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -427,7 +278,7 @@ class ConfigurationLaw:
             configuration lies above the best run of its size and data size.
         """
         at = self.evaluate(configs)
-        by_coefficient = gradient(at.coefficients, at.inputs)
+        by_coefficient = gradient(at.coefficients, at.inputs, self.form)
         slopes, variance = self._spread(by_coefficient, at.sources, at.optimizers), np.zeros(len(at.sources))
         for name, names, known in (
             ("source", at.sources, self.sources),
@@ -502,7 +353,7 @@ class ConfigurationLaw:
         for source, residual in self.residuals.items():
             optimizers = np.array(residual.optimizers, dtype=object)[residual.runs["optimizer"]]
             sources = np.full(len(optimizers), source, dtype=object)
-            by_coefficient = gradient(self._coefficients(sources, optimizers), residual.inputs)
+            by_coefficient = gradient(self._coefficients(sources, optimizers), residual.inputs, self.form)
             slopes[source] = self._spread(by_coefficient, sources, optimizers)
         return slopes
 
@@ -605,6 +456,15 @@ class ConfigurationLaw:
         residuals = {source: KernelResidual.from_state(values) for source, values in state["residuals"].items()}
         priors = {name: Prior(**values) for name, values in state["priors"].items()}
         return cls(**{**state, "residuals": residuals, "posterior": posterior, "priors": priors})
+
+
+def _below_chance(losses: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Losses that stay below those of a model that knows nothing; those a nat below it and more stay as they are."""
+    return chance - _CHANCE_WIDTH * np.logaddexp(0.0, (chance - losses) / _CHANCE_WIDTH)
+
+
+# Nats over which losses bend to the chance level.
+_CHANCE_WIDTH = 0.1
 
 
 def _unsaid(source: str) -> dict[str, Any]:

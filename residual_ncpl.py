@@ -1,6 +1,6 @@
 """What the runs of one source differ by from the closed-form law: a Gaussian process over their hyper-parameters.
 
-(Rasmussen & Williams 2006, chapter 2.) numpy alone; the kernel runs on torch tensors too, where its scales are fitted.
+(Rasmussen & Williams 2006, chapter 2.) numpy alone. What it says of the learning rate is kept to one valley.
 """
 
 import math
@@ -102,13 +102,20 @@ FIELD_SCALES: dict[str, Scale] = {
     "lfx": Scale("length of the interaction in its coordinate", "log units", 0.8, 0.4),
 }
 
+# Scales that are not fitted: over how many log units of size and data the shared surface fades, so that far from the
+# runs the closed form speaks alone; and how far the interaction reaches over the learning rate (everywhere: all that
+# the kernel says of the rate is in the surface, which `one_valley` can see whole).
+FIXED_SCALES = {"wide": 1.5, "lux": 1e9}
+# Where a surface is looked at over the learning rate, in log units over the best one.
+STEP = 0.2
+NODES = np.arange(-6.0, 5.0 + STEP / 2, STEP)
 
-def distinct_values(fields: Any, xp: Any = np) -> list[tuple[Any, Any]]:
+
+def distinct_values(fields: Any) -> list[tuple[Any, Any]]:
     """The distinct values of each hyper-parameter, and which of them each run has.
 
     Args:
         fields: (runs, hyper-parameters) coordinates.
-        xp: numpy or torch.
 
     Returns:
         For each hyper-parameter (values,) and the indicator (values, runs). Ablations repeat few values, so the kernel
@@ -116,56 +123,112 @@ def distinct_values(fields: Any, xp: Any = np) -> list[tuple[Any, Any]]:
     """
     tables = []
     for i in range(fields.shape[1]):
-        values, place = xp.unique(fields[:, i], return_inverse=True)
-        tables.append((values, (place.reshape(1, -1) == xp.arange(len(values))[:, None]) * 1.0))
+        values, place = np.unique(fields[:, i], return_inverse=True)
+        tables.append((values, (place.reshape(1, -1) == np.arange(len(values))[:, None]) * 1.0))
     return tables
 
 
-def residual_kernel(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any], xp: Any = np) -> Any:
-    """Covariance of two sets of runs' residuals around the closed form, in squared nats, for numpy and torch alike.
+def residual_kernel(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> np.ndarray:
+    """Covariance of two sets of runs' residuals around the closed form, in squared nats.
 
     A sum of: the surface over learning rate and batch, whose height grows with the excess over the best run, in part
     common to all sizes and optimizers; what a cell of size and data has in common; each hyper-parameter's own effect;
     and the interaction of all of them.
 
     Args:
-        k: the kernel's scales, `SCALES` and `FIELD_SCALES`.
+        k: the kernel's scales, `SCALES`, `FIELD_SCALES` and `FIXED_SCALES`.
         a, b: coordinate -> values, as `ConfigurationLaw.evaluate` gives them; `distinct` of b may hold its
             `distinct_values`.
-        xp: numpy or torch.
     """
+    rate, (shared, own) = _squared(a["rate"], b["rate"]), surfaces(k, a, b)
+    surface = shared * np.exp(-0.5 * rate / k["lu"] ** 2) + own * np.exp(-0.5 * rate / k["lu2"] ** 2)
+    batch, size, data = (_squared(a[name], b[name]) for name in ("batch", "size", "data"))
+    common = k["vc"] ** 2 * np.exp(-0.5 * (size / k["lnc"] ** 2 + data / k["ldc"] ** 2))
+    total = surface_height(k, a)[:, None] * surface_height(k, b)[None] * surface + common
+    if a["fields"].shape[1]:
+        same = (_once(a["optimizer"])[:, None] == b["optimizer"][None]) * 1.0
+        cell = size / k["ln"] ** 2 + data / k["ld"] ** 2
+        effects, within, far = _field_effects(k, a["fields"], b)
+        near = rate / k["lux"] ** 2 + batch / k["lb2"] ** 2 + cell
+        within = within + k["vo"] ** 2 * np.exp(-0.5 * cell) + k["vx"] ** 2 * np.exp(-0.5 * (near + far))
+        total = total + effects + same * within
+    return np.broadcast_to(total, (len(a["rate"]), len(b["rate"])))
 
-    def squared(of_a: Any, of_b: Any) -> Any:
-        return (_once(of_a)[:, None] - of_b[None]) ** 2
 
-    rate, batch, size, data = (squared(a[name], b[name]) for name in ("rate", "batch", "size", "data"))
+def surface_height(k: Mapping[str, Any], points: Mapping[str, Any]) -> Any:
+    """Standard deviation of the surface over learning rate and batch, before its weights, in nats."""
+    return k["g0"] + k["g1"] * points["excess"]
+
+
+def surfaces(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Correlations of the shared surface and of that of one size and data size, the learning rate aside."""
+    batch, size, data = (_squared(a[name], b[name]) for name in ("batch", "size", "data"))
     same = (_once(a["optimizer"])[:, None] == b["optimizer"][None]) * 1.0
     alike = (k["rho"] + same) / (k["rho"] + 1)
-    height = (k["g0"] + k["g1"] * a["excess"])[:, None] * (k["g0"] + k["g1"] * b["excess"])[None]
+    shared = k["v1"] ** 2 * np.exp(-0.5 * (batch / k["lb"] ** 2 + (size + data) / k["wide"] ** 2))
     cell = size / k["ln"] ** 2 + data / k["ld"] ** 2
-    near = rate / k["lu2"] ** 2 + batch / k["lb2"] ** 2 + cell
-    surface = k["v1"] ** 2 * xp.exp(-0.5 * (rate / k["lu"] ** 2 + batch / k["lb"] ** 2))
-    surface = surface + k["v2"] ** 2 * xp.exp(-0.5 * near)
-    total = height * alike * surface + k["vc"] ** 2 * xp.exp(-0.5 * (size / k["lnc"] ** 2 + data / k["ldc"] ** 2))
-    if a["fields"].shape[1]:
-        shared, own, far = _field_effects(k, a["fields"], b, xp)
-        own = own + k["vo"] ** 2 * xp.exp(-0.5 * cell) + k["vx"] ** 2 * xp.exp(-0.5 * (near + far))
-        total = total + shared + same * own
-    return xp.broadcast_to(total, (len(a["rate"]), len(b["rate"])))
+    return alike * shared, alike * k["v2"] ** 2 * np.exp(-0.5 * (batch / k["lb2"] ** 2 + cell))
 
 
-def _field_effects(k: Mapping[str, Any], fields: Any, b: Mapping[str, Any], xp: Any) -> tuple[Any, Any, Any]:
+def _squared(a: Any, b: Any) -> Any:
+    return (_once(a)[:, None] - b[None]) ** 2
+
+
+def _field_effects(k: Mapping[str, Any], fields: Any, b: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The hyper-parameters' effects that optimizers share, those within one, and the interaction's squared distance."""
-    tables = b["distinct"] if "distinct" in b else distinct_values(b["fields"], xp)
+    tables = b["distinct"] if "distinct" in b else distinct_values(b["fields"])
     near = [
-        xp.exp(-0.5 * ((fields[:, i, None] - values[None]) / k["lf"][i]) ** 2) for i, (values, _) in enumerate(tables)
+        np.exp(-0.5 * ((fields[:, i, None] - values[None]) / k["lf"][i]) ** 2) for i, (values, _) in enumerate(tables)
     ]
-    runs = xp.concatenate([indicator for _, indicator in tables], 0)
-    shared = xp.concatenate([k["vfs"][i] ** 2 * table for i, table in enumerate(near)], 1) @ runs
-    own = xp.concatenate([k["vf"][i] ** 2 * table for i, table in enumerate(near)], 1) @ runs
+    runs = np.concatenate([indicator for _, indicator in tables], 0)
+    shared = np.concatenate([k["vfs"][i] ** 2 * table for i, table in enumerate(near)], 1) @ runs
+    own = np.concatenate([k["vf"][i] ** 2 * table for i, table in enumerate(near)], 1) @ runs
     x, y = fields / k["lfx"], b["fields"] / k["lfx"]
     far = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
     return shared, own, far
+
+
+def one_valley(profile: np.ndarray) -> np.ndarray:
+    """The nearest profiles with one valley: they fall to the lowest point, then rise.
+
+    On either side of the lowest point, the mean of the running maximum outward and the running minimum inward.
+
+    Args:
+        profile: (rows, points).
+
+    >>> one_valley(np.array([[3.0, 1.0, 0.0, 2.0, 1.0, 4.0]])).tolist()
+    [[3.0, 1.0, 0.0, 1.5, 1.5, 4.0]]
+    """
+    foot, at = profile.argmin(1)[:, None], np.arange(profile.shape[1])[None]
+    right, left = np.where(at >= foot, profile, -np.inf), np.where(at <= foot, profile, -np.inf)
+    outward = np.where(at >= foot, np.maximum.accumulate(right, 1), np.maximum.accumulate(left[:, ::-1], 1)[:, ::-1])
+    right, left = np.where(at >= foot, profile, np.inf), np.where(at <= foot, profile, np.inf)
+    inward = np.where(at >= foot, np.minimum.accumulate(right[:, ::-1], 1)[:, ::-1], np.minimum.accumulate(left, 1))
+    return (outward + inward) / 2
+
+
+def onto_valley(profile: np.ndarray, x: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Values at x moved as far as `one_valley` moves the profile there.
+
+    Between two nodes that the same value is left at, so is the result; beyond the nodes nothing moves.
+
+    Args:
+        profile: (rows, `NODES`).
+        x: (rows,) places over the nodes.
+        value: (rows,) of the profile's own function.
+    """
+    valley, rows = one_valley(profile), np.arange(len(x))
+    at = np.clip((x - NODES[0]) / STEP, 0, len(NODES) - 1 - 1e-9)
+    node = at.astype(int)
+    share = at - node
+    moved = valley - profile
+    result = value + (1 - share) * moved[rows, node] + share * moved[rows, node + 1]
+    ends = valley[rows, node], valley[rows, node + 1]
+    foot = valley.argmin(1)
+    # The lowest point lies between nodes, as a rule.
+    low = np.where((foot == node) | (foot == node + 1), -np.inf, np.minimum(*ends))
+    inside = (x > NODES[0]) & (x < NODES[-1])
+    return np.where(inside, np.clip(result, low, np.maximum(*ends)), value)
 
 
 def kernel_variance(k: Mapping[str, Any], a: Mapping[str, Any]) -> np.ndarray:
@@ -210,6 +273,38 @@ class KernelResidual:
         return np.concatenate(
             [residual_kernel(self._scales, own, self._runs) @ self.weights for _, own in self._slices(points)]
         )
+
+    def profile(self, points: Mapping[str, np.ndarray], excess: np.ndarray) -> np.ndarray:
+        """The surface over the learning rate at `NODES`, in nats: (rows, nodes).
+
+        Args:
+            points: an `Evaluation`'s points.
+            excess: (rows, nodes) of the closed form there.
+        """
+        k, runs = self._scales, self._runs
+        weights = surface_height(k, runs) * self.weights
+        rate = _squared(runs["rate"], np.clip(NODES, -5.0, 4.0))
+        over = [weights[:, None] * np.exp(-0.5 * rate / k[name] ** 2) for name in ("lu", "lu2")]
+        found = [
+            # Points of one sweep share rows of the kernel, which broadcast.
+            np.broadcast_to(
+                sum(part @ table for part, table in zip(surfaces(k, own, runs), over, strict=True)),
+                (len(own["rate"]), len(NODES)),
+            )
+            for _, own in self._slices(points)
+        ]
+        return (k["g0"] + k["g1"] * np.clip(excess, 0.0, 0.5)) * np.concatenate(found)
+
+    def surface(self, points: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The surface over learning rate and batch at the points themselves, in nats."""
+        k, runs = self._scales, self._runs
+        weights, found = surface_height(k, runs) * self.weights, []
+        for _, own in self._slices(points):
+            rate = _squared(own["rate"], runs["rate"])
+            shared, cell = surfaces(k, own, runs)
+            sums = (shared * np.exp(-0.5 * rate / k["lu"] ** 2) + cell * np.exp(-0.5 * rate / k["lu2"] ** 2)) @ weights
+            found.append(surface_height(k, own) * sums)
+        return np.concatenate(found)
 
     def gains(self, points: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """What each fitted run's residual adds to those at `points`, and the variance that this leaves.

@@ -66,13 +66,23 @@ _PARENTS_0_1 = {"steplaw_moe": "steplaw"}
 
 
 def upgrade_law(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration law's state in this release's form.
+    """A configuration law's state in this release's layout.
 
-    Release 0.1 kept no priors, kept the posterior as ragged rows, optimizers as names, and of the fitted runs the
-    residual's coordinates alone, from which the closed form's inputs are computed back here.
+    Release 0.1 kept no form, no priors, the posterior as ragged rows, optimizers as names, and of the fitted runs the
+    residual's coordinates alone, from which the closed form's inputs are computed back here. Its kernel's shared
+    surface did not fade with size, and its interaction reached over the learning rate.
     """
-    if "priors" in state:
+    if "form" in state:
         return dict(state)
+    new = dict(state) if "priors" in state else _upgrade_layout(state)
+    residuals = {
+        source: {**residual, "scales": {**residual["scales"], "wide": 1e9, "lux": residual["scales"]["lu2"]}}
+        for source, residual in new["residuals"].items()
+    }
+    return {**new, "form": 1, "residuals": residuals}
+
+
+def _upgrade_layout(state: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(state)
     names = ("mean", "sd", "source", "optimizer")
     new["priors"] = {name: dict(zip(names, _PRIORS_0_1[name], strict=True)) for name in state["common"]}
@@ -108,3 +118,33 @@ def _upgrade_residual(residual: Mapping[str, Any], law: Mapping[str, Any], sourc
         "rate": runs["rate"] + coefficient("edge") + slopes,
     }
     return {**residual, "optimizers": optimizers.tolist(), "runs": {**runs, "optimizer": place}, "inputs": inputs}
+
+
+def closed_form_0_1(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> dict[str, Any]:
+    """The closed form of release 0.1, whose `setback` is a step in the learning rate that is not tied to the valley.
+
+    Arguments and values as `forms_ncpl.closed_form`; beside them `edge`, the rate's log over that of rough training.
+    """
+    saturation = 0.4
+
+    def power(name: str) -> Any:
+        return c[name] + c[f"{name}_n"] * n + c[f"{name}_d"] * d + c[f"{name}_b"] * b
+
+    x = np.clip(rate - power("lr"), -6.0, 5.0)
+    u = rate - power("edge")
+    width, steep = np.exp(c["width"]), np.exp(c["steep"])
+    low = np.exp(power("low")) * (np.sqrt(x * x + width * width) - width)
+    high = np.exp(power("high")) * (np.exp(np.clip(steep * x, -40.0, 6.0)) - 1 - steep * x)
+    edge = np.exp(np.clip(np.exp(c["rough"]) * u - 4, -60.0, 0.5))
+    seen = d + c["eff"] + c["eff_n"] * n + c["eff_d"] * d
+    data = np.exp(c["logB"] + c["growth"] * n - (c["beta"] + c["beta_n"] * n) * seen)
+    over = b - (c["crit"] + c["crit_n"] * n + c["crit_d"] * d)
+    doubled = np.log1p(np.exp(-abs(over))) + (over + abs(over)) / 2
+    waste = data * (np.exp(c["beta"] * doubled) - 1)
+    blown = 1 / (1 + np.exp(-np.clip(np.exp(c["sharp"]) * (rate - power("blow")), -40.0, 40.0)))
+    lost = np.exp(c["lost"] + c["lost_d"] * d + c["lost_b"] * b) * blown
+    setback = data * (np.exp(c["beta"] * lost) - 1)
+    rough = saturation * (1 - np.exp(-(high + edge + setback) / saturation))
+    excess = low + rough + np.exp(power("floor")) + waste
+    loss = c["E"] + c["offset"] + np.exp(c["logA"] - c["alpha"] * n) + data + excess
+    return {"loss": loss, "excess": excess, "valley": x, "edge": u}

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datasets_scripts.runs import load_runs
 from fields_ncpl import SOURCES
-from laws_ncpl import REFERENCE
+from forms_ncpl import REFERENCE
 from ncpl.record import provenance
 
 # Coefficient -> prior mean and standard deviation: wide, to hear what the runs say.

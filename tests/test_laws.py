@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
+import forms_ncpl as forms
 import laws_ncpl as laws
 from calibration_ncpl import Calibration
 from ncpl import fitting
-from ncpl.fitting.residual import minimise
+from ncpl.fitting import residual as fitting_residual
 from ncpl.runs import cell, diverged
 from residual_ncpl import kernel_variance, residual_kernel
 
@@ -58,7 +58,7 @@ def confs(rows):
 
 
 def test_closed_form_is_the_sum_it_says():
-    v = {name: prior.mean for name, prior in laws.PRIORS.items()}
+    v = {name: prior.mean for name, prior in forms.PRIORS.items()}
     # A head of 65,536 entries on a width of 1,000 counts for three tenths.
     n, b, rate = math.log((300 + 0.3 * 65.536) / 300), math.log(256 * 2048 / 2**19), math.log(4e-3 / 2e-3)
 
@@ -66,40 +66,55 @@ def test_closed_form_is_the_sum_it_says():
         return v[name] + v[f"{name}_n"] * n + v[f"{name}_b"] * b
 
     x = rate - power("lr")
+    assert x > 0, "above the best rate"
     data = math.exp(v["logB"] + v["growth"] * n)
     waste = data * ((1 + math.exp(b - v["crit"])) ** v["beta"] - 1)
-    high = math.exp(power("high")) * (math.exp(math.exp(v["steep"]) * x) - 1 - math.exp(v["steep"]) * x)
+
+    def over_tangent(y):
+        return math.exp(y) - 1 - y
+
+    high = math.exp(power("high")) * over_tangent(math.exp(v["steep"]) * x)
     low = math.exp(power("low")) * (math.sqrt(x * x + math.exp(v["width"]) ** 2) - math.exp(v["width"]))
-    edge = math.exp(math.exp(v["rough"]) * (rate - power("edge")) - 4)
-    blown = 1 / (1 + math.exp(-math.exp(v["sharp"]) * (rate - power("blow"))))
-    setback = data * (math.exp(v["beta"] * math.exp(v["lost"]) * blown) - 1)
-    rough = 0.4 * (1 - math.exp(-(high + edge + setback) / 0.4))
-    expected = v["E"] + math.exp(v["logA"] - v["alpha"] * n) + data + waste + low + rough + math.exp(power("floor"))
+    rough = math.exp(v["rough"])
+    edge = math.exp(rough * (power("lr") - power("edge")) - 4) * over_tangent(rough * x)
+    place = math.log1p(math.exp(4 * (power("blow") - power("lr")))) / 4 + 0.02
+    step = 1 / (1 + (place / x) ** (2 + math.exp(v["sharp"])))
+    setback = data * (math.exp(v["beta"] * math.exp(v["lost"]) * step) - 1)
+
+    def saturated(y):
+        return 0.4 * (1 - math.exp(-y / 0.4))
+
+    expected = v["E"] + math.exp(v["logA"] - v["alpha"] * n) + data + waste + low + saturated(high + edge + setback)
+    expected += saturated(math.exp(v["floor"] + v["floor_b"] * b))
     config = CONFIG | {"learning rate": 4e-3, "hidden dim": 1000}
     assert laws.ConfigurationLaw.example().closed_form([config]) == pytest.approx([expected], abs=1e-12)
 
 
-def test_numpy_and_torch_agree():
+def test_derivatives_are_those_of_small_steps():
     rng = np.random.default_rng(1)
-    c = {name: prior.mean + 0.3 * rng.normal(size=50) for name, prior in laws.PRIORS.items()}
-    place = rng.normal(size=(4, 50))
-    n, d, b, rate = place
-    ours = laws.closed_form(c, n, d, b, rate)
-    theirs = laws.closed_form({k: torch.tensor(v) for k, v in c.items()}, *map(torch.tensor, (n, d, b, rate)), xp=torch)  # type: ignore[misc]
-    for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name].numpy(), rtol=1e-12)
+    c = {name: prior.mean + 0.3 * prior.sd * rng.normal(size=60) for name, prior in forms.PRIORS.items()}
+    runs = dict(zip(forms.INPUTS, rng.normal(size=(6, 60)), strict=True)) | {"idle": np.zeros(60), "head": np.ones(60)}
+    for form in (1, 2):
+        names = [name for name in c if form == 2 or name in c]
+        extra = {} if form == 2 else {name: np.zeros(60) for name in ("floor_n", "floor_d", "crit_n")}
+        found = forms.gradient(c | extra, runs, form)
+        for i, name in enumerate(names):
+            more, less = (
+                forms.law_terms(c | extra | {name: c[name] + step}, runs, form)["loss"] for step in (1e-6, -1e-6)
+            )
+            np.testing.assert_allclose(found[:, i], (more - less) / 2e-6, atol=2e-7, rtol=1e-5, err_msg=name)
 
 
 def test_data_term_grows_with_size():
     """At one token count the next doubling of data is worth more to a larger model, by e^(growth n) (beta_n 0)."""
-    values = {name: prior.mean for name, prior in laws.PRIORS.items()} | {"beta_n": 0.0, "lost": -60.0}
+    values = {name: prior.mean for name, prior in forms.PRIORS.items()} | {"beta_n": 0.0, "lost": -60.0}
     assert values["growth"] > 0
 
     def gain(n):
-        less, more = (laws.closed_form(values, n, d, 0.0, values["lr"])["loss"] for d in (0.0, math.log(2)))
+        less, more = (forms.closed_form(values, n, d, 0.0, values["lr"])["loss"] for d in (0.0, math.log(2)))
         # Without the learning rate's and the batch's own dependence on data.
-        floor = laws.closed_form(values | {"logB": -60.0}, n, 0.0, 0.0, values["lr"])["loss"]
-        later = laws.closed_form(values | {"logB": -60.0}, n, math.log(2), 0.0, values["lr"])["loss"]
+        floor = forms.closed_form(values | {"logB": -60.0}, n, 0.0, 0.0, values["lr"])["loss"]
+        later = forms.closed_form(values | {"logB": -60.0}, n, math.log(2), 0.0, values["lr"])["loss"]
         return (less - floor) - (more - later)
 
     assert gain(1.0) / gain(0.0) == pytest.approx(math.exp(values["growth"]), rel=1e-9)
@@ -135,28 +150,37 @@ def test_fit_extrapolates_the_truth(law):
 
 def test_errors_of_parameters_shrink_where_data_speak(law):
     errors = law.standard_errors["common"]
-    assert errors.keys() == laws.PRIORS.keys()
-    assert all(0 < errors[name] <= laws.PRIORS[name].sd * 1.001 for name in errors)
-    assert errors["E"] < 0.5 * laws.PRIORS["E"].sd
+    assert errors.keys() == forms.PRIORS.keys()
+    assert all(0 < errors[name] <= forms.PRIORS[name].sd * 1.001 for name in errors)
+    assert errors["E"] < 0.5 * forms.PRIORS["E"].sd
 
 
-def test_a_cell_weighs_as_one_run(fit, rows):
-    """Each run of a cell logged three times says nothing new about the closed form."""
+def test_a_cells_level_weighs_as_one_run(fit, rows):
+    """Each run of a cell logged three times says more of the shape over rate and batch, nothing new of the level."""
     repeated = [*rows, *2 * [row for row in rows if cell(row) == cell(rows[0])]]
-    np.testing.assert_allclose(fitting.fit(repeated).z, fit.z, atol=1e-6)
+    again = fitting.fit(repeated)
+    best = [{**CONFIG, "learning rate": None, "model size": size} for size in (100, 400, 1600)]
+    np.testing.assert_allclose(again.law().closed_form(best), fit.law().closed_form(best), atol=5e-4)
+    errors = [made.law().standard_errors["common"] for made in (fit, again)]
+    assert errors[1]["E"] == pytest.approx(errors[0]["E"], rel=0.02)
+    assert errors[1]["lr"] < errors[0]["lr"]
 
 
-def test_the_closed_form_is_at_its_mode(fit, rows):
-    """Its slope against the prior's pull, by autograd; and from another starting point."""
-    z = fit.z.clone().requires_grad_(True)
-    coefficients = fit.layout.coefficients(z, fit.runs)
-    residuals = (fit.losses - laws.law_terms(coefficients, fit.runs, torch)["loss"]) / 0.004
-    counts = torch.tensor([sum(cell(other) == cell(row) for other in rows) for row in rows])
-    posterior = -torch.distributions.StudentT(4.0).log_prob(residuals) / counts
-    (slope,) = torch.autograd.grad(posterior.sum() + (z**2).sum() / 2, z)
-    assert (fit._posterior @ slope).abs().max() < 0.01  # what a Newton step would move, in standard scores
+def test_the_level_is_at_its_mode(fit, rows):
+    """Its slope against the prior's pull and the shape's; and from another starting point."""
+    counts = np.array([sum(cell(other) == cell(row) for other in rows) for row in rows])
+
+    def posterior(z):
+        terms = forms.law_terms(fit.layout.coefficients(z, fit.moved), fit.runs)
+        misfit = 2.5 * np.log1p(((fit.losses - terms["loss"]) / 0.004) ** 2 / 4) / counts
+        off = z - fit.shape[1]
+        return misfit.sum() + (z @ z + off @ fit.shape[0] @ off) / 2
+
+    steps = 1e-5 * np.eye(len(fit.z))
+    slope = np.array([(posterior(fit.z + step) - posterior(fit.z - step)) / 2e-5 for step in steps])
+    assert np.abs(fit._posterior @ slope).max() < 0.02  # what a Newton step would move, in standard scores
     again = fitting.fit(rows, seed=1).law()
-    np.testing.assert_allclose(again.closed_form(confs(rows)), fit.law().closed_form(confs(rows)), atol=1e-4)
+    np.testing.assert_allclose(again.closed_form(confs(rows)), fit.law().closed_form(confs(rows)), atol=3e-4)
 
 
 def test_fit_is_deterministic(rows):
@@ -240,18 +264,18 @@ def test_held_out_forecasts_have_not_seen_their_rows(fit, rows):
     assert np.isnan(only[1])
     assert np.isfinite(only[::5]).all()
     poisoned = [row | {"final_loss": row["final_loss"] + (5 if i % 5 == 0 else 0)} for i, row in enumerate(rows)]
-    losses = torch.tensor([row["final_loss"] for row in poisoned])
+    losses = np.array([row["final_loss"] for row in poisoned])
     fit_again = replace(fit, rows=poisoned, losses=losses)
     np.testing.assert_allclose(fit_again.held_out(groups, only="a")[::5], only[::5], atol=1e-12)
 
 
 def test_left_out_errors_are_refits_with_the_kernel_held(fit, rows):
     part = fit.parts["mine"]
-    covariance = torch.linalg.inv(part.inverse)
+    covariance = np.linalg.inv(part.inverse)
     residuals = covariance @ part.alpha
-    keep = torch.arange(len(rows)) != 5
+    keep = np.arange(len(rows)) != 5
     inner = covariance[keep][:, keep]
-    by_hand = residuals[5] - covariance[5, keep] @ torch.linalg.solve(inner, residuals[keep])
+    by_hand = residuals[5] - covariance[5, keep] @ np.linalg.solve(inner, residuals[keep])
     assert fit.left_out_errors("mine")[5] == pytest.approx(float(by_hand), rel=1e-6)
 
 
@@ -282,7 +306,7 @@ def test_unknown_source_and_optimizer_fall_back_and_say_so(law):
     assert [note.split(":")[0] for note in law.fallbacks(strange)] == ["source", "optimizer"]
     with pytest.warns(UserWarning, match="'yours' is not among the fitted"):
         loss = law([strange])
-    assert loss == law.closed_form([strange])
+    assert loss == pytest.approx(law.closed_form([strange]), abs=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert law.fallbacks(CONFIG) == []
@@ -357,7 +381,7 @@ def test_a_strangers_deviation_is_as_wide_as_its_prior(law):
     strange = [CONFIG, CONFIG | {"source": "yours"}, CONFIG | {"optimizer": "sgdx"}]
     known, source, optimizer = law.uncertainty(strange)["known"]
     assert known < 0.02
-    assert source > laws.PRIORS["E"].source
+    assert source > forms.PRIORS["E"].source
     assert known < optimizer < source
 
 
@@ -365,7 +389,8 @@ def test_what_to_choose_by_keeps_away_from_the_rough_side(law):
     rates = np.geomspace(5e-4, 8e-3, 60)
     grid = [CONFIG | {"learning rate": rate} for rate in rates]
     assert rates[(law(grid) + law.risk(grid)).argmin()] <= rates[law(grid).argmin()]
-    assert (law.risk(grid)[40:] > 0).all()
+    near = np.abs(np.log(rates / rates[law(grid).argmin()])) < 0.3
+    assert (law.risk(grid)[near] > 0).all()
     certain = replace(law, posterior=0 * law.posterior)
     np.testing.assert_allclose(certain.risk(grid), 0, atol=1e-12)
 
@@ -461,12 +486,18 @@ def test_random_folds_keep_equal_runs_together(rows):
     np.testing.assert_allclose(forecasts[:half], forecasts[half:], atol=1e-9)
 
 
-def test_the_optimizer_keeps_the_lowest_finite_point():
-    """A search that steps out of the finite numbers does not take the result with it."""
-
-    def cliff(z):
-        return torch.where(z.sum() > 1.2, torch.nan, -20 * z.sum())
-
-    z, value = minimise(cliff, torch.zeros(3, dtype=torch.float64), 50)
-    assert torch.isfinite(z).all()
-    assert value == pytest.approx(float(-20 * z.sum() + 0.5 * (z**2).sum()))
+def test_the_evidences_slope_is_that_of_small_steps(rows):
+    """With hyper-parameters, so that every scale of the kernel counts."""
+    varied = [
+        row | {"conf": row["conf"] | {"weight decay": 0.1 * (i % 3), "optimizer": ("adamw", "lion")[i % 2]}}
+        for i, row in enumerate(rows[:40])
+    ]
+    part = fitting.fit(varied).parts["mine"]
+    points = part.points | {"distinct": fitting_residual.distinct_values(part.points["fields"])}
+    residuals = np.random.default_rng(0).normal(0, 0.01, len(varied))
+    evidence = fitting_residual._Evidence(part, points, residuals)
+    z = np.random.default_rng(1).normal(0, 0.3, len(part.z))
+    _, slope = evidence(z)
+    steps = 1e-5 * np.eye(len(z))
+    expected = [(evidence(z + step)[0] - evidence(z - step)[0]) / 2e-5 for step in steps]
+    np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-5)

@@ -29,6 +29,7 @@ NUMPY_ALONE = (
     "gradients_ncpl",
     "residual_ncpl",
     "upgrade_ncpl",
+    "forms_ncpl",
     "laws_ncpl",
     "calibration_ncpl",
     "curves_ncpl",

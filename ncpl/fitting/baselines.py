@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from laws_ncpl import INPUTS, ChinchillaLaw, ConfigurationLaw, KaplanLaw
+from forms_ncpl import INPUTS
+from laws_ncpl import ChinchillaLaw, ConfigurationLaw, KaplanLaw
 from ncpl.runs import Row
 
 

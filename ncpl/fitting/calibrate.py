@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from scipy.optimize import minimize
 
 from calibration_ncpl import Calibration, Trees, divergence_features
 from fields_ncpl import sequence_length
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.law import Fit, fit
-from ncpl.fitting.residual import minimise
 from ncpl.runs import Row, cell, diverged
 
 
@@ -27,17 +25,14 @@ def _fit_scale(errors: np.ndarray, known: np.ndarray, excess: np.ndarray, weight
     The posterior is believed to within a factor: cells left out hardly move away from the rest, and say little of how
     it grows.
     """
-    e, s, x, w = (torch.tensor(values, dtype=torch.float64) for values in (errors, known, excess, weight))
-    centre = torch.log(torch.tensor([1.0, 0.1, 0.002], dtype=torch.float64))
-    spread = torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)
+    centre, spread = np.log([1.0, 0.1, 0.002]), np.array([0.5, 1.0, 1.0])
 
-    def objective(z: Tensor) -> Tensor:
-        a, b, c = torch.exp(centre + spread * z)
-        total = torch.sqrt((a * s) ** 2 + (b * x) ** 2 + c**2)
-        return (w * (torch.log(total) + math.sqrt(2) * torch.abs(e) / total)).sum()
+    def objective(z: np.ndarray) -> float:
+        a, b, c = np.exp(centre + spread * z)
+        total = np.sqrt((a * known) ** 2 + (b * excess) ** 2 + c**2)
+        return float((weight * (np.log(total) + math.sqrt(2) * np.abs(errors) / total)).sum() + z @ z / 2)
 
-    z, _ = minimise(objective, torch.zeros(3, dtype=torch.float64), 200)
-    values = torch.exp(centre + spread * z)
+    values = np.exp(centre + spread * minimize(objective, np.zeros(3), method="BFGS").x)
     return dict(zip(("known", "excess", "noise"), [float(f"{v:.6g}") for v in values], strict=True))
 
 
@@ -156,7 +151,7 @@ def calibrate(fitted: Fit, unstable: Sequence[Row] = (), *, seed: int = 0) -> Ca
     rows = [row for _, chosen in held for row, mine in zip(fitted.rows, chosen, strict=True) if mine]
     excess = law.evaluate([row["conf"] for row in rows]).points["excess"]
     sources = np.array([str(row["source"]) for row in rows])
-    weight = np.concatenate([fitted.weight.numpy()[chosen] for _, chosen in held])
+    weight = np.concatenate([fitted.weight[chosen] for _, chosen in held])
     scale, scores = {}, {}
     for source in ("", *fitted.layout.sources):
         mine = sources == source if source else np.full(len(sources), True)

@@ -2,17 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fields_ncpl import SOURCES
-from laws_ncpl import INPUTS, PRIORS, REFERENCE, ConfigurationLaw, gradient, law_terms, locate
+from forms_ncpl import INPUTS, PRIORS, REFERENCE, SHAPE, gradient, law_terms, locate
+from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.residual import Part, fit_part
 from ncpl.runs import Row, cell
 from residual_ncpl import COORDINATES, KernelResidual
@@ -21,6 +20,9 @@ from residual_ncpl import COORDINATES, KernelResidual
 FREEDOM = 4.0
 # Scale of that distribution in the fit of the closed form, in nats.
 _SPREAD = 0.004
+# Of the fit of the shape: noise in nats at the best run and its growth with the excess, the variance's factor, the
+# offsets' standard deviation in nats, and how often noise and robust weights are taken anew.
+_NOISE, _TEMPER, _OPEN, _REWEIGHED = (0.004, 0.1), 3.0, 0.05, 5
 # How much closer a source's deviations stay to those of its parent than to those of another source.
 _NEAR_PARENT = 0.3
 
@@ -28,10 +30,12 @@ _NEAR_PARENT = 0.3
 def fit(rows: Sequence[Row], *, seed: int | None = None) -> "Fit":
     """Fits the closed form and the residuals around it.
 
-    The closed form comes first, the maximum a posteriori under `PRIORS` with Student-t errors. Model error is shared by
-    all runs of a cell (same source, size and data size), so a cell's likelihood is tempered to the weight of one run (a
-    coarsened posterior, Miller & Dunson 2019); taken as independent, runs overfit (docs/experiments.md). Then each
-    source's residual kernel is fitted by marginal likelihood, with every run's noise weighed by how far it lies off.
+    The closed form comes first, in two steps. What runs differ by within a cell (same source, size and data size) is
+    evidence of every run for the shape over learning rate and batch. A cell's level is shared by all its runs, model
+    error included, so that it has the weight of one run (a coarsened posterior, Miller & Dunson 2019) in the maximum a
+    posteriori of all coefficients under `PRIORS`, with Student-t errors; taken as independent, runs overfit
+    (docs/experiments.md). Then each source's residual kernel is fitted by marginal likelihood, with every run's noise
+    weighed by how far it lies off.
 
     Args:
         rows: finished runs.
@@ -93,51 +97,40 @@ class _Layout:
         parent = SOURCES[source].parent if source in SOURCES else None
         return parent if parent in self.sources else None
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Prior means and standard deviations."""
         means, sds = [], []
         for kind, group, names in self.groups:
             near = _NEAR_PARENT if kind == "source" and self.parent(group) else 1.0
             means += [PRIORS[name].mean if kind == "common" else 0.0 for name in names]
             sds += [near * getattr(PRIORS[name], "sd" if kind == "common" else kind) for name in names]
-        return torch.tensor(means, dtype=torch.float64), torch.tensor(sds, dtype=torch.float64)
+        return np.array(means), np.array(sds)
 
-    def slopes(self, runs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the flat vector does to the coefficients, linearly.
-
-        Returns:
-            For each of its entries the place of its coefficient in `PRIORS`, and (runs, entries) that coefficient's
-            derivatives.
-        """
-        names, columns, moved = list(PRIORS), [], []
+    def moved(self, runs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which entries of the flat vector move each run, (runs, entries)."""
+        columns = []
         for kind, group, own in self.groups:
             if kind == "common":
-                mine = torch.ones(len(runs["d"]), dtype=torch.bool)
+                mine = np.ones(len(runs["d"]), dtype=bool)
             elif kind == "source":
                 heirs = [i for i, name in enumerate(self.sources) if group in (name, self.parent(name))]
-                mine = torch.isin(runs["source"], torch.tensor(heirs))
+                mine = np.isin(runs["source"], heirs)
             else:
                 mine = runs["optimizer"] == self.optimizers.index(group)
-            columns += [names.index(name) for name in own]
-            moved += [mine] * len(own)
-        return torch.tensor(columns), torch.stack(moved, 1) * self.moments()[1]
+            columns += [mine] * len(own)
+        return np.stack(columns, 1)
 
-    def coefficients(self, z: Tensor, runs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def places(self) -> np.ndarray:
+        """For each entry of the flat vector the place of its coefficient in `PRIORS`."""
+        order = {name: i for i, name in enumerate(PRIORS)}
+        return np.array([order[name] for _, _, names in self.groups for name in names])
+
+    def coefficients(self, z: np.ndarray, moved: np.ndarray) -> dict[str, np.ndarray]:
+        """Coefficient -> (runs,), from the flat vector and `moved`."""
         mean, sd = self.moments()
-        values = mean + sd * z
-        common, rest = values[: len(PRIORS)], values[len(PRIORS) :]
-        cut = len(self.sources) * len(self.by_source)
-        table = rest[:cut].reshape(len(self.sources), -1)
-        parents = [self.sources.index(self.parent(name) or name) for name in self.sources]
-        inherits = torch.tensor([[float(self.parent(name) is not None)] for name in self.sources])
-        sources = (table + inherits * table[parents])[runs["source"]]
-        optimizers = rest[cut:].reshape(len(self.optimizers), -1)[runs["optimizer"]]
-        c = dict(zip(PRIORS, common, strict=True))
-        for i, name in enumerate(self.by_source):
-            c[name] = c[name] + sources[:, i]
-        for i, name in enumerate(self.by_optimizer):
-            c[name] = c[name] + optimizers[:, i]
-        return c
+        chosen = (self.places[:, None] == np.arange(len(PRIORS))[None]) * (mean + sd * z)[:, None]
+        return dict(zip(PRIORS, (moved @ chosen).T, strict=True))
 
     @property
     def columns(self) -> list[tuple[str, str, str]]:
@@ -160,21 +153,24 @@ class _Layout:
 class Fit:
     """A fitted law with all that its uncertainty and its held-out forecasts need; made by `fit`.
 
-    `weight` is a run's weight in the fit of the closed form, one over the number of its cell's runs.
+    `weight` is a run's weight in the fit of a cell's level, one over the number of its cell's runs; `shape` what the
+    runs within cells say of `SHAPE`'s coefficients: their precision, in the flat vector's units, and its centre.
     """
 
     rows: list[Row]
     layout: _Layout
     typical: dict[str, dict[str, dict[str, Any]]]
-    z: Tensor
-    runs: dict[str, Tensor]
-    losses: Tensor
-    weight: Tensor
+    z: np.ndarray
+    runs: dict[str, np.ndarray]
+    losses: np.ndarray
+    weight: np.ndarray
+    moved: np.ndarray
+    shape: tuple[np.ndarray, np.ndarray]
     parts: dict[str, Part]
 
     def law(self) -> ConfigurationLaw:
         mean, sd = self.layout.moments()
-        values = self.layout.nested((mean + sd * self.z).numpy())
+        values = self.layout.nested(mean + sd * self.z)
         sources = {name: dict(values[name]) for name in self.layout.sources}
         for name in sources:
             if parent := self.layout.parent(name):
@@ -182,12 +178,12 @@ class Fit:
         residuals = {
             source: KernelResidual(
                 fields=part.fields,
-                scales={name: value.numpy() for name, value in part.scales.items()},
+                scales=part.scales,
                 optimizers=list(self.layout.optimizers),
-                runs={name: value.numpy() for name, value in part.points.items()},
-                weights=part.alpha.numpy(),
-                noise=part.noise.numpy(),
-                inputs={name: self.runs[name][part.rows].numpy() for name in INPUTS},
+                runs=part.points,
+                weights=part.alpha,
+                noise=part.noise,
+                inputs={name: self.runs[name][part.rows] for name in INPUTS},
             )
             for source, part in self.parts.items()
         }
@@ -202,25 +198,33 @@ class Fit:
         order = self.layout.columns
         places = [order.index(column) for column in law.columns]
         covariance = (sd[:, None] * self._posterior * sd)[places][:, places]
-        return replace(law, posterior=torch.linalg.cholesky(covariance).numpy())
+        return replace(law, posterior=np.linalg.cholesky(covariance))
 
-    def jacobian(self, runs: Mapping[str, Tensor]) -> Tensor:
-        """Derivatives of the closed form, a row for each run."""
-        c = {name: values.numpy() for name, values in self.layout.coefficients(self.z, runs).items()}
-        by_coefficient = torch.from_numpy(gradient(c, {name: runs[name].numpy() for name in INPUTS}))
-        columns, slopes = self.layout.slopes(runs)
-        return by_coefficient[:, columns] * slopes
+    def coefficients(self) -> dict[str, np.ndarray]:
+        """Coefficient -> its value at each fitted run."""
+        return self.layout.coefficients(self.z, self.moved)
+
+    def jacobian(self, mine: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """Derivatives of the closed form by free entries of the flat vector, a row for each of some runs."""
+        c = {name: values[mine] for name, values in self.coefficients().items()}
+        by_coefficient = gradient(c, {name: self.runs[name][mine] for name in INPUTS})
+        return by_coefficient[:, self.layout.places[free]] * self.moved[mine][:, free] * self.layout.moments()[1][free]
 
     @cached_property
-    def _posterior(self) -> Tensor:
+    def _posterior(self) -> np.ndarray:
         """The posterior covariance of the standard scores (Laplace)."""
-        slopes, weights = self.jacobian(self.runs), self.weight * _precision(self.losses - self.closed_form())
-        hessian = slopes.T @ (weights[:, None] * slopes)
-        return torch.linalg.inv(hessian + torch.eye(len(self.z), dtype=torch.float64))
+        every = np.full(len(self.z), True)
+        slopes = self.jacobian(np.arange(len(self.rows)), every)
+        weights = self.weight * _precision(self.losses - self.closed_form())
+        return np.linalg.inv(slopes.T @ (weights[:, None] * slopes) + np.eye(len(self.z)) + self.shape[0])
 
-    def closed_form(self) -> Tensor:
+    def terms(self) -> dict[str, np.ndarray]:
+        """`law_terms` at the fitted runs."""
+        return law_terms(self.coefficients(), self.runs)
+
+    def closed_form(self) -> np.ndarray:
         """The closed form at the fitted runs, in nats per token."""
-        return law_terms(self.layout.coefficients(self.z, self.runs), self.runs, torch)["loss"]
+        return self.terms()["loss"]
 
     def held_out(self, groups: Sequence[str], *, only: str | None = None) -> np.ndarray:
         """Forecasts of each group of rows by a law that has not seen it, in nats per token.
@@ -262,14 +266,14 @@ class Fit:
     def left_out_errors(self, source: str) -> np.ndarray:
         """Errors of each of a source's rows forecast from all others, law and kernel held (R & W, eq. 5.12)."""
         part = self.parts[source]
-        return (part.alpha / torch.diagonal(part.inverse)).numpy()
+        return part.alpha / np.diagonal(part.inverse)
 
-    def points(self, runs: Mapping[str, Tensor], fields: Sequence[str]) -> dict[str, Tensor]:
-        """The residual's coordinates of runs, with these hyper-parameters."""
-        c = self.layout.coefficients(self.z, runs)
+    def points(self, mine: np.ndarray, fields: Sequence[str]) -> dict[str, np.ndarray]:
+        """The residual's coordinates of some fitted runs, with these hyper-parameters."""
         columns = [list(COORDINATES).index(name) for name in fields]
-        found = locate(law_terms(c, runs, torch), runs, torch)
-        return found | {"optimizer": runs["optimizer"], "fields": runs["fields"][:, columns]}
+        found = {name: values[mine] for name, values in locate(self.terms(), self.runs).items()}
+        own = {"optimizer": self.runs["optimizer"][mine], "fields": self.runs["fields"][mine][:, columns]}
+        return found | own
 
 
 def _typical(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -301,12 +305,12 @@ def _mode(values: Sequence[Any]) -> Any:
     return values[texts.index(max(sorted(set(texts)), key=texts.count))]
 
 
-def _runs(law: ConfigurationLaw, layout: _Layout, rows: Sequence[Row]) -> dict[str, Tensor]:
+def _runs(law: ConfigurationLaw, layout: _Layout, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """The closed form's inputs; NaN stands where a configuration has no learning rate."""
     inputs = law._inputs([row["conf"] for row in rows])
-    runs = {name: torch.tensor(inputs[name]) for name in (*INPUTS, "fields")}
-    runs["source"] = torch.tensor([layout.sources.index(str(row["source"])) for row in rows])
-    runs["optimizer"] = torch.tensor([layout.optimizers.index(str(row["conf"]["optimizer"])) for row in rows])
+    runs = {name: inputs[name] for name in (*INPUTS, "fields")}
+    runs["source"] = np.array([layout.sources.index(str(row["source"])) for row in rows])
+    runs["optimizer"] = np.array([layout.optimizers.index(str(row["conf"]["optimizer"])) for row in rows])
     return runs
 
 
@@ -328,77 +332,159 @@ def _fit(rows: Sequence[Row], seed: int | None, first: Fit | None = None, afresh
     else:
         layout, typical = first.layout, first.typical
     runs = _runs(replace(ConfigurationLaw.example(), typical=typical), layout, rows)
-    losses = torch.tensor([row["final_loss"] for row in rows], dtype=torch.float64)
+    losses = np.array([row["final_loss"] for row in rows], dtype=float)
 
-    start = torch.zeros(len(layout.moments()[0]), dtype=torch.float64)
+    start = np.zeros(len(layout.columns))
     if seed is not None:
-        start = 0.4 * torch.randn(len(start), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        start = 0.4 * np.random.default_rng(seed).normal(size=len(start))
     count = Counter(map(cell, rows))
-    weight = torch.tensor([1 / count[cell(row)] for row in rows], dtype=torch.float64)
-    found = Fit(list(rows), layout, typical, start, runs, losses, weight, {})
+    weight = np.array([1 / count[cell(row)] for row in rows])
+    nothing = np.zeros((len(start), len(start))), start
+    found = Fit(list(rows), layout, typical, start, runs, losses, weight, layout.moved(runs), nothing, {})
     for sources, free in _teams(layout, runs):
-        places = {name: torch.nonzero(runs["source"] == layout.sources.index(name))[:, 0] for name in sources}
-        _fit_closed_form(found, torch.cat(list(places.values())), free)
+        places = {name: np.flatnonzero(runs["source"] == layout.sources.index(name)) for name in sources}
+        mine = np.sort(np.concatenate(list(places.values())))
+        _fit_shape(found, mine, free)
+        _fit_level(found, mine, free)
         for source, index in places.items():
             old = None if first is None or afresh else first.parts[source]
             found.parts[source] = _fit_residual(found, index, old)
     return found
 
 
-def _teams(layout: _Layout, runs: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+def _teams(layout: _Layout, runs: Mapping[str, np.ndarray]) -> list[tuple[list[str], np.ndarray]]:
     """Sources that are fitted together, in turn, and which coefficients each of them frees.
 
     Dense models come first. Sources of mixtures of experts are fitted second with the shared coefficients frozen,
     because their effective size is uncertain and would bias the dense exponents.
     """
-    present = [name for i, name in enumerate(layout.sources) if bool((runs["source"] == i).any())]
-    sparse = [name for name in present if bool((runs["idle"][runs["source"] == layout.sources.index(name)] > 0).all())]
+    present = [name for i, name in enumerate(layout.sources) if (runs["source"] == i).any()]
+    sparse = [name for name in present if (runs["idle"][runs["source"] == layout.sources.index(name)] > 0).all()]
     dense = [name for name in present if name not in sparse]
-    own = torch.tensor([c[1] in sparse or c == ("common", "common", "experts") for c in layout.columns])
+    own = np.array([c[1] in sparse or c == ("common", "common", "experts") for c in layout.columns])
     if not dense or not sparse:
-        return [(present, torch.ones_like(own))]
+        return [(present, np.ones_like(own))]
     return [(dense, ~own), (sparse, own)]
 
 
-def _fit_residual(found: Fit, index: Tensor, old: Part | None) -> Part:
+def _fit_residual(found: Fit, index: np.ndarray, old: Part | None) -> Part:
     """The residual of one source's runs around the closed form, with the scales of `old`."""
-    runs = {name: values[index] for name, values in found.runs.items()}
-    moving = runs["fields"].std(0) > 0 if len(index) > 1 else torch.zeros(len(COORDINATES), dtype=torch.bool)
+    moving = found.runs["fields"][index].std(0) > 0
     fields = old.fields if old else [name for name, moves in zip(COORDINATES, moving, strict=True) if moves]
-    return fit_part(index, found.points(runs, fields), (found.losses - found.closed_form())[index], fields, old)
+    return fit_part(index, found.points(index, fields), (found.losses - found.closed_form())[index], fields, old)
 
 
-def _misfit(residuals: Tensor) -> Tensor:
+def _misfit(residuals: np.ndarray) -> np.ndarray:
     """Minus the log likelihood of each run's error from the closed form, Student-t."""
-    return (FREEDOM + 1) / 2 * torch.log1p((residuals / _SPREAD) ** 2 / FREEDOM)
+    return (FREEDOM + 1) / 2 * np.log1p((residuals / _SPREAD) ** 2 / FREEDOM)
 
 
-def _precision(residuals: Tensor) -> Tensor:
+def _precision(residuals: np.ndarray) -> np.ndarray:
     """Weights of half squares that have the slope of `_misfit`."""
     return (FREEDOM + 1) / (FREEDOM * _SPREAD**2 + residuals**2)
 
 
-def _fit_closed_form(found: Fit, mine: Tensor, free: Tensor) -> None:
+def _fit_shape(found: Fit, mine: np.ndarray, free: np.ndarray) -> None:
+    """Fits the closed form to what runs differ by within a cell, whose level is left open; sets `found.shape`.
+
+    Every run counts, tempered and robust, beside an offset of its cell and one of its optimizer there that are nearly
+    free: a linear mixed model (Laird & Ware 1982), by reweighted least squares.
+    """
+    start, blocks = found.z, [np.flatnonzero(own) for own in _cells(found, mine)]
+    for reweighed in range(_REWEIGHED):
+        terms = found.terms()
+        excess = np.clip(terms["excess"][mine], 0, 1) if reweighed else np.full(len(mine), 0.05)
+        variance = _TEMPER * (_NOISE[0] + _NOISE[1] * excess) ** 2
+        residuals, optimizers = (found.losses - terms["loss"])[mine], found.runs["optimizer"][mine]
+        roots = [
+            (rows, _precision_root(residuals[rows], variance[rows], optimizers[rows], bool(reweighed)))
+            for rows in blocks
+        ]
+
+        def whiten(values: np.ndarray, roots: list[tuple[np.ndarray, np.ndarray]] = roots) -> np.ndarray:
+            return np.concatenate([root @ values[rows] for rows, root in roots])
+
+        def objective(whiten: Callable[[np.ndarray], np.ndarray] = whiten) -> float:
+            return (
+                float((whiten((found.losses - found.closed_form())[mine]) ** 2).sum() + (found.z[free] ** 2).sum()) / 2
+            )
+
+        def equations(whiten: Callable[[np.ndarray], np.ndarray] = whiten) -> tuple[np.ndarray, np.ndarray]:
+            slopes = whiten(found.jacobian(mine, free))
+            downhill = slopes.T @ whiten((found.losses - found.closed_form())[mine]) - found.z[free]
+            return slopes.T @ slopes + np.eye(slopes.shape[1]), downhill
+
+        _climb_down(found, free, objective, equations)
+    shaped = free & np.array([name in SHAPE for _, _, name in found.layout.columns])
+    precision, slopes = found.shape[0].copy(), whiten(found.jacobian(mine, shaped))
+    precision[np.ix_(shaped, shaped)] = slopes.T @ slopes
+    found.shape = precision, np.where(shaped, found.z, found.shape[1])
+    found.z = np.where(free & ~shaped, start, found.z)
+
+
+def _cells(found: Fit, mine: np.ndarray) -> list[np.ndarray]:
+    """For each cell which of some runs are its."""
+    names = [cell(found.rows[i]) for i in mine]
+    return [np.array([name == own for name in names]) for own in dict.fromkeys(names)]
+
+
+def _precision_root(residuals: np.ndarray, variance: np.ndarray, optimizers: np.ndarray, robust: bool) -> np.ndarray:
+    """A root of the precision of a cell's errors: open offsets of cell and optimizer, and Student-t noise."""
+    offsets = _OPEN**2 * (1.0 + (optimizers[:, None] == optimizers[None]))
+    weights = np.ones(len(residuals))
+    for _ in range(2 if robust else 0):
+        own = variance / weights
+        left = own * np.linalg.solve(offsets + np.diag(own), residuals)
+        weights = np.minimum((FREEDOM + 1) / (FREEDOM + left**2 / variance), 1.25)
+    return np.linalg.inv(np.linalg.cholesky(offsets + np.diag(variance / weights)))
+
+
+def _fit_level(found: Fit, mine: np.ndarray, free: np.ndarray) -> None:
     """Moves the free coefficients to their maximum a posteriori given some runs, all else in `found` held.
 
-    Levenberg-Marquardt on reweighted least squares (Holland & Welsch 1977).
+    A cell is one witness of its level; what `_fit_shape` found stands beside the prior. Reweighted least squares
+    (Holland & Welsch 1977).
     """
+    precision = found.shape[0][np.ix_(free, free)]
 
     def objective() -> float:
+        off = (found.z - found.shape[1])[free]
         misfit = found.weight * _misfit(found.losses - found.closed_form())
-        value = misfit[mine].sum() + (found.z[free] ** 2).sum() / 2
-        return float(value) if torch.isfinite(value) else math.inf
+        return float(misfit[mine].sum() + ((found.z[free] ** 2).sum() + off @ precision @ off) / 2)
 
+    def equations() -> tuple[np.ndarray, np.ndarray]:
+        slopes, residuals = found.jacobian(mine, free), (found.losses - found.closed_form())[mine]
+        weighed = (found.weight[mine] * _precision(residuals))[:, None] * slopes
+        downhill = weighed.T @ residuals - found.z[free] - precision @ (found.z - found.shape[1])[free]
+        return slopes.T @ weighed + np.eye(slopes.shape[1]) + precision, downhill
+
+    _climb_down(found, free, objective, equations)
+
+
+def _climb_down(
+    found: Fit,
+    free: np.ndarray,
+    objective: Callable[[], float],
+    equations: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Levenberg-Marquardt: moves the free coefficients of `found` until the objective falls no more.
+
+    Args:
+        found: whose `z` is moved.
+        free: which entries.
+        objective: at the present `z`.
+        equations: Gauss-Newton's matrix, and the direction downhill, at the present `z`.
+    """
     lowest, damping, gain = objective(), 1.0, math.inf
-    while gain > 1e-4:
-        slopes, residuals = found.jacobian(found.runs)[mine][:, free], (found.losses - found.closed_form())[mine]
-        weighed, z = (found.weight[mine] * _precision(residuals))[:, None] * slopes, found.z
-        hessian = slopes.T @ weighed + torch.eye(slopes.shape[1], dtype=torch.float64)
-        downhill = weighed.T @ residuals - z[free]
+    while gain > 1e-3:
+        matrix, downhill = equations()
+        z = found.z
         while True:
-            step = torch.linalg.solve(hessian + damping * torch.diag(torch.diagonal(hessian)), downhill)
-            found.z = z.masked_scatter(free, z[free] + step)
-            gain = lowest - objective()
+            step = np.linalg.solve(matrix + damping * np.diag(np.diagonal(matrix)), downhill)
+            found.z = z.copy()
+            found.z[free] += step
+            value = objective()
+            gain = lowest - (value if math.isfinite(value) else math.inf)
             if gain > 0:
                 lowest, damping = lowest - gain, max(damping / 4, 1e-6)
                 break

@@ -1,0 +1,1 @@
+../../../forms_ncpl.py
