@@ -16,6 +16,20 @@ except ImportError:
     from forms_ncpl import REFERENCE
     from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
 
+# The most that intervals can be asked to cover: beyond it no held-out run speaks.
+MOST_LEVEL = 0.999
+# Distance from the training runs, in log units, up to which a forecast is called so.
+DISTANCES = {"inside": 0.01, "near": 0.7, "far": 2.3, "guess": math.inf}
+
+
+def distance_in_words(extrapolation: float) -> str:
+    """How far a configuration lies from the training runs: `inside`, `near` (2x), `far` (10x), or `guess`.
+
+    >>> distance_in_words(0.0), distance_in_words(1.2), distance_in_words(9.0)
+    ('inside', 'far', 'guess')
+    """
+    return next(word for word, most in DISTANCES.items() if extrapolation <= most)
+
 
 def forecast_columns(
     law: Any,
@@ -86,15 +100,17 @@ class Trees:
 class Calibration:
     """How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs.
 
-    A loss's standard deviation is the root of the sum of three squares: scale["known"] times the law's own
+    A loss's standard deviation is the root of the sum of four squares: scale["known"] times the law's own
     `uncertainty`, which grows outside the training runs; scale["excess"] times how far the configuration lies above the
-    best run of its size and data size; and scale["noise"]. An interval is the loss plus and minus that standard
-    deviation times the quantile of the same ratio over runs that were forecast while held out (split conformal,
-    Papadopoulos et al. 2002), so its coverage does not rest on the normal law.
+    best run of its size and data size; scale["noise"]; and scale["drift"] times the distance from the training runs. An
+    interval is the loss plus and minus that standard deviation times the quantile of the same ratio over runs that were
+    forecast while held out (split conformal, Papadopoulos et al. 2002), so its coverage does not rest on the normal
+    law.
 
     Args:
         law: a fitted `ConfigurationLaw`.
-        envelope: source -> field -> (lowest, highest) of the training runs.
+        envelope: source -> field -> (lowest, highest) of the training runs; "source optimizer" -> the same of the
+            learning rates and batches of that optimizer's own.
         scale: source -> the standard deviation's constants.
         scores: source -> ascending quantiles of |error| / standard deviation, evenly spaced from 0 to 1.
         trees: divergence, over `divergence_features`.
@@ -119,12 +135,16 @@ class Calibration:
         Raises:
             ValueError: a level that is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1")
+        if not 0 < level <= MOST_LEVEL:
+            raise ValueError(f"level: got {level!r}, expected a coverage above 0 and at most {MOST_LEVEL}")
         at = self.law.evaluate(configs)
         scores = {source: self._score(source, level) for source in set(at.sources.tolist())}
         half = self.deviation(at) * np.array([scores[source] for source in at.sources.tolist()])
-        return loss - half, loss + half
+        if self.law.form == 1:
+            return loss - half, loss + half
+        # Above nothing and below chance, whatever the width; a narrow interval is the loss plus and minus its half.
+        room = np.maximum(at.chance - loss, 1e-9)
+        return loss * np.exp(-half / loss), loss + room * -np.expm1(-half / room)
 
     def level(
         self, configs: Sequence[Mapping[str, Any]] | Evaluation, loss: np.ndarray, observed: np.ndarray
@@ -134,12 +154,20 @@ class Calibration:
         Of runs that the calibration describes, a share p lies at or below p.
         """
         at = self.law.evaluate(configs)
-        ratios = np.abs(observed - loss) / self.deviation(at)
+        ratios = self._half(at, loss, observed) / self.deviation(at)
         scores = [np.asarray(self.scores.get(source, self.scores[""])) for source in at.sources.tolist()]
         reached = [
             np.interp(ratio, own, np.linspace(0, 1, len(own))) for ratio, own in zip(ratios, scores, strict=True)
         ]
         return np.array(reached)
+
+    def _half(self, at: Evaluation, loss: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """Half the width, before `interval` bends it, of the narrowest interval that holds the observed losses."""
+        if self.law.form == 1:
+            return np.abs(observed - loss)
+        room = np.maximum(at.chance - loss, 1e-9)
+        below = -loss * np.log(np.clip(observed / loss, 1e-9, 1.0))
+        return np.where(observed < loss, below, -room * np.log1p(-np.clip((observed - loss) / room, 0.0, 1 - 1e-9)))
 
     def _score(self, source: str, level: float) -> float:
         scores = np.asarray(self.scores.get(source, self.scores[""]))
@@ -151,7 +179,9 @@ class Calibration:
         scales = [self.scale.get(source, self.scale[""]) for source in at.sources.tolist()]
         known, excess, noise = (np.array([scale[name] for scale in scales]) for name in ("known", "excess", "noise"))
         found = self.law.uncertainty(at)
-        return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2)
+        drift = np.array([scale.get("drift", 0.0) for scale in scales])
+        far = self.extrapolation(at.configs) if drift.any() else 0.0
+        return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2 + (drift * far) ** 2)
 
     def divergence(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
         """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""
@@ -172,7 +202,8 @@ class Calibration:
             far = {"source": 1.0} if source not in self.envelope else {}
             if str(config.get("optimizer")) not in self.law.optimizers:
                 far["optimizer"] = 1.0
-            for name, (low, high) in self.envelope.get(source, self.envelope[""]).items():
+            own = self.envelope.get(f"{source} {config.get('optimizer')}", {})
+            for name, (low, high) in {**self.envelope.get(source, self.envelope[""]), **own}.items():
                 value = config.get(name)
                 if name == "batch tokens" and config.get("batch size") is not None:
                     value = config["batch size"] * sequence_length(config)
@@ -217,7 +248,10 @@ def divergence_features(
         - batch
         - math.log(REFERENCE["batch tokens"])
     )
-    warmup = np.log1p([float(config.get("warmup") or 0) for config in at.configs])
+    usual_warmup = {name: law.typical.get(name, {}).get("", {}).get("usual warmup", 0) for name in law.sources}
+    warmup = np.log1p(
+        [float(config.get("warmup") or usual_warmup.get(str(config.get("source")), 0)) for config in at.configs]
+    )
     clips = [config.get("max_grad_norm") for config in at.configs]
     clip = np.array([1.0 if value is None else float(value) for value in clips])
     numbers = [rate, rate - usually, steps, warmup, steps - warmup, clip]

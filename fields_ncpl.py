@@ -28,6 +28,7 @@ class Source:
         vocab_size: entries of its tokenizer's vocabulary.
         licence: of its run logs.
         parent: source with the same lab, data and evaluation set; its deviations start from that one's.
+        warmup: steps of warmup of every run, where the logs leave it out.
     """
 
     name: str
@@ -36,14 +37,15 @@ class Source:
     vocab_size: int
     licence: str
     parent: str | None = None
+    warmup: int | None = None
 
 
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         Source("marin", "Marin", 4096, 128_256, "Apache-2.0"),
-        Source("steplaw", "StepLaw", 2048, 65_536, "none stated"),
-        Source("steplaw_moe", "StepLawMoE", 2048, 65_536, "none stated", parent="steplaw"),
+        Source("steplaw", "StepLaw", 2048, 65_536, "none stated", warmup=2000),
+        Source("steplaw_moe", "StepLawMoE", 2048, 65_536, "none stated", parent="steplaw", warmup=2000),
     )
 }
 # Where neither the configuration nor its source says.

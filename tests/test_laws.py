@@ -14,7 +14,7 @@ from calibration_ncpl import Calibration
 from ncpl import fitting
 from ncpl.fitting import residual as fitting_residual
 from ncpl.runs import cell, diverged
-from residual_ncpl import kernel_variance, residual_kernel
+from residual_ncpl import distinct_values, kernel_variance, residual_kernel
 
 CONFIG = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw", "learning rate": 2e-3}
 CONFIG |= {"batch size": 256}
@@ -408,7 +408,7 @@ def test_interval_covers_and_widens(calibration, law, rows):
     assert far > 1.5 * near
 
 
-@pytest.mark.parametrize("level", [0, 1, 1.5])
+@pytest.mark.parametrize("level", [0, 0.9999, 1, 1.5])
 def test_interval_refuses_levels(calibration, level):
     with pytest.raises(ValueError, match="level: got"):
         calibration.interval([CONFIG], np.array([2.8]), level)
@@ -493,7 +493,7 @@ def test_the_evidences_slope_is_that_of_small_steps(rows):
         for i, row in enumerate(rows[:40])
     ]
     part = fitting.fit(varied).parts["mine"]
-    points = part.points | {"distinct": fitting_residual.distinct_values(part.points["fields"])}
+    points = part.points | {"distinct": distinct_values(part.points["fields"])}
     residuals = np.random.default_rng(0).normal(0, 0.01, len(varied))
     evidence = fitting_residual._Evidence(part, points, residuals)
     z = np.random.default_rng(1).normal(0, 0.3, len(part.z))

@@ -20,9 +20,9 @@ from residual_ncpl import COORDINATES, KernelResidual
 FREEDOM = 4.0
 # Scale of that distribution in the fit of the closed form, in nats.
 _SPREAD = 0.004
-# Of the fit of the shape: noise in nats at the best run and its growth with the excess, the variance's factor, the
-# offsets' standard deviation in nats, and how often noise and robust weights are taken anew.
-_NOISE, _TEMPER, _OPEN, _REWEIGHED = (0.004, 0.1), 3.0, 0.05, 5
+# Of the fit of the shape: noise in nats at the best rate and its growth with the height above it, the variance's
+# factor, the offsets' standard deviation in nats, and how often noise and robust weights are taken anew.
+_NOISE, _TEMPER, _OPEN, _REWEIGHED = (0.005, 1.0), 3.0, 0.05, 5
 # How much closer a source's deviations stay to those of its parent than to those of another source.
 _NEAR_PARENT = 0.3
 
@@ -284,7 +284,10 @@ def _typical(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
         own = [row["conf"] for row in rows if str(row["source"]) == source]
         typical[source] = {"": {"batch size": _mode([conf["batch size"] for conf in own])}}
         if source in SOURCES:
-            typical[source][""] |= {"seq len": SOURCES[source].seq_len, "vocab size": SOURCES[source].vocab_size}
+            known = SOURCES[source]
+            typical[source][""] |= {"seq len": known.seq_len, "vocab size": known.vocab_size}
+            if known.warmup:
+                typical[source][""]["usual warmup"] = known.warmup
         widths = [
             float(conf["hidden dim"]) * math.sqrt(REFERENCE["model size"] / conf.get("active size", conf["model size"]))
             for conf in own
@@ -393,8 +396,9 @@ def _fit_shape(found: Fit, mine: np.ndarray, free: np.ndarray) -> None:
     start, blocks = found.z, [np.flatnonzero(own) for own in _cells(found, mine)]
     for reweighed in range(_REWEIGHED):
         terms = found.terms()
-        excess = np.clip(terms["excess"][mine], 0, 1) if reweighed else np.full(len(mine), 0.05)
-        variance = _TEMPER * (_NOISE[0] + _NOISE[1] * excess) ** 2
+        # Near the best rate a run says most of where that lies.
+        above = np.clip(terms["surface"][mine], 0, 1) if reweighed else np.full(len(mine), 0.05)
+        variance = _TEMPER * (_NOISE[0] + _NOISE[1] * above) ** 2
         residuals, optimizers = (found.losses - terms["loss"])[mine], found.runs["optimizer"][mine]
         roots = [
             (rows, _precision_root(residuals[rows], variance[rows], optimizers[rows], bool(reweighed)))
