@@ -178,7 +178,7 @@ def test_the_level_is_at_its_mode(fit, rows):
 
     steps = 1e-5 * np.eye(len(fit.z))
     slope = np.array([(posterior(fit.z + step) - posterior(fit.z - step)) / 2e-5 for step in steps])
-    assert np.abs(fit._posterior @ slope).max() < 0.02  # what a Newton step would move, in standard scores
+    assert np.abs(fit._posterior @ slope).max() < 0.03  # what a Newton step would move, in standard scores
     again = fitting.fit(rows, seed=1).law()
     np.testing.assert_allclose(again.closed_form(confs(rows)), fit.law().closed_form(confs(rows)), atol=3e-4)
 

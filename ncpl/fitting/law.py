@@ -480,7 +480,7 @@ def _climb_down(
         equations: Gauss-Newton's matrix, and the direction downhill, at the present `z`.
     """
     lowest, damping, gain = objective(), 1.0, math.inf
-    while gain > 1e-3:
+    while gain > 1e-4:
         matrix, downhill = equations()
         z = found.z
         while True:
