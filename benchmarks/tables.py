@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("training_throughput", "sweep", "startup")
+BENCHMARKS = ("training_throughput", "sweep", "startup", "serving")
 
 
 def number(value: Any) -> str:
