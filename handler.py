@@ -465,6 +465,8 @@ class Server:
 
         self.app = app
         self.socket = socket.create_server((host, port), backlog=2048)
+        # Connections inherit it: an answer's head and body are two writes, the second must not wait for an ACK.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server_port = self.socket.getsockname()[1]
         self.uvicorn = uvicorn.Server(
             uvicorn.Config(
