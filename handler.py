@@ -19,17 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
-
 try:
-    from .calibration_ncpl import Calibration, forecast_columns
+    from .calibration_ncpl import forecast_columns
+    from .checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
     from .fields_ncpl import check_config, training_order
-    from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict
 except ImportError:
-    from calibration_ncpl import Calibration, forecast_columns
+    from calibration_ncpl import forecast_columns
+    from checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
     from fields_ncpl import check_config, training_order
-    from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict
 
 BATCH_SIZE = 32
 """Configurations a forward pass."""
@@ -69,7 +66,7 @@ class EndpointHandler:
 
     def __init__(self, path: str = "") -> None:
         try:
-            self.strict = bool(_settings(Path(path)).get("strict", True))
+            self.strict = bool(read_json(Path(path) / SETTINGS).get("strict", True))
             self.forecast: Forecast = _law_forecast(Path(path)) or _network_forecast(str(path))
         except Exception as error:
             # A damaged file fails wherever the damage shows, in whatever library reads it.
@@ -203,33 +200,14 @@ def _batches(configs: Sequence[Any]) -> list[Sequence[Any]]:
     return [configs[start : start + BATCH_SIZE] for start in range(0, len(configs), BATCH_SIZE)]
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What `processor_config.json` says, nothing where there is no such folder."""
-    file = folder / "processor_config.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: got {type(found).__name__}, expected a JSON object")
-    return found
-
-
 def _law_forecast(folder: Path) -> Forecast | None:
-    """The law of a checkpoint whose network adds zero; None where it speaks, or where one cannot tell."""
-    try:
-        with safe_open(folder / "model.safetensors", "np") as weights:
-            head = [weights.get_tensor(name) for name in ("head.weight", "head.bias")]
-    except (OSError, SafetensorError, TypeError):
-        # In several files, of another model, or in a type that numpy lacks.
+    """The law of a checkpoint whose network adds zero; None where it speaks."""
+    if not is_silent(folder):
         return None
-    if any(values.any() for values in head):
-        return None
-    settings = _settings(folder)
-    arrays = load_file(folder / "law.safetensors") if (folder / "law.safetensors").exists() else {}
-    prior, calibration = settings.get("prior"), settings.get("calibration")
-    law = law_from_dict(join_arrays(ChinchillaLaw().to_dict() if prior is None else prior, arrays))
-    calibrated = Calibration.from_dict(join_arrays(calibration, arrays), law) if calibration is not None else None
+    law, calibration = read_law(folder)
 
     def forecast(configs: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, float]]:
-        columns = forecast_columns(law, calibrated, configs, level=level)
+        columns = forecast_columns(law, calibration, configs, level=level)
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 

@@ -419,7 +419,8 @@ def merge(
 
 def main() -> None:
     """Runs the command; a user's error becomes one line and exit status 2."""
-    warnings.showwarning = lambda message, *_: _note(str(message))
+    # Libraries' own warnings (deprecations, unclosed files) are not for users.
+    warnings.showwarning = lambda message, category, *_: _note(str(message)) if category is UserWarning else None
     try:
         sys.exit(app(prog_name="ncpl", standalone_mode=False))
     except typer.exceptions.TyperException as error:

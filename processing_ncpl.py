@@ -21,17 +21,17 @@ from transformers.utils import cached_file
 
 try:
     from .calibration_ncpl import Calibration
+    from .checkpoint_ncpl import ARRAYS
     from .configuration_ncpl import NCPLConfig
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 except ImportError:
     from calibration_ncpl import Calibration
+    from checkpoint_ncpl import ARRAYS
     from configuration_ncpl import NCPLConfig
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 
-ARRAYS = "law.safetensors"
-"""File beside the weights with the large numeric parts of the law and its calibration."""
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 

@@ -6,7 +6,7 @@ The law is read without torch and transformers, which only a network that adds s
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from calibration_ncpl import Calibration
+from checkpoint_ncpl import ARRAYS, SETTINGS, is_silent, read_json, read_law
 from embedded_ncpl import EMBEDDED, resolve
-from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
+from laws_ncpl import split_arrays
 from ncpl.errors import CheckpointError
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 MODEL_TYPE = "ncpl"
-ARRAYS = "law.safetensors"
-PROCESSOR = "processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -91,21 +90,18 @@ def read(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     with errors(str(folder)):
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         if config.get("model_type") != MODEL_TYPE:
             kind = repr(config["model_type"]) if "model_type" in config else "no config.json"
             raise ValueError(f"expected a config.json of model_type {MODEL_TYPE!r}, found {kind}")
-        state = _json(folder / PROCESSOR)
+        state = read_json(folder / SETTINGS)
         if "prompt_version" not in state:
-            raise ValueError(f"expected the {PROCESSOR} of an NCPLProcessor, found none")
+            raise ValueError(f"expected the {SETTINGS} of an NCPLProcessor, found none")
     with errors(f"{folder}: its law"):
-        arrays = load_file(folder / ARRAYS) if (folder / ARRAYS).exists() else {}
-        law = law_from_dict(join_arrays(state.get("prior") or ChinchillaLaw().to_dict(), arrays))
-        calibration = state.get("calibration")
-        calibrated = None if calibration is None else Calibration.from_dict(join_arrays(calibration, arrays), law)
+        law, calibration = read_law(folder)
     with errors(f"{folder}: its weights"):
-        silent = _is_silent(folder)
-    return Checkpoint(folder, law, calibrated, bool(state.get("strict", True)), silent)
+        silent = is_silent(folder)
+    return Checkpoint(folder, law, calibration, bool(state.get("strict", True)), silent)
 
 
 def save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration | None) -> None:
@@ -121,12 +117,15 @@ def save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration 
     for file in [*kept, checkpoint / "config.json"]:
         shutil.copyfile(file, folder / file.name)
     arrays: dict[str, np.ndarray] = {}
-    state = _json(checkpoint / PROCESSOR) | {"prior": split_arrays(law.to_dict(), "prior", arrays), "calibration": None}
+    state = read_json(checkpoint / SETTINGS) | {
+        "prior": split_arrays(law.to_dict(), "prior", arrays),
+        "calibration": None,
+    }
     if calibration is not None:
         of_its_own = calibration.to_dict(with_law=calibration.law is not law)
         state["calibration"] = split_arrays(of_its_own, "calibration", arrays)
     save_file(arrays, folder / ARRAYS)
-    (folder / PROCESSOR).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -139,29 +138,3 @@ def errors(what: str) -> Iterator[None]:
             raise
         said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CheckpointError(f"{what}: {said.removeprefix(f'{what}: ')}") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file.name} is not a valid JSON file ({error})") from None
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{file.name} holds {type(found).__name__}, expected an object")
-    return dict(found)
-
-
-def _is_silent(folder: Path) -> bool:
-    """A head of zeros adds nothing to the law, whatever the backbone says."""
-    weights = folder / "model.safetensors"
-    if (index := folder / "model.safetensors.index.json").exists():
-        weights = folder / _json(index)["weight_map"]["head.weight"]
-    if not weights.exists():
-        raise ValueError(f"no {weights.name} there")
-    with safe_open(weights, "numpy") as tensors:
-        names = [name for name in ("head.weight", "head.bias") if name in tensors.keys()]  # noqa: SIM118 (no mapping)
-        if len(names) < 2 or any(tensors.get_slice(name).get_dtype() not in ("F32", "F64") for name in names):
-            return False
-        return not any(tensors.get_tensor(name).any() for name in names)
