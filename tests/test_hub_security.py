@@ -180,7 +180,8 @@ def test_downloads_are_compared_with_their_hashes(hub, carded, tmp_path, monkeyp
     ("kind", "message"),
     [("html", "not the Hub's JSON"), ("redirect", "redirects in a circle"), ("drip", "too slow"), ("drop", "failed")],
 )
-def test_downloads_end_in_bounded_time(hub, carded, monkeypatch, kind, message):  # noqa: F811
+def test_downloads_end_in_bounded_time(hub, carded, tmp_path, monkeypatch, kind, message):  # noqa: F811
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     push(carded, "me/tiny")
     monkeypatch.setattr(download, "PATIENCE", 1.0)
     hub.faults.append(Fault(match="GET", kind=kind, times=None, seconds=0.1))
