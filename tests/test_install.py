@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -125,8 +124,7 @@ def test_the_wheel_forecasts_and_brings_recipes_and_examples(distributions, tmp_
 def test_the_sdist_installs_and_its_tests_run(distributions, tmp_path, expected):
     python = environment(tmp_path / "env", distributions[".gz"])
     assert forecast(python, tmp_path / "env", tmp_path) == pytest.approx(expected.expected["loss"], abs=1e-6)
-    with tarfile.open(distributions[".gz"]) as packed:
-        packed.extractall(tmp_path / "sdist", filter="data")
+    shutil.unpack_archive(distributions[".gz"], tmp_path / "sdist")
     (source,) = (tmp_path / "sdist").iterdir()
     said = run(
         python, "-m", "pytest", "-q", "-n", "0", "tests/test_embedded.py", "tests/test_processing.py", cwd=source
