@@ -148,6 +148,8 @@ FIELDS: dict[str, Field] = {
         Field("scion_epsilon", "added to the denominator", 1e-38, 0.1, zero=True),
         Field("shampoo_beta", "decay rate", 0, 1),
         Field("update_prob_flat_start", "steps with every update", 0, 1e6, kind="count"),
+        Field("cooldown shape", "linear, cosine, sqrt or exponential", kind="text"),
+        Field("lr points", "pairs (step, learning rate) that stand in for a schedule", kind="text"),
         Field("max step", "training steps", 10, 1e8, kind="count", aliases=("max steps", "steps", "train steps")),
         Field("seq len", "tokens a sequence", 16, 1e7, kind="count", aliases=("sequence length", "block len")),
     )
@@ -209,6 +211,9 @@ def check_config(config: Config, strict: bool = True) -> dict[str, Any]:
             continue
         if name in checked:
             raise ValueError(f"{name}: given twice, the second time as {given!r}")
+        if name == "learning rate" and isinstance(value, list | tuple):
+            # A rate for each of some steps: the schedule, and its peak.
+            checked["lr points"], value = value, _peak(value)
         checked[name] = _check_value(FIELDS[name], value, strict)
     missing = [name for name in (REQUIRED if strict else PRIOR_NEEDS) if name not in checked]
     if missing:
@@ -217,6 +222,14 @@ def check_config(config: Config, strict: bool = True) -> dict[str, Any]:
     if strict:
         _check_plausible(checked)
     return checked
+
+
+def _peak(points: Any) -> Any:
+    """The highest rate of pairs (step, learning rate); what came where they are not pairs."""
+    try:
+        return max(float(rate) for _, rate in points)
+    except (TypeError, ValueError):
+        return points
 
 
 def _check_value(field: Field, value: Any, strict: bool) -> Any:

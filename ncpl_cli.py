@@ -35,6 +35,7 @@ Model = Annotated[str | None, typer.Option(help="Checkpoint folder or Hub id; de
 Level = Annotated[
     float, typer.Option(help="Coverage of the interval, between 0 and 1.", parser=lambda text: _coverage(text))
 ]
+Window = Annotated[int, typer.Option(help="Steps that each logged loss is the mean of.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -84,25 +85,72 @@ def curve(
     configs: Configs,
     model: Model = None,
     points: Annotated[int, typer.Option(help="Points, evenly spaced over the run.")] = 20,
+    observed: Annotated[Path | None, typer.Option(help="Log of the run's first part (CSV, JSON lines).")] = None,
+    window: Window = 1,
+    level: Level = 0.9,
+    save: Annotated[Path | None, typer.Option(help="Figure of the curves, their bands and schedules.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Forecast the loss curve of a run, with a checkpoint trained on curves.
+    """Forecast loss curves, before a run or from its first part.
 
     \b
     Example:
-      ncpl curve examples/marin-1b.yaml --model outputs/ncpl-intermediate
+      ncpl curve examples/marin-1b.yaml lr_schedule=wsd decay=0.2
     """
     from ncpl.configs import read_configs
+    from ncpl.curves import read_log, spoken
+
+    _check_folder(save)
+    rows, origins = read_configs(configs)
+    if observed is not None and len(rows) > 1:
+        raise ValueError(f"observed: got {len(rows)} configurations, the second {origins[1]}, expected one")
+    seen = None if observed is None else read_log(observed)
+    forecaster = _load(model)
+    tables = [forecaster.curve(row, points, seen, level, window) for row in rows]
+    if save is not None:
+        from ncpl.figures import curves
+
+        curves(dict(zip(origins, zip(rows, tables, strict=True), strict=True)), save, seen)
+    several = [table.assign(configuration=origin) for origin, table in zip(origins, tables, strict=True)]
+    shown = [row for table in (several if len(rows) > 1 else tables) for row in _records(table)]
+    report = tables[0].attrs.get("report")
+    said = [{name: _cell(value) for name, value in row.items()} for row in shown]
+    _print_json({"curve": shown, "report": report} if report else shown) if as_json else _print(said)
+    if text := spoken(report):
+        _note(text)
+
+
+@app.command()
+def watch(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Log that is being written: CSV, TSV or JSON lines.")],
+    configs: Configs,
+    model: Model = None,
+    window: Window = 1,
+    every: Annotated[float, typer.Option(help="Seconds between two looks at the log; 0 looks once.")] = 10.0,
+    level: Level = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Forecast the final loss of a run while it trains, from its growing log.
+
+    \b
+    Example:
+      ncpl watch train.csv examples/marin-1b.yaml
+    """
+    from ncpl.callback import follow
+    from ncpl.configs import read_configs
+    from ncpl.curves import spoken
 
     rows, origins = read_configs(configs)
     if len(rows) > 1:
         raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
-    forecast = _load(model).curve(rows[0], points)
-    if as_json:
-        _print_json(_records(forecast))
-    else:
-        names = {"tokens": "billion tokens", "loss": "loss (nats per token)"}
-        _print([{names.get(name, name): _cell(value) for name, value in row.items()} for row in _records(forecast)])
+    for found in follow(log, rows[0], _load(model), level, window, every or None):
+        if as_json:
+            print(json.dumps(_plain(found)), flush=True)
+        else:
+            interval = f"{level * 100:g} % {found['lower']:.4f} to {found['upper']:.4f}"
+            print(f"step {found['step']:g}: final loss {found['loss']:.4f} ({interval})", flush=True)
+            if text := spoken(found):
+                _note(text)
 
 
 @app.command()

@@ -175,18 +175,39 @@ class Schedule:
         inner = [x for x, _ in self.points] if self.points else [self.warmup, 1.0 - self.decay]
         return np.unique(np.clip([0.0, *inner, 1.0], 0.0, 1.0))
 
-    def clock(self, share: Any) -> np.ndarray:
-        """Integral of the relative rate from the start to shares of the run: the share of it at the peak rate."""
-        grid, integral = self._integral
+    @cached_property
+    def jumps(self) -> np.ndarray:
+        """Shares of the run at which the rate falls or rises at once."""
+        if self.points:
+            shares = np.array([x for x, _ in self.points])
+            return np.unique(shares[1:][np.diff(shares) <= 0])
+        return np.array([1.0 - self.decay] if self.shape == "step" and self.decay > 0 else [])
+
+    def clock(self, share: Any, power: float = 1.0) -> np.ndarray:
+        """Integral of a power of the relative rate from the start of the run to shares of it.
+
+        With power 1, the share of the run at the peak rate that has the same sum of learning rates.
+        """
+        grid, integral = self._integral(power)
         return np.interp(np.asarray(share, dtype=float), grid, integral)
 
+    def _integral(self, power: float) -> tuple[np.ndarray, np.ndarray]:
+        """`_grid` and the integral of the power of the rate at it."""
+        if power not in self._integrals:
+            grid, rates = self._grid, self.rate(self._grid) ** power
+            pieces = np.diff(grid) * (rates[1:] + rates[:-1]) / 2
+            self._integrals[power] = np.concatenate([[0.0], np.cumsum(pieces)])
+        return self._grid, self._integrals[power]
+
     @cached_property
-    def _integral(self) -> tuple[np.ndarray, np.ndarray]:
-        """A grid of shares, denser at the start, with both sides of every break, and the integral of the rate at it."""
+    def _integrals(self) -> dict[float, np.ndarray]:
+        return {}
+
+    @cached_property
+    def _grid(self) -> np.ndarray:
+        """Shares of the run, denser at the start, with both sides of every break."""
         spread = [np.linspace(0, 1, 1001), np.geomspace(1e-5, 1, 500), *_both_sides(self.breaks)]
-        grid = np.unique(np.clip(np.concatenate(spread), 0.0, 1.0))
-        rates = self.rate(grid)
-        return grid, np.concatenate([[0.0], np.cumsum(np.diff(grid) * (rates[1:] + rates[:-1]) / 2)])
+        return np.unique(np.clip(np.concatenate(spread), 0.0, 1.0))
 
     def drops(self, share: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The falls of the rate up to shares of the run, as `annealing` reads them.
@@ -197,12 +218,12 @@ class Schedule:
         Returns:
             Three arrays (points, nodes): by how much the relative rate falls over a piece of the run, the rate it
             falls to, and the integral of the relative rate since then. Nodes lie closer just before each position,
-            where the gain still grows, and on both sides of every break.
+            where the gain still grows, and on both sides of every jump.
         """
         x = np.atleast_1d(np.asarray(share, dtype=float))[:, None]
         past = np.maximum(x - self.peak, 0.0) * _LAGS
-        breaks = np.concatenate(_both_sides(self.breaks))
-        edges = np.sort(np.hstack([x - past, np.clip(breaks, np.minimum(self.peak, x), x)]), axis=1)
+        jumps = np.concatenate(_both_sides(self.jumps))
+        edges = np.sort(np.hstack([x - past, np.clip(jumps, np.minimum(self.peak, x), x)]), axis=1)
         rates, clock = self.rate(edges), self.clock(edges)
         middle = (edges[:, 1:] + edges[:, :-1]) / 2
         jump = np.diff(edges, axis=1) <= 4 * _SIDE
@@ -249,7 +270,7 @@ def _remaining(shape: str, done: np.ndarray, ratio: float) -> np.ndarray:
 
 
 # How far before a position the nodes of `Schedule.drops` lie, as shares of the way back to the peak.
-_LAGS = np.concatenate([[0.0], np.geomspace(1e-5, 0.02, 60), np.linspace(0.02, 1, 121)[1:]])
+_LAGS = np.concatenate([[0.0], np.geomspace(1e-5, 0.03, 24), np.geomspace(0.03, 1, 49)[1:]])
 # Half the distance between the two sides of a break.
 _SIDE = 1e-9
 

@@ -33,9 +33,14 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     return made
 
 
+def data_folder() -> Path:
+    """Where real run logs are: `NCPL_DATA_DIR`, else beside the repository."""
+    return Path(os.environ.get("NCPL_DATA_DIR", ROOT.parent / "shared" / "data"))
+
+
 def read_configs() -> tuple[list[dict[str, Any]], str]:
     """Checked configurations of logged runs, and where they come from: real logs if they are at hand."""
-    folder = Path(os.environ.get("NCPL_DATA_DIR", ROOT.parent / "shared" / "data"))
+    folder = data_folder()
     real = (folder / "marin").is_dir()
     configs = []
     for source in SOURCES:

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from feature_extraction_nsp import NSPFeatureExtractor
     from modeling_ncpl import NCPLForecaster
     from modeling_nsp import NSPEnsemble, NSPModel
+    from ncpl.callback import ForecastCallback
     from ncpl.forecaster import Forecaster
     from processing_ncpl import NCPLProcessor
 
 __version__ = "0.1.0"
 # Name -> the module that defines it, imported when it is asked for.
 _HOMES = {
+    "ForecastCallback": "ncpl.callback",
     "Forecaster": "ncpl.forecaster",
     "NCPLConfig": "configuration_ncpl",
     "NCPLForecaster": "modeling_ncpl",
@@ -41,6 +43,7 @@ _HOMES = {
 }
 __all__ = [
     "CheckpointError",
+    "ForecastCallback",
     "Forecaster",
     "NCPLConfig",
     "NCPLForecaster",

@@ -113,7 +113,12 @@ def save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration 
         law, calibration: what it carries.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [*checkpoint.glob("*.py"), *checkpoint.glob("model*.safetensors"), *checkpoint.glob("tokenizer*")]
+    kept = [
+        *checkpoint.glob("*.py"),
+        *checkpoint.glob("model*.safetensors"),
+        *checkpoint.glob("tokenizer*"),
+        *checkpoint.glob("curves.safetensors"),
+    ]
     for file in [*kept, checkpoint / "config.json"]:
         shutil.copyfile(file, folder / file.name)
     arrays: dict[str, np.ndarray] = {}

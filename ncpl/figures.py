@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from curves_ncpl import RunShape
+from fields_ncpl import check_config
 from modeling_nsp import NSPModel
 from ncpl.evaluation import PREDICTORS, comparable
 from ncpl.nsp.benchmarks import benchmarks_along, compute_path, emergence_scales
@@ -142,6 +144,55 @@ def _score_panel(
     axis.set_title(task.removesuffix("_exact_match").removesuffix("_2_acc"), fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.2)
+
+
+def curves(
+    runs: Mapping[str, tuple[Mapping[str, Any], pd.DataFrame]],
+    path: str | Path,
+    observed: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Forecast loss curves with their bands, what is observed, and the learning rates beneath.
+
+    Args:
+        runs: name -> configuration and what `Forecaster.curve` gave for it.
+        path: image file; its suffix says which kind.
+        observed: `step` and `loss` of the first run's first part.
+
+    Raises:
+        ValueError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _figure(7.2, 5.6)
+    above, beneath = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    colours = itertools.cycle(("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"))
+    lows, highs = [], []
+    for (name, (config, table)), colour in zip(runs.items(), colours, strict=False):
+        tokens = table["tokens"].to_numpy()
+        above.plot(tokens, table["loss"], color=colour, lw=1.6, label=f"{name}: {table['loss'].iloc[-1]:.3f}")
+        above.fill_between(tokens, table["lower"], table["upper"], color=colour, alpha=0.18, lw=0)
+        shape = RunShape.of(check_config(config, strict=False))
+        share = np.linspace(0, 1, 400)
+        beneath.plot(share * shape.tokens, shape.schedule.rate(share) * _peak(config), color=colour, lw=1.2)
+        late = table[table["step"] >= 0.1 * shape.steps]
+        lows.append(late["loss"].min())
+        highs.append(late["loss"].max())
+    if observed is not None:
+        config, table = next(iter(runs.values()))
+        scale = table["tokens"].iloc[-1] / table["step"].iloc[-1]
+        seen = np.asarray(observed["step"], dtype=float) * scale
+        above.scatter(seen, observed["loss"], s=7, color="black", alpha=0.6, lw=0, label="observed", zorder=3)
+    room = 0.12 * (max(highs) - min(lows)) + 0.02
+    above.set(ylabel="loss (nats per token)", ylim=(min(lows) - room, max(highs) + 3 * room))
+    beneath.set(xlabel="tokens (billions)", ylabel="learning rate", ylim=(0, None))
+    for axes in (above, beneath):
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    above.legend(fontsize=8, frameon=False, loc="upper right")
+    _save(figure, path)
+
+
+def _peak(config: Mapping[str, Any]) -> float:
+    """A configuration's peak learning rate."""
+    return float(check_config(config, strict=False).get("learning rate") or 1.0)
 
 
 def _figure(width: float, height: float) -> Any:

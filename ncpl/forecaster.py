@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from calibration_ncpl import Calibration, forecast_columns
-from fields_ncpl import FIELDS, field_name, max_step, training_order
+from fields_ncpl import FIELDS, field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, check_configs
 from ncpl.grid import Grid, named_fields
@@ -282,28 +282,46 @@ class Forecaster:
         configs = check_configs(as_configs(models)[0], self.strict)
         return benchmarks_of_runs(configs, self.predict_checked(configs, level), like, level, model)
 
-    def curve(self, config: Mapping[str, Any], points: int = 50) -> pd.DataFrame:
-        """Forecasts the loss curve of a run.
+    def curve(
+        self, config: Mapping[str, Any], points: int = 50, observed: Any = None, level: float = 0.9, window: float = 1
+    ) -> pd.DataFrame:
+        """Forecasts the loss curve of a run, before it is run or from its first part.
 
         Args:
-            config: a configuration (field -> value, in any order).
+            config: a configuration (field -> value, in any order); `lr_schedule`, `warmup`, `decay`, `cooldown shape`,
+                `min_lr` or `min_lr_ratio`, or `lr points`, say how its learning rate goes.
             points: how many, evenly spaced over the run; the last is its end.
+            observed: what is seen of the run: a mapping or DataFrame with `step` and `loss`.
+            level: coverage of the bands, between 0 and 1.
+            window: steps that each observed loss is the mean of, ending at its step.
 
         Returns:
-            A row for each point: `step` (training steps), `tokens` (billions) and `loss` (nats per token).
+            A row for each point: `step` (training steps), `tokens` (billions), and `loss`, `lower`, `upper` (nats per
+            token). The last is `predict`'s forecast where nothing is observed. With `observed`, `.attrs["report"]` says
+            how the run does (`ncpl.curves.report`).
 
         Raises:
-            ValueError: the checkpoint was trained on final losses alone, or what `predict` refuses.
+            ValueError: what `predict` refuses, no such points, or an observed part that is not one of this run.
+
+        >>> config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
+        ...           "batch size": 128}
+        >>> list(Forecaster.from_pretrained().curve(config, points=2))
+        ['step', 'tokens', 'loss', 'lower', 'upper']
         """
-        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
-            raise ValueError(f"points: got {points!r}, expected a whole number, at least 1")
-        if self.network is None:
-            raise ValueError("curve: this checkpoint was trained on final losses alone, expected one trained on curves")
+        from ncpl import curves
+
+        _check_level(level)
         checked = training_order(check_configs([_one(config)], self.strict)[0])
-        total = max_step(checked)
-        steps = np.unique(np.ceil(np.linspace(0, total, points + 1)[1:]).astype(int))
-        losses = self.network.curve(checked, steps.tolist())
-        return pd.DataFrame({"step": steps, "tokens": checked["data size"] * steps / total, "loss": losses})
+        # The bands' deviation must not depend on the level where a run is observed.
+        asked = level if observed is None else 0.9
+        end = self.predict_checked([checked], asked).iloc[0]
+        final = curves.Final(float(end["loss"]), float(end["lower"]), float(end["upper"]), asked)
+        config = curves.with_usual_schedule(checked, getattr(self.law, "typical", {}))
+        table = curves.curve(curves.read_law(self.folder), config, final, points, observed, level, window)
+        if observed is None and self.network is not None and self.network.model.config.curves:
+            moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
+            table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
+        return table
 
 
 # Each round narrows the grid to two of its cells: after four the step is far below what losses resolve.

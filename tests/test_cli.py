@@ -126,7 +126,8 @@ def test_curve(tmp_path, file, capsys):
     model.save_pretrained(tmp_path / "curves")
     processor.save_pretrained(tmp_path / "curves")
     rows = as_json("curve", file, "--model", tmp_path / "curves", "--points", "5", capsys=capsys)
-    assert rows == records(Forecaster.of(model, processor).curve(ADAMW, 5))
+    own = records(Forecaster.of(model, processor).curve(ADAMW, 5))
+    assert [row["loss"] for row in rows] == [row["loss"] for row in own]
     status, out, _ = run("curve", file, "--model", tmp_path / "curves", "--points", "5", capsys=capsys)
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()[3:] if line.strip()] == [str(row["step"]) for row in rows]

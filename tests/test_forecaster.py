@@ -240,11 +240,6 @@ def test_a_curve_is_the_model_asked_at_each_step():
     assert Forecaster.of(model, processor).curve({**ADAMW, "data size": 0.5, "max step": 954}, 2000)["step"].is_unique
 
 
-def test_a_checkpoint_without_curves_says_so(forecaster):
-    with pytest.raises(ValueError, match=r"curve: this checkpoint was trained on final losses alone"):
-        forecaster.curve(ADAMW)
-
-
 def test_evaluation_judges_all_on_identical_runs(forecaster, real_data_dir):
     runs = forecast_runs(forecaster, real_data_dir)
     report = evaluation_report(runs, "tiny", real_data_dir)

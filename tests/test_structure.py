@@ -44,7 +44,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("ncpl.errors", "ncpl.files", "ncpl.runs", "ncpl.record"),
     ("*",),
     ("ncpl.forecaster",),
-    ("ncpl", "ncpl.evaluation", "ncpl.figures", "ncpl.hub", "ncpl.tables", "ncpl.views"),
+    ("ncpl", "ncpl.callback", "ncpl.evaluation", "ncpl.figures", "ncpl.hub", "ncpl.tables", "ncpl.views"),
     ("ncpl_cli", "run_train", "space", "model_cards", "benchmarks", "examples", "metrics"),
 )
 

@@ -1,0 +1,177 @@
+"""The final loss while a run trains: a callback for transformers' Trainer, and a function for any loop."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from fields_ncpl import max_step
+from ncpl.curves import read_log
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ncpl.forecaster import Forecaster
+
+# Share of the time since the run began that forecasts may take.
+_SHARE = 0.005
+
+
+def forecast_final(
+    config: Mapping[str, Any],
+    steps: Sequence[float],
+    losses: Sequence[float],
+    *,
+    forecaster: "Forecaster | None" = None,
+    level: float = 0.9,
+    window: float = 1.0,
+) -> dict[str, Any]:
+    """The final loss of a run that goes on, for any training loop.
+
+    Args:
+        config: of the run (field -> value).
+        steps, losses: of what is seen of it.
+        forecaster: the embedded default when absent.
+        level: coverage of the interval.
+        window: steps that each loss is the mean of.
+
+    Returns:
+        `loss`, `lower`, `upper` (nats per token), and `status`, `reason`, `recovers`, `advice` (`ncpl.curves.report`).
+
+    >>> config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
+    ...           "batch size": 128}
+    >>> forecast_final(config, [1000, 2000], [4.2, 3.8])["status"]
+    'on course'
+    """
+    if forecaster is None:
+        forecaster = _default()
+    return _final(forecaster.curve(config, 1, {"step": steps, "loss": losses}, level, window))
+
+
+def follow(
+    log: Path,
+    config: Mapping[str, Any],
+    forecaster: "Forecaster",
+    level: float = 0.9,
+    window: float = 1.0,
+    every: float | None = 10.0,
+) -> Iterator[dict[str, Any]]:
+    """Forecasts of a run's final loss whenever its log has grown, until the run's end.
+
+    Args:
+        log: CSV, TSV or JSON lines with steps and losses.
+        config: of the run.
+        forecaster: forecasts.
+        level: coverage of the interval.
+        window: steps that each loss is the mean of.
+        every: seconds between two looks at the log; None looks once.
+
+    Yields:
+        `step`, then what `forecast_final` gives.
+    """
+    told, end = 0, math.inf
+    while True:
+        seen = read_log(log)
+        if len(seen["step"]) > told:
+            told, step = len(seen["step"]), seen["step"][-1]
+            table = forecaster.curve(config, 1, seen, level, window)
+            end = float(table["step"].iloc[-1])
+            yield {"step": step, **_final(table)}
+        if every is None or (told and seen["step"][-1] >= end):
+            return
+        time.sleep(every)
+
+
+def _final(table: "pd.DataFrame") -> dict[str, Any]:
+    end = table.iloc[-1]
+    return {name: float(end[name]) for name in ("loss", "lower", "upper")} | table.attrs["report"]
+
+
+def _default() -> "Forecaster":
+    from ncpl.forecaster import Forecaster
+
+    return Forecaster.from_pretrained()
+
+
+class ForecastCallback(TrainerCallback):
+    """Forecasts the final loss at every log of a `transformers.Trainer`, below the progress bar and in the log.
+
+    The log gets `forecast_loss`, `forecast_lower` and `forecast_upper`. Forecasts read logged losses alone and change
+    nothing of the training; they are skipped where they would take more than half a percent of the run's time.
+
+    Args:
+        config: of the run, as `Forecaster.predict` takes it; its `max step` is the length of the whole run.
+        forecaster: the embedded default when absent.
+        level: coverage of the interval.
+
+    >>> config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
+    ...           "batch size": 128}
+    >>> ForecastCallback(config).steps
+    []
+    """
+
+    def __init__(self, config: Mapping[str, Any], forecaster: "Forecaster | None" = None, level: float = 0.9) -> None:
+        self.config, self.level = dict(config), level
+        self.forecaster = forecaster or _default()
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.latest: dict[str, Any] | None = None
+        # Says at once what is wrong with a configuration.
+        self.before = self.forecaster.predict(self.config, level).iloc[0]
+        self._line: tqdm | None = None
+        self._spent, self._began, self._told = 0.0, 0.0, ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Checks that the run is the configuration's.
+
+        Raises:
+            ValueError: the Trainer runs longer than the configuration says.
+        """
+        total = max_step(self.config)
+        if state.max_steps > total:
+            raise ValueError(
+                f"max step: the configuration ends at {total}, but the Trainer runs {state.max_steps} steps"
+            )
+        self._began = time.perf_counter()
+        if state.is_world_process_zero:
+            self._line = tqdm(total=0, position=1, bar_format="{desc}", disable=None, leave=False)
+            self._show({str(name): value for name, value in self.before.items()}, "")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Takes a logged loss, and forecasts."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        started = time.perf_counter()
+        self.steps.append(int(state.global_step))
+        self.losses.append(float(logs["loss"]))
+        if self._spent <= _SHARE * (started - self._began):
+            window = self.steps[-1] - self.steps[-2] if len(self.steps) > 1 else self.steps[-1]
+            self.latest = forecast_final(
+                self.config, self.steps, self.losses, forecaster=self.forecaster, level=self.level, window=window or 1
+            )
+            self._show(self.latest, self.latest["advice"] or "")
+            self._spent += time.perf_counter() - started
+        if self.latest is not None:
+            said = {f"forecast_{name}": round(self.latest[name], 4) for name in ("loss", "lower", "upper")}
+            logs.update(said)
+            if state.log_history:
+                state.log_history[-1].update(said)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Removes the line."""
+        if self._line is not None:
+            self._line.close()
+
+    def _show(self, forecast: Mapping[str, Any], advice: str) -> None:
+        if self._line is None:
+            return
+        text = f"final loss {forecast['loss']:.3f} ({forecast['lower']:.3f} to {forecast['upper']:.3f})"
+        self._line.set_description_str(f"{text}; {advice}" if advice else text)
+        if advice and advice != self._told:
+            # Said once where it can be read again.
+            self._told = advice
+            tqdm.write(f"ncpl: {advice}")

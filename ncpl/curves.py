@@ -1,0 +1,318 @@
+"""Loss curves of runs: forecasts with bands, conditional on a run's first part, and what to say of a run that goes on.
+
+`Forecaster.curve`, `ncpl watch` and `ForecastCallback` are made of this; the law itself is `curves_ncpl`.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from curves_ncpl import CurveLaw, Observed, RunShape, forecast
+from laws_ncpl import join_arrays, split_arrays
+
+FILE = "curves.safetensors"
+EMBEDDED = Path(__file__).parent / "checkpoints" / "ncpl-mini"
+# Nats by which a final loss is off where its forecast has no interval.
+_UNKNOWN = 0.05
+# A run is failing this far above its forecast, in nats and in standard deviations of it, from this step on.
+_FAILING_NATS, _FAILING_DEVIATIONS, _FAILING_STEP = 0.3, 4.0, 100
+# A run is advised against if it ends this far above its forecast, in nats, with 95 % probability.
+_WORSE = 0.02
+# The 95th percentile of the normal law.
+_ONE_SIDED = 1.645
+
+
+def save_law(law: CurveLaw, folder: Path) -> None:
+    """Writes the law's arrays into `curves.safetensors`, everything else into its header."""
+    arrays: dict[str, np.ndarray] = {}
+    state = split_arrays(law.to_dict(), "curves", arrays)
+    halved = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
+    save_file(halved, folder / FILE, metadata={"law": json.dumps(state, sort_keys=True)})
+
+
+@lru_cache(maxsize=8)
+def read_law(folder: Path) -> CurveLaw:
+    """The law of curves of a checkpoint; the embedded default's where it has none.
+
+    Raises:
+        ValueError: the file is damaged.
+
+    >>> sorted(read_law(EMBEDDED).scores)
+    ['before', 'during']
+    """
+    file = folder / FILE
+    with safe_open(file if file.exists() else EMBEDDED / FILE, framework="numpy") as opened:
+        header = (opened.metadata() or {}).get("law")
+        if header is None:
+            raise ValueError(f"{file}: its header holds no law of curves, expected a file that save_law wrote")
+        arrays = {name: opened.get_tensor(name).astype(float) for name in opened.keys()}  # noqa: SIM118
+    return CurveLaw.from_dict(join_arrays(json.loads(header), arrays))
+
+
+@dataclass(frozen=True)
+class Final:
+    """A run's forecast final loss, in nats per token, and its interval of `level`."""
+
+    loss: float
+    lower: float
+    upper: float
+    level: float
+
+    def deviation(self, scores: Sequence[float]) -> float:
+        """Its standard deviation, with which the curve's bands end in this interval."""
+        half = (self.upper - self.lower) / 2
+        return half / float(np.interp(self.level, np.linspace(0, 1, len(scores)), scores))
+
+
+def curve(
+    law: CurveLaw,
+    config: Mapping[str, Any],
+    final: Final,
+    points: int = 50,
+    observed: Any = None,
+    level: float = 0.9,
+    window: float = 1.0,
+) -> pd.DataFrame:
+    """The forecast curve of a run.
+
+    Args:
+        law: of curves.
+        config: a checked configuration.
+        final: its forecast final loss.
+        points: how many, evenly spaced over the run; the last is its end.
+        observed: the run's first part: a mapping or DataFrame with `step` and `loss`, or None.
+        level: coverage of the bands.
+        window: steps that each observed loss is the mean of, ending at its step.
+
+    Returns:
+        A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token). With `observed`,
+        `.attrs["report"]` is what `report` says of the run.
+
+    Raises:
+        ValueError: no such points, or an observed part without steps and losses.
+    """
+    if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+        raise ValueError(f"points: got {points!r}, expected a whole number, at least 1")
+    if isinstance(window, bool) or not isinstance(window, int | float) or not window >= 1:
+        raise ValueError(f"window: got {window!r}, expected training steps, 1 or more")
+    run = RunShape.of(config)
+    steps = np.unique(np.ceil(np.linspace(0, run.steps, points + 1)[1:]).astype(int))
+    deviation = final.deviation(law.scores["before"])
+    known = math.isfinite(deviation)
+    read = None if observed is None else read_observed(observed, run.steps)
+    seen = None if read is None else Observed.of(*read, run, window)
+    found = forecast(law, run, steps / run.steps, final.loss, deviation if known else _UNKNOWN, seen)
+    lower, upper = found.interval(level) if known else (np.nan * steps, np.nan * steps)
+    table = pd.DataFrame(
+        {"step": steps, "tokens": run.tokens * steps / run.steps, "loss": found.loss, "lower": lower, "upper": upper}
+    )
+    if read is not None:
+        end = forecast(law, run, np.array([1.0]), final.loss, deviation if known else _UNKNOWN, seen)
+        table.attrs["report"] = report(law, run, final, *read, float(end.loss[0]), float(end.deviation[0]))
+    return table
+
+
+# Fields of a schedule, in the groups of which one field stands for the others.
+_SCHEDULE_FIELDS = (("lr_schedule", "lr points"), ("warmup", "lr points"), ("decay",), ("min_lr_ratio", "min_lr"))
+
+
+def with_usual_schedule(
+    config: Mapping[str, Any], typical: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """A configuration with its source's usual schedule where it leaves the schedule out.
+
+    Args:
+        config: a checked configuration.
+        typical: source -> optimizer -> field -> value, `""` for any other optimizer (`ConfigurationLaw.typical`).
+
+    >>> with_usual_schedule({"source": "a", "min_lr": 0.0}, {"a": {"": {"warmup": 2000, "min_lr_ratio": 0.1}}})
+    {'source': 'a', 'min_lr': 0.0, 'warmup': 2000}
+    """
+    by_optimizer = typical.get(str(config.get("source")), {})
+    usual = by_optimizer.get(str(config.get("optimizer")), by_optimizer.get("", {}))
+    filled = dict(config)
+    for names in _SCHEDULE_FIELDS:
+        if not any(name in config for name in names):
+            filled |= {name: usual[name] for name in names if usual.get(name) is not None}
+    return filled
+
+
+def read_observed(observed: Any, total: float) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses of a run's first part.
+
+    Raises:
+        ValueError: no `step` or `loss`, of different lengths, not numbers, or steps beyond the run's end.
+    """
+    try:
+        steps = np.asarray(observed["step"], dtype=float).ravel()
+        losses = np.asarray(observed["loss"], dtype=float).ravel()
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise ValueError('observed: expected {"step": [...], "loss": [...]} of numbers, or a table with both') from None
+    if len(steps) != len(losses) or not len(steps):
+        raise ValueError(f"observed: got {len(steps)} steps and {len(losses)} losses, expected as many, at least one")
+    if not np.isfinite(steps).all() or steps.min() < 0 or steps.max() > total * (1 + 1e-9):
+        raise ValueError(
+            f"observed: steps from {np.nanmin(steps):g} to {np.nanmax(steps):g}, expected 0 to the run's {total:g}"
+        )
+    return steps, losses
+
+
+def report(
+    law: CurveLaw,
+    run: RunShape,
+    final: Final,
+    steps: np.ndarray,
+    losses: np.ndarray,
+    loss: float,
+    deviation: float,
+) -> dict[str, Any]:
+    """What to say of a run that goes on.
+
+    Args:
+        law: of curves.
+        run: which run.
+        final: its final loss as forecast before the run.
+        steps, losses: its observed part.
+        loss, deviation: its final loss as forecast now, and the standard deviation of that.
+
+    Returns:
+        `status`: `"on course"`, `"failing"` or `"nan"`; `reason`; `recovers`, the probability that a failing run ends
+        within 0.3 nats of its forecast; and `advice`, None or one sentence.
+    """
+    order = np.argsort(steps, kind="stable")
+    steps, losses = steps[order], losses[order]
+    said: dict[str, Any] = {"status": "on course", "reason": None, "recovers": 1.0, "advice": None}
+    if not np.isfinite(losses[-1]):
+        return said | {
+            "status": "nan",
+            "reason": f"the loss is {losses[-1]:g} at step {steps[-1]:g}",
+            "recovers": 0.0,
+            "advice": "stop: a loss that is not a number does not recover; restart from a checkpoint before it",
+        }
+    finite = np.isfinite(losses)
+    steps, losses = steps[finite], losses[finite]
+    last = losses[-min(5, len(losses)) :]
+    share = np.array([max(steps[-1], 1.0) / run.steps])
+    before = forecast(law, run, share, final.loss, _UNKNOWN)
+    above = float(np.median(last) - before.loss[0])
+    if steps[-1] >= _FAILING_STEP and above > max(_FAILING_NATS, _FAILING_DEVIATIONS * float(before.deviation[0])):
+        reason = f"the loss stands {above:.2f} nats above its forecast at step {steps[-1]:g}"
+        return said | _failing(law, reason, above)
+    risen = _risen(losses)
+    if risen > 0:
+        return said | _failing(law, f"the loss has risen by {risen:.2f} nats", max(above, risen))
+    surely = loss - _ONE_SIDED * deviation - final.loss
+    if surely > _WORSE:
+        said["advice"] = f"this run ends {surely:.2f} nats or more above its forecast with 95 %; consider to stop it"
+    return said
+
+
+def spoken(said: Mapping[str, Any] | None) -> str:
+    """What a report says in words; nothing of a run on course."""
+    return "; ".join(text for text in (said["reason"], said["advice"]) if text) if said else ""
+
+
+def _failing(law: CurveLaw, reason: str, above: float) -> dict[str, Any]:
+    recovers = law.recovery(above)
+    advice = "consider to stop it" if recovers < 0.5 else "watch it"
+    return {
+        "status": "failing",
+        "reason": reason,
+        "recovers": recovers,
+        "advice": f"{advice}: of such runs {recovers:.0%} recover",
+    }
+
+
+def _risen(losses: np.ndarray) -> float:
+    """By how much the last quarter of a run lies above the quarter before it, 0 within three times the noise."""
+    if len(losses) < 12:
+        return 0.0
+    quarter = len(losses) // 4
+    new, old = losses[-quarter:], losses[-2 * quarter : -quarter]
+    noise = 1.48 * np.median(np.abs(np.diff(losses[-2 * quarter :]))) / math.sqrt(2)
+    risen = float(np.median(new) - np.median(old))
+    return risen if risen > max(0.05, 3 * noise) else 0.0
+
+
+# Names of columns in logs, the likeliest first.
+_STEP_NAMES = ("step", "global_step", "train/global_step", "_step", "iteration", "iter", "train_step")
+_LOSS_NAMES = (
+    "loss",
+    "train_loss",
+    "train/loss",
+    "training loss",
+    "lm loss",
+    "train/crossentropyloss",
+    "train/ce loss",
+)
+
+
+def read_log(path: Path) -> dict[str, list[float]]:
+    """Steps and losses of a log (CSV, TSV or JSON lines) that may still be written: a last line without end is left.
+
+    Raises:
+        ValueError: no such file, or none of its columns is a step or a loss; says which there are.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+    whole = text[: text.rfind("\n") + 1] if "\n" in text else text
+    rows = _rows(path, whole)
+    names = {str(name).strip().lower(): name for row in rows for name in row}
+    step = next((names[name] for name in _STEP_NAMES if name in names), None)
+    loss = next((names[name] for name in _LOSS_NAMES if name in names), None)
+    if step is None or loss is None:
+        missing = "step" if step is None else "loss"
+        raise ValueError(
+            f"{path}: no column is a {missing}; expected step and loss, found {', '.join(names) or 'none'}"
+        )
+    pairs = [(row[step], row[loss]) for row in rows if _number(row.get(step)) and _filled(row.get(loss))]
+    return {"step": [float(a) for a, _ in pairs], "loss": [_loss(b) for _, b in pairs]}
+
+
+def _rows(path: Path, text: str) -> list[dict[str, Any]]:
+    import csv
+
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        rows = []
+        for i, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{path}: line {i} is not JSON, expected an object a line") from None
+            if isinstance(row, dict):
+                rows.append(row)
+        return rows
+    first = text.split("\n", 1)[0]
+    delimiter = max(",\t;", key=first.count)
+    return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+
+
+def _number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _filled(value: Any) -> bool:
+    return value is not None and str(value).strip() != ""
+
+
+def _loss(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,251 @@
+"""Loss curves: the law along a run, its fit, forecasts before and during a run, and what is said of failing runs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from curves_ncpl import KNOTS, CurveLaw, Observed, RunShape, forecast, places, shape_terms
+from ncpl import Forecaster
+from ncpl.curves import Final, read_law, read_log, report, save_law
+from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
+from ncpl_cli import app
+
+CONFIG = {
+    "source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
+    "batch size": 128, "warmup": 1000,
+}  # fmt: skip
+SHARES = np.geomspace(0.02, 1, 30)
+
+
+@pytest.fixture(scope="module")
+def forecaster():
+    return Forecaster.from_pretrained()
+
+
+def made_up_runs(labs=("a", "b"), noise=0.001):
+    """Runs of two labs that follow the law at its prior's mean, one lab with half the annealing gain."""
+    rng, runs = np.random.default_rng(0), []
+    for lab in labs:
+        truth = CurveLaw.example()
+        truth = replace(truth, common={**truth.common, "logh": truth.common["logh"] - 0.5 * (lab == "b")})
+        for size in (50, 120, 300):
+            for steps in (4000, 9000, 20000):
+                for schedule in ("cosine", "wsd"):
+                    config = {
+                        "source": lab, "model size": size, "data size": steps * 2**18 / 1e9, "batch size": 128,
+                        "seq len": 2048, "learning rate": 1e-3, "warmup": 400, "max step": steps,
+                        "lr_schedule": schedule,
+                    }  # fmt: skip
+                    shape = RunShape.of(config)
+                    end, _ = shape_terms(truth.common, places([shape], [np.array([1.0])]))
+                    final = float(2.0 + 3.0 * size**-0.3 + end[0])
+                    losses = final + truth.shape(shape, SHARES) + noise * rng.normal(size=len(SHARES))
+                    runs.append(CurveRun.of(config, SHARES * steps, losses, final))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_curves(made_up_runs())
+
+
+def test_derivatives_equal_finite_differences():
+    runs = [run.shape for run in made_up_runs()[::5]]
+    at = places(runs, [SHARES] * len(runs))
+    c = CurveLaw.example().common
+    _, slopes = shape_terms(c, at)
+    assert slopes.keys() == c.keys()
+    for name in c:
+        above, below = (shape_terms({**c, name: c[name] + step}, at)[0] for step in (1e-5, -1e-5))
+        np.testing.assert_allclose(slopes[name], (above - below) / 2e-5, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_a_fit_forecasts_runs_of_schedules_and_lengths_it_has_not_seen():
+    runs = made_up_runs()
+    held = [run for run in runs if run.shape.steps == 20000 and run.shape.schedule.shape == "linear"]
+    law = fit_shape([run for run in runs if run not in held])
+    for run in held:
+        error = np.abs(law.shape(run.shape, run.shares) - (run.losses - run.losses[-1]))
+        assert error[run.shares > 0.1].mean() < 0.006
+
+
+def test_final_losses_alone_teach_a_labs_data_term():
+    """A lab without curves: its runs' ends say how fast its loss falls with data."""
+    runs = made_up_runs()
+    law = fit_shape([run.ended() if run.shape.source == "b" else run for run in runs])
+    assert set(law.sources) == {"a", "b"}
+    errors = [
+        np.abs(law.shape(run.shape, run.shares) - (run.losses - run.losses[-1]))[run.shares > 0.3].mean()
+        for run in runs
+        if run.shape.source == "b"
+    ]
+    assert np.mean(errors) < 0.08
+
+
+def test_a_fit_without_curves_is_refused():
+    with pytest.raises(ValueError, match="curves: no run has three points"):
+        fit_curves([run.ended() for run in made_up_runs()])
+
+
+def test_a_law_of_curves_survives_its_file(fitted, tmp_path):
+    save_law(fitted, tmp_path)
+    read = read_law(tmp_path)
+    run = made_up_runs()[3].shape
+    np.testing.assert_allclose(read.shape(run, SHARES), fitted.shape(run, SHARES), atol=1e-5)
+    np.testing.assert_allclose(read.covariance(run), fitted.covariance(run), rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(read.scores["during"], fitted.scores["during"], rtol=1e-6)
+
+
+def test_an_observed_part_moves_the_end_and_narrows_the_band(fitted):
+    run = made_up_runs()[4]
+    final = run.losses[-1] + 0.03
+    before = forecast(fitted, run.shape, SHARES, final, 0.03)
+    seen = run.shares < 0.6
+    during = forecast(
+        fitted,
+        run.shape,
+        SHARES,
+        final,
+        0.03,
+        Observed.of(run.shares[seen] * run.shape.steps, run.losses[seen], run.shape),
+    )
+    assert abs(during.loss[-1] - run.losses[-1]) < 0.5 * abs(before.loss[-1] - run.losses[-1])
+    assert (during.deviation <= before.deviation + 1e-3).all()
+
+
+def test_a_spike_widens_the_band_and_does_not_drag_the_curve(fitted):
+    run = made_up_runs()[4]
+    steps = np.arange(100, run.shape.steps // 2, 50)
+    smooth = run.at(steps / run.shape.steps) + 0.002 * np.random.default_rng(1).normal(size=len(steps))
+    spiked = smooth + 2.0 * ((steps > steps[-1] * 0.55) & (steps < steps[-1] * 0.6))
+    plain, hurt = (
+        forecast(fitted, run.shape, SHARES, run.losses[-1], 0.02, Observed.of(steps, losses, run.shape))
+        for losses in (smooth, spiked)
+    )
+    assert np.abs(plain.loss - hurt.loss)[SHARES > 0.5].max() < 0.004
+    assert hurt.deviation[-1] >= plain.deviation[-1] - 1e-6
+
+
+def test_losses_that_are_means_over_a_window_lie_at_its_middle():
+    run = made_up_runs()[0].shape
+    seen = Observed.of([101.0, 201.0], [5.0, 4.5], run, window=100)
+    assert seen is not None
+    assert (seen.shares * run.steps).tolist() == pytest.approx([51.5, 151.5])
+
+
+def test_nothing_finite_observed_is_nothing_observed():
+    assert Observed.of([10, 20], [np.nan, np.inf], made_up_runs()[0].shape) is None
+
+
+def test_the_end_of_a_curve_is_the_forecast_final_loss(forecaster):
+    end = forecaster.predict(CONFIG, 0.8).iloc[0]
+    curve = forecaster.curve(CONFIG, 7, level=0.8)
+    assert list(curve) == ["step", "tokens", "loss", "lower", "upper"]
+    np.testing.assert_allclose(curve.iloc[-1][["loss", "lower", "upper"]], end[["loss", "lower", "upper"]], atol=1e-9)
+    assert curve["tokens"].iloc[-1] == 6
+    assert (np.diff(curve["loss"]) < 0).all()
+
+
+def test_warmup_moves_early_points_most(forecaster):
+    config = CONFIG | {"lr_schedule": "cosine", "min_lr_ratio": 0.1}
+    short, long = (forecaster.curve(config | {"warmup": steps}, 20)["loss"] for steps in (200, 3000))
+    moved = (short - short.iloc[-1] - (long - long.iloc[-1])).abs()
+    assert moved.iloc[:4].mean() > 5 * moved.iloc[-5:].mean()
+
+
+def test_a_cooldown_comes_late_and_falls_further(forecaster):
+    config = CONFIG | {"min_lr_ratio": 0.0}
+    cosine, wsd = (forecaster.curve(config | {"lr_schedule": name}, 50)["loss"] for name in ("cosine", "wsd"))
+    # Relative to its end, a run at a constant rate stands higher before its cooldown.
+    assert wsd.iloc[40] - wsd.iloc[-1] > cosine.iloc[40] - cosine.iloc[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": 0}, "points: got 0"),
+        ({"level": 1.5}, "level: got 1.5"),
+        ({"window": 0}, "window: got 0"),
+        ({"observed": {"step": [1], "loss": [1, 2]}}, "observed: got 1 steps and 2 losses"),
+        ({"observed": {"step": [10**7], "loss": [3.0]}}, "observed: steps from 1e.07 to 1e.07, expected 0 to"),
+        ({"observed": {"steps": [1]}}, "observed: expected"),
+    ],
+)
+def test_bad_input_is_refused(forecaster, change, message):
+    with pytest.raises(ValueError, match=message):
+        forecaster.curve(CONFIG, **change)
+
+
+def test_an_unknown_schedule_is_refused(forecaster):
+    with pytest.raises(ValueError, match=r"lr_schedule: got 'cosin'.*did you mean 'cosine'"):
+        forecaster.curve(CONFIG | {"lr_schedule": "cosin"})
+
+
+def test_observing_a_run_on_course_changes_little(forecaster):
+    plain = forecaster.curve(CONFIG, 20)
+    seen = {"step": plain["step"][:8], "loss": plain["loss"][:8]}
+    told = forecaster.curve(CONFIG, 20, observed=pd.DataFrame(seen))
+    np.testing.assert_allclose(told["loss"], plain["loss"], atol=0.002)
+    assert told.attrs["report"]["status"] == "on course"
+    assert told.attrs["report"]["advice"] is None
+
+
+def test_failing_runs_are_said_so(forecaster):
+    plain = forecaster.curve(CONFIG, 50)
+    steps, losses = plain["step"][:20].to_numpy(), plain["loss"][:20].to_numpy()
+
+    def said(changed):
+        return forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": changed}).attrs["report"]
+
+    assert said(np.append(losses[:-1], np.nan))["status"] == "nan"
+    high = said(losses + 3.0)
+    assert (high["status"], high["recovers"] < 0.5) == ("failing", True)
+    assert "nats above its forecast" in high["reason"]
+    rising = said(np.concatenate([losses[:10], losses[9] + 0.05 * np.arange(10)]))
+    assert rising["status"] == "failing"
+
+
+def test_a_run_that_ends_worse_is_advised_against():
+    law = CurveLaw.example()
+    run = made_up_runs()[0].shape
+    steps = np.linspace(500, 3000, 40)
+    losses = 2.5 + law.shape(run, steps / run.steps)
+    advice = report(law, run, Final(2.4, 2.35, 2.45, 0.9), steps, losses, 2.5, 0.01)["advice"]
+    assert advice == "this run ends 0.08 nats or more above its forecast with 95 %; consider to stop it"
+
+
+def test_logs_of_several_kinds(tmp_path):
+    (tmp_path / "a.csv").write_text("step,loss\n10,5.0\n20,4.5\n30,4", encoding="utf-8")
+    # The last line is still being written.
+    assert read_log(tmp_path / "a.csv") == {"step": [10.0, 20.0], "loss": [5.0, 4.5]}
+    rows = [{"global_step": 1, "train/loss": 9.5}, {"global_step": 2, "lr": 1e-3}, {"global_step": 3, "train/loss": 9}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert read_log(tmp_path / "b.jsonl") == {"step": [1.0, 3.0], "loss": [9.5, 9.0]}
+    (tmp_path / "c.csv").write_text("time,value\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no column is a step; expected step and loss, found time, value"):
+        read_log(tmp_path / "c.csv")
+
+
+def test_commands(tmp_path):
+    arguments = [f"{name}={value}" for name, value in CONFIG.items()]
+    log = tmp_path / "log.csv"
+    log.write_text("step,loss\n500,4.9\n1000,4.4\n2000,3.9\n", encoding="utf-8")
+    run = CliRunner()
+    found = run.invoke(app, ["curve", *arguments, "--observed", str(log), "--json", "--points", "5"])
+    assert found.exit_code == 0, found.output
+    assert len(json.loads(found.stdout)["curve"]) == 5
+    watched = run.invoke(app, ["watch", str(log), *arguments, "--every", "0"])
+    assert watched.exit_code == 0, watched.output
+    assert watched.stdout.startswith("step 2000: final loss ")
+    figure = tmp_path / "curves.png"
+    assert run.invoke(app, ["curve", *arguments, "--save", str(figure)]).exit_code == 0
+    assert figure.stat().st_size > 10_000
+
+
+def test_knots_end_at_the_end():
+    assert KNOTS[-1] == 1.0
+    assert list(KNOTS) == sorted(KNOTS)
