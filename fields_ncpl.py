@@ -6,13 +6,20 @@ configuration enters; nothing behind it checks again.
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
+
+try:
+    from .text_ncpl import one_line, parse_count, read_number, short
+except ImportError:
+    from text_ncpl import one_line, parse_count, read_number, short
 
 Config = Mapping[str, Any]
 
@@ -29,6 +36,9 @@ class Source:
         licence: of its run logs.
         parent: source with the same lab, data and evaluation set; its deviations start from that one's.
         warmup: steps of warmup of every run, where the logs leave it out.
+        sizes: million non-embedding (active) parameters of its smallest and largest runs.
+        tokens: billion tokens of its shortest and longest runs.
+        ratios: fewest and most tokens a parameter of its runs.
     """
 
     name: str
@@ -38,14 +48,19 @@ class Source:
     licence: str
     parent: str | None = None
     warmup: int | None = None
+    sizes: tuple[float, float] | None = None
+    tokens: tuple[float, float] | None = None
+    ratios: tuple[float, float] | None = None
 
 
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        Source("marin", "Marin", 4096, 128_256, "Apache-2.0"),
-        Source("steplaw", "StepLaw", 2048, 65_536, "none stated", warmup=2000),
-        Source("steplaw_moe", "StepLawMoE", 2048, 65_536, "none stated", parent="steplaw", warmup=2000),
+        Source("marin", "Marin", 4096, 128_256, "Apache-2.0", None, None, (134, 537), (2.68, 48.4), (20, 320)),
+        Source("steplaw", "StepLaw", 2048, 65_536, "none stated", None, 2000, (214, 537), (4, 100), (18.6, 466)),
+        Source(
+            "steplaw_moe", "StepLawMoE", 2048, 65_536, "none stated", "steplaw", 2000, (187, 1242), (2, 20), (1.6, 107)
+        ),
     )
 }
 # Where neither the configuration nor its source says.
@@ -98,10 +113,18 @@ FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
         Field("source", "whose recipe, data and evaluation set", kind="text"),
-        Field("model size", "million non-embedding parameters", 1, 1e6, 1 / 100, aliases=("non embedding params",)),
-        Field("active size", "million active non-embedding parameters, MoE", 1, 1e6),
-        Field("data size", "billion tokens", 0.01, 2e4, 1),
-        Field("num layers", "layers", 1, 1000, 1, kind="count", aliases=("layers", "n layers", "num hidden layers")),
+        Field("model size", "million non-embedding parameters", 0.1, 1e7, 1 / 100, aliases=("non embedding params",)),
+        Field("active size", "million active non-embedding parameters, MoE", 0.1, 1e7),
+        Field("data size", "billion tokens", 0.001, 1e5, 1),
+        Field(
+            "num layers",
+            "layers",
+            1,
+            1000,
+            1,
+            kind="count",
+            aliases=("layers", "n layers", "n layer", "num hidden layers", "num blocks", "depth"),
+        ),
         Field(
             "num heads",
             "attention heads",
@@ -109,29 +132,71 @@ FIELDS: dict[str, Field] = {
             1024,
             1,
             kind="count",
-            aliases=("heads", "n heads", "num attention heads"),
+            aliases=("heads", "n heads", "n head", "num attention heads"),
         ),
-        Field("hidden dim", "residual width", 16, 2e5, 1 / 100, kind="count", aliases=("hidden size", "d model")),
-        Field("ffn dim", "feed-forward width", 16, 1e6, kind="count", aliases=("intermediate size", "d ff")),
-        Field("num experts", "routed experts, MoE", 1, 1e5, kind="count"),
-        Field("top k", "experts a token visits, MoE", 1, 1e4, kind="count"),
-        Field("expert dim", "width of one expert, MoE", 16, 1e6, kind="count"),
+        Field(
+            "hidden dim",
+            "residual width",
+            8,
+            2e5,
+            1 / 100,
+            kind="count",
+            aliases=("hidden size", "d model", "n embd", "width", "embedding dim", "model dim"),
+        ),
+        Field(
+            "ffn dim",
+            "feed-forward width",
+            8,
+            1e6,
+            kind="count",
+            aliases=("intermediate size", "intermediate dim", "d ff", "ffn hidden size"),
+        ),
+        Field("num experts", "routed experts, MoE", 1, 1e5, kind="count", aliases=("n routed experts",)),
+        Field("top k", "experts a token visits, MoE", 1, 1e4, kind="count", aliases=("num experts per tok",)),
+        Field("expert dim", "width of one expert, MoE", 8, 1e6, kind="count", aliases=("moe intermediate size",)),
         Field("shared expert dim", "width of the shared expert, MoE", 16, 1e6, kind="count", zero=True),
         Field("optimizer", "name of the optimizer", kind="text"),
-        Field("learning rate", "peak learning rate", 1e-6, 0.3, 1e4, aliases=("lr", "peak lr", "max lr")),
-        Field("min_lr", "final learning rate", 1e-9, 0.1, 1e4, label="minlr", zero=True),
-        Field("warmup", "warmup steps", 1, 1e6, 1 / 100, kind="count", zero=True, aliases=("warmup steps",)),
-        Field("weight decay", "weight decay", 1e-6, 10, 100, zero=True, aliases=("wd",)),
-        Field("batch size", "sequences", 1, 2e4, 1 / 10, kind="count", aliases=("global batch size",)),
-        Field("max_grad_norm", "gradient norm clip, 0 is off", 1e-3, 100, 1, zero=True, aliases=("grad clip",)),
+        Field("learning rate", "peak learning rate", 1e-6, 1, 1e4, aliases=("lr", "peak lr", "max lr")),
+        Field("min_lr", "final learning rate", 1e-12, 1, 1e4, label="minlr", zero=True, aliases=("final lr", "end lr")),
+        Field(
+            "warmup",
+            "warmup steps",
+            1,
+            1e6,
+            1 / 100,
+            kind="count",
+            zero=True,
+            aliases=("warmup steps", "warmup iters", "num warmup steps", "lr warmup steps", "lr warmup iters"),
+        ),
+        Field("weight decay", "weight decay", 1e-8, 100, 100, zero=True, aliases=("wd",)),
+        Field(
+            "batch size",
+            "sequences",
+            1,
+            2e5,
+            1 / 10,
+            kind="count",
+            aliases=("global batch size", "global train batch size", "gbs"),
+        ),
+        Field(
+            "max_grad_norm",
+            "gradient norm clip, 0 is off",
+            1e-3,
+            1000,
+            1,
+            zero=True,
+            aliases=("grad clip", "clip grad", "gradient clipping", "grad clip norm", "gradient clip val"),
+        ),
         Field("min_lr_ratio", "final over peak learning rate", 1e-6, 1, 200, label="minlr ratio", zero=True),
         Field("adam_lr", "peak learning rate of the Adam part", 1e-7, 0.3, 1e4),
         Field("another_muon", "variant of Muon", kind="text"),
-        Field("beta1", "decay rate", 0, 1),
-        Field("beta2", "decay rate", 0, 1),
+        Field("beta1", "decay rate", 0, 1, aliases=("adam beta1",)),
+        Field("beta2", "decay rate", 0, 1, aliases=("adam beta2",)),
         Field("block_size", "preconditioner block", 1, 1e5, 1 / 50, kind="count"),
         Field("decay", "share of the run in which the learning rate decays", 0, 1),
-        Field("epsilon", "added to the denominator", 1e-38, 0.1, zero=True, aliases=("eps", "adam epsilon")),
+        Field(
+            "epsilon", "added to the denominator", 1e-38, 0.1, zero=True, aliases=("eps", "adam eps", "adam epsilon")
+        ),
         Field("gamma", "MARS's gradient correction", 0, 10),
         Field("lr_schedule", "shape of the learning rate's decay", kind="text"),
         Field("momentum", "momentum", 0, 1),
@@ -150,8 +215,30 @@ FIELDS: dict[str, Field] = {
         Field("update_prob_flat_start", "steps with every update", 0, 1e6, kind="count"),
         Field("cooldown shape", "linear, cosine, sqrt or exponential", kind="text"),
         Field("lr points", "pairs (step, learning rate) that stand in for a schedule", kind="text"),
-        Field("max step", "training steps", 10, 1e8, kind="count", aliases=("max steps", "steps", "train steps")),
-        Field("seq len", "tokens a sequence", 16, 1e7, kind="count", aliases=("sequence length", "block len")),
+        Field(
+            "max step",
+            "training steps",
+            1,
+            1e9,
+            kind="count",
+            aliases=("max steps", "steps", "train steps", "num train steps", "train iters", "max iters", "total steps"),
+        ),
+        Field(
+            "seq len",
+            "tokens a sequence",
+            8,
+            1e7,
+            kind="count",
+            aliases=("sequence length", "seq length", "block len", "context length", "max seq len", "max seq length"),
+        ),
+        Field(
+            "vocab size",
+            "entries of the vocabulary",
+            16,
+            1e7,
+            kind="count",
+            aliases=("vocabulary size", "vocabulary", "n vocab"),
+        ),
     )
 }
 
@@ -159,12 +246,13 @@ PRIOR_NEEDS = ("source", "model size", "data size")
 REQUIRED = ("source", "model size", "data size", "optimizer", "learning rate", "batch size")
 # Prompt version 2 puts what people sweep behind everything else, so that a sweep shares nearly the whole prompt.
 SWEPT = ("data size", "batch size", "learning rate")
-# Tokens an (active) parameter. Real runs lie between about 1 and 60,000 (Qwen3-0.6B); a slip of units leaves these
-# bounds.
-TOKENS_PER_PARAMETER = (0.5, 1e5)
-# How people write counts of parameters and tokens: "302M", "7B", "15T".
-SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _PLAIN_UNITS = {"million": 1e6, "billion": 1e9}
+# Tokens an (active) parameter: smoke runs have 0.01, the longest runs of small models nearly 1e5.
+TOKENS_PER_PARAMETER = (0.005, 2e5)
+# What most runs have; where another unit of size or data would bring a configuration here, the unit may have slipped.
+USUAL_TOKENS_PER_PARAMETER = (0.5, 1e4)
+MOST_TEXT = 200
+"""Characters of a text value."""
 
 
 def _plain(name: str) -> str:
@@ -187,30 +275,35 @@ def check_config(config: Config, strict: bool = True) -> dict[str, Any]:
     """A configuration under the registry's names, its values checked, in the order given.
 
     Args:
-        config: field -> value; numbers may be strings that read as numbers.
+        config: field -> value; numbers may be strings that read as numbers, sizes and tokens also `"302M"`, `"2T"`.
         strict: False keeps unknown fields as text and skips ranges, plausibility and the required fields that the prior
             does not need, as other people's logs demand; a number that is not a number is an error all the same.
 
     Raises:
-        ValueError: naming the field, what came, what is accepted and the nearest name.
+        ValueError: naming the field, what came, what is accepted and the nearest name, in one line.
 
-    >>> check_config({"source": "marin", "model size": 134, "data_size": "2.7e0", "colour": "red"}, strict=False)
+    >>> check_config({"source": "marin", "model size": "134M", "data_size": "2.7e0", "colour": "red"}, strict=False)
     {'source': 'marin', 'model size': 134, 'data size': 2.7, 'colour': 'red'}
     """
+    try:
+        return _check_config(config, strict)
+    except ValueError as error:
+        raise ValueError(one_line(error)) from None
+
+
+def _check_config(config: Config, strict: bool) -> dict[str, Any]:
     if not isinstance(config, Mapping):
-        raise ValueError(f"configuration: got {config!r}, expected a mapping of fields to values")
+        raise ValueError(f"configuration: got {short(config)}, expected a mapping of fields to values")
     checked: dict[str, Any] = {}
     for given, value in config.items():
         name = field_name(given)
         if name is None:
             if strict:
-                near = get_close_matches(_plain(given), _NAMES, 1, 0.5)
-                hint = f"did you mean {_NAMES[near[0]]!r}? " if near else ""
-                raise ValueError(f"{given}: not a known field, {hint}known: {', '.join(FIELDS)}")
+                raise ValueError(unknown_field(given))
             checked[str(given)] = value
             continue
         if name in checked:
-            raise ValueError(f"{name}: given twice, the second time as {given!r}")
+            raise ValueError(f"{name}: given twice, the second time as {short(given)}")
         if name == "learning rate" and isinstance(value, list | tuple):
             # A rate for each of some steps: the schedule, and its peak.
             checked["lr points"], value = value, _peak(value)
@@ -228,29 +321,47 @@ def _peak(points: Any) -> Any:
     """The highest rate of pairs (step, learning rate); what came where they are not pairs."""
     try:
         return max(float(rate) for _, rate in points)
-    except (TypeError, ValueError):
+    except (ArithmeticError, TypeError, ValueError):
         return points
+
+
+# Names that are near a field's and mean another quantity -> what they mean.
+_OTHERS = {
+    **dict.fromkeys(
+        ("num params", "n params", "params", "parameters", "num parameters"),
+        "all parameters; the field is model size (million non-embedding parameters)",
+    ),
+    "tokens": "a count; the field is data size (billion tokens)",
+    "warmup ratio": "a share; the field is warmup (steps)",
+    "train batch size": "of one device or of all; the field is batch size (sequences a step, of all devices)",
+    "micro batch size": "of one device; the field is batch size (sequences a step, of all devices)",
+    "per device train batch size": "of one device; the field is batch size (sequences a step, of all devices)",
+    "num kv heads": "no field; num heads counts the query heads",
+}
+
+
+def unknown_field(given: object) -> str:
+    """The message about a name that is no field: the nearest field if one is near, never one of another quantity.
+
+    >>> unknown_field("learning rat")[:65]
+    "learning rat: not a known field, did you mean 'learning rate'? kn"
+    """
+    plain = _plain(str(given))
+    near = get_close_matches(plain, _NAMES, 1, 0.8)
+    hint = f"did you mean {_NAMES[near[0]]!r}? " if near else ""
+    if plain in _OTHERS:
+        hint = f"it is {_OTHERS[plain]}; "
+    listed = ", ".join(list(FIELDS)[:6])
+    return f"{one_line(given, 80)}: not a known field, {hint}known: {listed}, ... (`ncpl fields` lists all)"
 
 
 def _check_value(field: Field, value: Any, strict: bool) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
+    refused = f"{field.name}: got {short(value)}, expected {field.accepted}"
     if field.kind in ("text", "flag"):
-        if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
-            raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
-        if field.kind == "flag":
-            if str(value).lower() not in ("true", "false", "0", "1", "0.0", "1.0"):
-                raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
-            return str(value).lower() in ("true", "1", "1.0")
-        if field.name in REQUIRED:
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
-            # The logs write names in lower case; "AdamW" would be another word to the model.
-            return value.strip().lower()
-        return value
-    number = _number(field, value)
-    if not math.isfinite(number):
-        raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+        return _check_text(field, value, refused)
+    number = _number(field, value, refused)
     if field.kind == "count" and number == int(number):
         # Tables make whole numbers floats where a cell is missing; as text, 128.0 is not 128.
         number = int(number)
@@ -264,23 +375,10 @@ def _check_value(field: Field, value: Any, strict: bool) -> Any:
         # A whole number is off by a unit only if it stays whole.
         guess = next((g for g in guesses if field.kind != "count" or g == int(g)), None)
         hint = f"; did you mean {guess:.6g}?" if guess is not None else ""
-        raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}{hint}")
+        raise ValueError(refused + hint)
     if field.kind == "count" and number != int(number):
-        raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+        raise ValueError(refused)
     return number
-
-
-def parse_count(text: str) -> float | None:
-    """A count with a suffix as a plain number; None where it is none.
-
-    >>> parse_count("302M"), parse_count("1.5 T"), parse_count("7")
-    (302000000.0, 1500000000000.0, None)
-    """
-    scale = SUFFIXES.get(text.strip()[-1:].upper())
-    try:
-        return None if scale is None else float(text.strip()[:-1]) * scale
-    except ValueError:
-        return None
 
 
 def is_code(name: str) -> bool:
@@ -292,18 +390,46 @@ def is_code(name: str) -> bool:
     return re.search(r"(?<!de)(?<!en)code", name, re.IGNORECASE) is not None
 
 
-def _number(field: Field, value: Any) -> int | float:
+def _check_text(field: Field, value: Any, refused: str) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
+        raise ValueError(refused)
+    if field.kind == "flag":
+        word = str(value).lower() if isinstance(value, str | bool | int | float) else ""
+        if word not in ("true", "false", "0", "1", "0.0", "1.0"):
+            raise ValueError(refused)
+        return word in ("true", "1", "1.0")
     if isinstance(value, str):
-        unit = _PLAIN_UNITS.get(field.unit.split()[0])
-        if unit is not None and (count := parse_count(value)) is not None:
-            return count / unit
+        if len(value) > MOST_TEXT:
+            raise ValueError(f"{field.name}: got {len(value)} characters, expected at most {MOST_TEXT} ({field.unit})")
+        if any(not c.isprintable() for c in value):
+            raise ValueError(f"{field.name}: got {short(value)}, expected printable text ({field.unit})")
+    if field.name in REQUIRED:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(refused)
+        # The logs write names in lower case; "AdamW" would be another word to the model.
+        return value.strip().lower()
+    return value
+
+
+def _number(field: Field, value: Any, refused: str) -> int | float:
+    """A field's number, finite, in the field's unit."""
+    number: int | float | None = None
+    if isinstance(value, str):
+        number, unit, counted = read_number(value), _PLAIN_UNITS.get(field.unit.split()[0]), parse_count(value)
+        if number is None and unit is not None and counted is not None:
+            # "302M" counts parameters or tokens themselves.
+            number = float(f"{counted / unit:.12g}")
+            number = int(number) if number.is_integer() else number
+    elif isinstance(value, Real | Decimal) and not isinstance(value, bool):
         try:
-            return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
-        except ValueError:
-            pass
-    elif isinstance(value, Real) and not isinstance(value, bool):
-        return value if isinstance(value, int) else float(value)
-    raise ValueError(f"{field.name}: got {value!r}, expected {field.accepted}")
+            number = value if isinstance(value, int) else float(value)
+            float(number)
+        except (ArithmeticError, ValueError):
+            # A whole number, fraction or decimal that no float holds.
+            number = None
+    if number is None or not math.isfinite(number):
+        raise ValueError(refused)
+    return number
 
 
 def _check_plausible(config: Config) -> None:
@@ -333,6 +459,43 @@ def _check_plausible(config: Config) -> None:
     steps = max_step(config) if seq_len or "max step" in config else None
     if steps is not None and config.get("warmup", 0) > steps:
         raise ValueError(f"warmup: got {config['warmup']:g}, expected at most the run's {steps} training steps")
+    _check_slips(config, "active size" if "active size" in config else "model size")
+
+
+def _check_slips(config: Config, sized: str) -> None:
+    """Size or tokens in another unit, where that unit would bring the configuration back to what is trained.
+
+    A known source's own runs decide: far outside them, and among them in another unit, is a slip. Of an unknown source
+    it is only a suspicion, because smoke runs and long runs of small models are real.
+    """
+    source = SOURCES.get(str(config.get("source")))
+    size, tokens = config[sized], config["data size"]
+    for name, value, known in (
+        (sized, size, source.sizes if source else None),
+        ("data size", tokens, source.tokens if source else None),
+    ):
+        for factor in (1e-3, 1e3, 1e-6, 1e6):
+            meant = value * factor
+            ratio = tokens * 1e3 / meant if name == sized else meant * 1e3 / size
+            if source is not None and known is not None and source.ratios is not None:
+                far = not known[0] / 30 <= value <= known[1] * 30
+                if far and _within(meant, known) and _within(ratio, source.ratios):
+                    raise ValueError(
+                        f"{name}: got {value:g}, but {source.name}'s runs have {known[0]:g} to {known[1]:g} "
+                        f"({FIELDS[name].unit}); did you mean {meant:.6g}?"
+                    )
+            elif not _within(tokens * 1e3 / size, USUAL_TOKENS_PER_PARAMETER) and 2 <= ratio <= 500:
+                warnings.warn(
+                    f"{tokens * 1e3 / size:.3g} tokens a parameter ({tokens:g} billion tokens, {size:g} million "
+                    f"parameters) are far from what is trained; should {name} be {meant:.6g} ({FIELDS[name].unit})?",
+                    stacklevel=6,
+                )
+                return
+
+
+def _within(value: float, limits: tuple[float, float]) -> bool:
+    """Whether a value lies within limits that are rounded."""
+    return limits[0] * 0.99 <= value <= limits[1] * 1.01
 
 
 def _check_experts(config: Config) -> None:

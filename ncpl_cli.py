@@ -41,7 +41,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 @app.callback(invoke_without_command=True)
 def ncpl(
-    context: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Forecast what an LLM pretraining run will give, before it is run.
 
@@ -295,10 +297,11 @@ def benchmarks(
       ncpl benchmarks examples/marin-1b.yaml
     """
     from modeling_nsp import NSPModel
-    from ncpl.configs import parse_value, read_configs
+    from ncpl.configs import read_configs
+    from ncpl.files import parse_value
     from ncpl.nsp.benchmarks import are_configurations, benchmarks
 
-    rows = read_configs(models)[0] if models else []
+    rows = read_configs(models, translate=False)[0] if models else []
     named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
     if named:
         rows.append(named)
@@ -465,8 +468,86 @@ def merge(
         print(out)
 
 
+@app.command(name="import")
+def import_(
+    path: Annotated[str, typer.Argument(help="File, folder of runs, or - for standard input.")],
+    mapping: Annotated[
+        list[str] | None, typer.Option("--map", metavar="THEIRS=OURS", help="A column's field; repeat for several.")
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="Part of the name of the loss to take, where several are logged.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the runs (.csv, .jsonl, .parquet).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read anyone's run logs and configurations into one table of the registry's fields.
+
+    \b
+    Examples:
+      ncpl import wandb_export.csv --out runs.csv
+      ncpl import outputs/ --map tok="data size" --eval c4
+    """
+    from ncpl.logs.importer import import_runs, report_lines, write_runs
+
+    _check_folder(out)
+    given = {}
+    for pair in mapping or []:
+        theirs, equals, ours = pair.partition("=")
+        if not equals or not theirs.strip() or not ours.strip():
+            raise ValueError(f"map: got {pair!r}, expected THEIRS=OURS")
+        given[theirs.strip()] = ours.strip()
+    runs = import_runs(path, given, evaluation)
+    if out is not None:
+        write_runs(runs, out)
+    report = runs.attrs["report"]
+    if as_json:
+        _print_json({"runs": _records(runs), "report": report})
+        return
+    for line in report_lines(report):
+        _note(line)
+    shown = _records(runs.head(_ROWS))
+    _print([{name: "" if _absent(value) else _cell(value) for name, value in row.items()} for row in shown])
+    if len(runs) > _ROWS:
+        _note(f"the first {_ROWS} of {len(runs)} runs; --out FILE or --json gives all")
+
+
+@app.command()
+def fields(as_json: Json = False) -> None:
+    """List the fields of a configuration with their units, ranges and aliases.
+
+    \b
+    Example:
+      ncpl fields
+    """
+    from fields_ncpl import FIELDS, REQUIRED
+
+    rows = [
+        {
+            "field": field.name,
+            "unit": field.unit,
+            "kind": field.kind,
+            "low": field.low if field.kind in ("number", "count") else None,
+            "high": field.high if field.kind in ("number", "count") else None,
+            "zero": field.zero,
+            "required": field.name in REQUIRED,
+            "aliases": list(field.aliases),
+        }
+        for field in FIELDS.values()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for field in FIELDS.values():
+        also = f"; also {', '.join(field.aliases)}" if field.aliases else ""
+        print(f"{field.name}: {field.accepted}{', required' if field.name in REQUIRED else ''}{also}")
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def main() -> None:
-    """Runs the command; a user's error becomes one line and exit status 2."""
+    """Runs the command; a user's error becomes one line and exit status 2, with the traceback under `--debug`."""
     # Libraries' own warnings (deprecations, unclosed files) are not for users.
     warnings.showwarning = lambda message, category, *_: _note(str(message)) if category is UserWarning else None
     try:
@@ -474,7 +555,28 @@ def main() -> None:
     except typer.exceptions.TyperException as error:
         _fail(error.format_message())
     except ValueError as error:
+        _show_traceback()
         _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read the output has had enough; the interpreter must not write to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        # Full and read-only disks, and networks that are not there.
+        if error.errno is None:
+            raise
+        _show_traceback()
+        _fail(f"{error.filename or 'file'}: {error.strerror}")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _show_traceback() -> None:
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
 
 
 # Rows of a sweep that a person is shown.
@@ -588,11 +690,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _note(message: str) -> None:
-    print(f"note: {' '.join(message.split())}", file=sys.stderr)
+    from text_ncpl import one_line
+
+    print(f"note: {one_line(message, 2000)}", file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    from text_ncpl import one_line
+
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 

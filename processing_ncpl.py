@@ -55,13 +55,17 @@ class Encoding:
         self.is_number.extend([is_number] * len(ids))
 
 
+# The prompt gives the steps; sequence length and vocabulary are the law's, and no published weights read them.
+UNPROMPTED = ("max step", "seq len", "vocab size")
+
+
 def prefix_pieces(config: Config, prompt_version: int) -> list[str | float]:
     """The prompt of a checked configuration as text pieces and scaled numbers, up to and with `max step`.
 
     >>> prefix_pieces({"source": "marin", "model size": 250, "max step": 500}, 1)
     ['source: marin\\n', 'model size: ', 2.5, '\\n', 'max step: ', 0.5]
     """
-    fields = {name: value for name, value in config.items() if name not in ("max step", "seq len")}
+    fields = {name: value for name, value in config.items() if name not in UNPROMPTED}
     if prompt_version == 2:
         fields = training_order(fields)
         fields = {**{n: v for n, v in fields.items() if n not in SWEPT}, **{n: fields[n] for n in SWEPT if n in fields}}

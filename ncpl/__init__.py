@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from modeling_nsp import NSPEnsemble, NSPModel
     from ncpl.callback import ForecastCallback
     from ncpl.forecaster import Forecaster
+    from ncpl.logs.importer import import_runs
     from processing_ncpl import NCPLProcessor
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _HOMES = {
     "NSPEnsembleConfig": "configuration_nsp",
     "NSPFeatureExtractor": "feature_extraction_nsp",
     "NSPModel": "modeling_nsp",
+    "import_runs": "ncpl.logs.importer",
 }
 __all__ = [
     "CheckpointError",
@@ -53,6 +55,7 @@ __all__ = [
     "NSPEnsembleConfig",
     "NSPFeatureExtractor",
     "NSPModel",
+    "import_runs",
 ]
 
 

@@ -1,62 +1,86 @@
 """Configurations as people have them: files, `field=value` arguments, dicts, DataFrames."""
 
-import csv
-import json
 import math
-import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from fields_ncpl import FIELDS, check_config, field_name, known_seq_len
+from ncpl import files
+from ncpl.errors import one_line, short
+from ncpl.files import KINDS, parse_value
+from ncpl.logs.importer import read_foreign
+from ncpl.logs.translate import is_ours
 
 Config = dict[str, Any]
 
-ACCEPTED = "a .yaml, .yml, .json, .jsonl or .csv file, or field=value"
+ACCEPTED = f"{files.ACCEPTED}, a run's folder, - or field=value"
+MOST_VALUES = 100_000
+"""Values of one swept field."""
 
 
-def read_configs(arguments: Sequence[str]) -> tuple[list[Config], list[str]]:
+def read_configs(arguments: Sequence[str], translate: bool = True) -> tuple[list[Config], list[str]]:
     """Configurations from files and `field=value` arguments.
 
     Args:
-        arguments: paths of files, each with one configuration or several, and assignments. Assignments change every
-            configuration of the files; without files they are a configuration of their own.
+        arguments: paths of files and folders, each with one configuration or several, in the registry's names or any
+            framework's, `-` for standard input, and assignments. Assignments change every configuration of the files;
+            without files they are a configuration of their own.
+        translate: whether other frameworks' names are translated; False leaves every row as it is.
 
     Returns:
-        The configurations, unchecked, and where each comes from.
+        The configurations, unchecked, and where each comes from. How names were translated is a warning.
 
     Raises:
-        ValueError: a file that cannot be read, or an argument that is neither.
+        ValueError: a file that cannot be read, an argument that is neither, or a framework's configuration that lacks
+            what a forecast needs; says everything that is missing at once.
 
     >>> read_configs(["source=marin", "learning rate=1e-3", "nesterov=true"])
     ([{'source': 'marin', 'learning rate': 0.001, 'nesterov': True}], ['arguments'])
     """
     changes: Config = {}
-    configs: list[Config] = []
-    origins: list[str] = []
     for argument in arguments:
         if not _is_file(argument):
             name, equals, value = argument.partition("=")
             if not equals or not name.strip():
-                raise ValueError(f"{argument}: no such file, accepted: {ACCEPTED}")
+                raise ValueError(f"{one_line(argument, 80)}: no such file, accepted: {ACCEPTED}")
             name = field_name(name) or name.strip()
             if name in changes:
-                raise ValueError(f"{name}: given twice, the second time as {argument!r}")
+                raise ValueError(f"{one_line(name, 80)}: given twice, the second time as {short(argument)}")
             changes[name] = parse_value(value)
-            continue
-        rows = read_file(argument)
+    configs: list[Config] = []
+    origins: list[str] = []
+    for argument in filter(_is_file, arguments):
+        rows, names = _read(argument, changes, translate)
         configs += rows
-        origins += [argument] if len(rows) == 1 else [f"{argument}[{i}]" for i in range(len(rows))]
+        origins += names
     if not configs and not changes:
         raise ValueError(f"configurations: got none, accepted: {ACCEPTED}")
-    if not configs:
-        return [changes], ["arguments"]
-    return [vary(config, changes) if changes else config for config in configs], origins
+    return (configs, origins) if configs else ([changes], ["arguments"])
+
+
+def _read(argument: str, changes: Config, translate: bool) -> tuple[list[Config], list[str]]:
+    """The configurations of one file or folder, changed, and what to call them."""
+    with files.local(argument) as path:
+        foreign = translate and (path.is_dir() or files.kind_of(path) == "sqlite" or not _first_is_ours(path))
+        if foreign:
+            rows, names, lines = read_foreign(path, changes)
+            for line in lines:
+                warnings.warn(line, stacklevel=4)
+            return rows, [argument] if len(rows) == 1 else [f"{argument}: {name}" for name in names]
+        rows = files.read_file(path)
+    names = [argument] if len(rows) == 1 else [f"{argument}[{i}]" for i in range(len(rows))]
+    return [vary(row, changes) if changes else row for row in rows], names
+
+
+def _first_is_ours(path: Path) -> bool:
+    first = next(files.read_rows(path), None)
+    return first is None or is_ours(first)
 
 
 def read_grid(arguments: Sequence[str]) -> tuple[Config, dict[str, list[Any]]]:
@@ -79,7 +103,9 @@ def read_grid(arguments: Sequence[str]) -> tuple[Config, dict[str, list[Any]]]:
             continue
         numbers = [parse_value(part) for part in text.split(":")]
         if len(numbers) != 3 or not all(_positive(number) for number in numbers) or numbers[2] != int(numbers[2]):
-            raise ValueError(f"{name}: got {text!r}, expected low:high:count, positive numbers and a whole count")
+            raise ValueError(f"{name}: got {short(text)}, expected low:high:count, positive numbers and a whole count")
+        if numbers[2] > MOST_VALUES:
+            raise ValueError(f"{name}: got {short(text)}, expected at most {MOST_VALUES} values of one field")
         low, high, count = numbers
         values = [float(f"{value:.6g}") for value in np.geomspace(low, high, int(count))]
         field = FIELDS.get(name)
@@ -104,62 +130,9 @@ def read_bounds(arguments: Sequence[str]) -> tuple[Config, dict[str, tuple[float
     for name, text in free.items():
         numbers = [parse_value(part) for part in text.split(":")]
         if len(numbers) != 2 or not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError(f"{name}: got {text!r}, expected low:high, two numbers")
+            raise ValueError(f"{name}: got {short(text)}, expected low:high, two numbers")
         bounds[name] = (numbers[0], numbers[1])
     return config, bounds
-
-
-def read_file(path: str | Path) -> list[Config]:
-    """The configurations of a file, unchecked.
-
-    Args:
-        path: YAML (a mapping, a list of mappings or several documents), JSON (an object or an array of objects), JSON
-            lines, or CSV (a column for each field, a row for each configuration, empty or `nan` where a field is
-            absent).
-
-    Raises:
-        ValueError: the file is missing, empty, broken or of another kind; says where.
-    """
-    path = Path(path)
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise ValueError(f"{path}: a file of kind {path.suffix or 'unknown'!r}, accepted: {ACCEPTED}")
-    try:
-        # Spreadsheets put a byte order mark in front.
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}), accepted: {ACCEPTED}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    try:
-        content = read(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    rows = content if isinstance(content, list) else [content]
-    if not rows or rows == [None]:
-        raise ValueError(f"{path}: holds nothing, expected at least one configuration (fields and values)")
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            at = f"{path}[{i}]" if len(rows) > 1 else str(path)
-            raise ValueError(f"{at}: holds {_short(row)}, expected a mapping of fields to values")
-    return rows
-
-
-def parse_value(text: str) -> Any:
-    """A number, true or false where the text reads as one, else the text.
-
-    >>> parse_value("1e-4"), parse_value("128"), parse_value("False"), parse_value("adamw")
-    (0.0001, 128, False, 'adamw')
-    """
-    text = text.strip()
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
 
 
 def as_configs(configs: Any) -> tuple[list[Config], pd.Index]:
@@ -189,7 +162,9 @@ def as_configs(configs: Any) -> tuple[list[Config], pd.Index]:
     elif isinstance(configs, Iterable) and not isinstance(configs, str | bytes | np.ndarray):
         rows = list(configs)
     else:
-        raise ValueError(f"configs: got {_short(configs)}, expected a dict, a list of dicts or a DataFrame")
+        raise ValueError(
+            f"configs: got {short(configs)} ({type(configs).__name__}), expected a dict, a list of dicts or a DataFrame"
+        )
     if not rows:
         raise ValueError("configs: got an empty batch, expected at least one configuration")
     return rows, pd.RangeIndex(len(rows)) if index is None else index
@@ -262,9 +237,15 @@ def _tokens_a_step(config: Config) -> float:
 
 def _is_file(argument: str) -> bool:
     """`a=b.yaml` may be either: what exists is a file."""
-    if Path(argument).is_file():
+    if argument == "-":
         return True
-    return Path(argument).suffix.lower() in _READERS and "=" not in argument
+    try:
+        if Path(argument).exists():
+            return True
+        return Path(argument).suffix.lower() in KINDS and "=" not in argument
+    except (OSError, ValueError):
+        # Longer than a file name may be, or with characters that no file name has.
+        return False
 
 
 def _split(arguments: Sequence[str], marks: str, form: str) -> tuple[Config, dict[str, str]]:
@@ -278,7 +259,7 @@ def _split(arguments: Sequence[str], marks: str, form: str) -> tuple[Config, dic
             continue
         name = field_name(name) or name.strip()
         if name in free:
-            raise ValueError(f"{name}: given twice, the second time as {argument!r}")
+            raise ValueError(f"{name}: given twice, the second time as {short(argument)}")
         free[name] = value
     if not free:
         raise ValueError(f"fields: got none to vary, expected {form}")
@@ -300,101 +281,3 @@ def _cell(value: Any) -> Any:
     """pandas makes a column's whole numbers floats where one is missing."""
     value = value.item() if isinstance(value, np.generic) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.2's numbers and booleans (1.1 takes 1e-4 for text and `no` for false), and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value)
-        if keys and max(keys.values()) > 1:
-            line = node.start_mark.line + 1
-            raise ValueError(f"{keys.most_common(1)[0][0]}: given twice in the mapping that starts at line {line}")
-        return super().construct_mapping(node, deep)
-
-
-_Yaml.yaml_implicit_resolvers = {
-    first: [(tag, regex) for tag, regex in resolvers if tag.rpartition(":")[2] not in ("float", "bool", "int")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _regex, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-):
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_regex})$"), list(_first))
-
-
-# In 1.1 a leading zero makes a number octal.
-_Yaml.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-def _read_yaml(text: str) -> Any:
-    try:
-        documents = [document for document in yaml.load_all(text, _Yaml) if document is not None]
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
-    return documents[0] if len(documents) == 1 else documents
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-
-
-def _read_jsonl(text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line, object_pairs_hook=_unique))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from None
-    return rows
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> Config:
-    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]}: given twice in one object")
-    return dict(pairs)
-
-
-def _read_csv(text: str) -> list[Config]:
-    lines = [line for line in csv.reader(text.splitlines()) if any(cell.strip() for cell in line)]
-    if not lines:
-        return []
-    header, *rows = lines
-    header = [name.strip() for name in header]
-    for column, name in enumerate(header, 1):
-        if not name:
-            raise ValueError(f"column {column} has no name, expected a field's")
-        if header.count(name) > 1:
-            raise ValueError(f"{name}: there are two columns of this name, expected one")
-    configs = []
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise ValueError(f"row {number} has {len(row)} cells, expected {len(header)}, one for each column")
-        cells = ((name, cell.strip()) for name, cell in zip(header, row, strict=True))
-        configs.append({name: parse_value(cell) for name, cell in cells if cell.lower() not in ("", "nan")})
-    return configs
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-}

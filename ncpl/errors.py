@@ -1,5 +1,9 @@
 """Errors that are a user's to mend. All of them are `ValueError`; anything else that is raised is a bug."""
 
+from text_ncpl import one_line, short
+
+__all__ = ["CheckpointError", "HubError", "one_line", "short"]
+
 
 class CheckpointError(OSError, ValueError):
     """A checkpoint folder or Hub repository that is missing, incomplete or of another kind of model."""

@@ -12,7 +12,7 @@ import pytest
 
 from fields_ncpl import REQUIRED
 from ncpl import CheckpointError, Forecaster
-from ncpl.configs import read_file
+from ncpl.files import read_file
 from processing_ncpl import NCPLProcessor
 from tests.checkpoints import ADAMW
 from tests.test_cli import run
@@ -26,38 +26,38 @@ CONFIGS = {
     "twice": ({"lr": 1e-3}, "learning rate: given twice, the second time as 'lr'"),
     "text for a number": (
         {"batch size": "many"},
-        "batch size: got 'many', expected a whole number, 1 to 20000 (sequences)",
+        "batch size: got 'many', expected a whole number, 1 to 200000 (sequences)",
     ),
-    "unit in the value": ({"model size": "134M"}, "model size: got '134M', expected 1 to 1e+06 (million non-embedding"),
+    "unit in the value": ({"learning rate": "1m"}, "learning rate: got '1m', expected 1e-06 to 1 (peak learning rate)"),
     "empty": ({"warmup": ""}, "warmup: got '', expected a whole number, 0 or 1 to 1e+06 (warmup steps)"),
-    "true": ({"learning rate": True}, "learning rate: got True, expected 1e-06 to 0.3 (peak learning rate)"),
+    "true": ({"learning rate": True}, "learning rate: got True, expected 1e-06 to 1 (peak learning rate)"),
     "list": ({"learning rate": [1e-3]}, "learning rate: got [0.001], expected"),
-    "NaN": ({"learning rate": math.nan}, "learning rate: got nan, expected 1e-06 to 0.3 (peak learning rate)"),
+    "NaN": ({"learning rate": math.nan}, "learning rate: got nan, expected 1e-06 to 1 (peak learning rate)"),
     "NaN as text": ({"learning rate": "nan"}, "learning rate: got 'nan', expected"),
-    "infinity": ({"data size": math.inf}, "data size: got inf, expected 0.01 to 20000 (billion tokens)"),
+    "infinity": ({"data size": math.inf}, "data size: got inf, expected 0.001 to 100000 (billion tokens)"),
     "minus infinity": ({"data size": -math.inf}, "data size: got -inf, expected"),
-    "negative": ({"learning rate": -1e-3}, "learning rate: got -0.001, expected 1e-06 to 0.3"),
-    "negative count": ({"batch size": -128}, "batch size: got -128, expected a whole number, 1 to 20000 (sequences)"),
-    "zero": ({"learning rate": 0}, "learning rate: got 0, expected 1e-06 to 0.3 (peak learning rate)"),
-    "zero count": ({"batch size": 0}, "batch size: got 0, expected a whole number, 1 to 20000 (sequences)"),
+    "negative": ({"learning rate": -1e-3}, "learning rate: got -0.001, expected 1e-06 to 1"),
+    "negative count": ({"batch size": -128}, "batch size: got -128, expected a whole number, 1 to 200000 (sequences)"),
+    "zero": ({"learning rate": 0}, "learning rate: got 0, expected 1e-06 to 1 (peak learning rate)"),
+    "zero count": ({"batch size": 0}, "batch size: got 0, expected a whole number, 1 to 200000 (sequences)"),
     "not whole": ({"batch size": 128.5}, "batch size: got 128.5, expected a whole number"),
     "parameters": ({"model size": 134e6}, "(million non-embedding parameters); did you mean 134?"),
     "billion parameters": ({"model size": 0.134}, "(million non-embedding parameters); did you mean 134?"),
     "tokens": (
         {"data size": 2.7e9},
-        "data size: got 2700000000.0, expected 0.01 to 20000 (billion tokens); did you mean 2.7?",
+        "data size: got 2700000000.0, expected 0.001 to 100000 (billion tokens); did you mean 2.7?",
     ),
     "million tokens": (
         {"data size": 2700},
-        "data size: 2700 billion tokens for a model size of 134 million parameters are",
+        "data size: got 2700, but marin's runs have 2.68 to 48.4 (billion tokens); did you mean 2.7?",
     ),
     "trillion tokens": ({"data size": 0.0027}, "(billion tokens); did you mean 2.7?"),
     "batch in tokens": (
         {"batch size": 524288},
-        "batch size: got 524288, expected a whole number, 1 to 20000 (sequences)",
+        "batch size: got 524288, expected a whole number, 1 to 200000 (sequences)",
     ),
-    "rate times 1000": ({"learning rate": 2}, "expected 1e-06 to 0.3 (peak learning rate); did you mean 0.002?"),
-    "rate over 1000": ({"learning rate": 2e-7}, "learning rate: got 2e-07, expected 1e-06 to 0.3 (peak learning rate)"),
+    "rate times 1000": ({"learning rate": 2}, "expected 1e-06 to 1 (peak learning rate); did you mean 0.002?"),
+    "rate over 1000": ({"learning rate": 2e-7}, "learning rate: got 2e-07, expected 1e-06 to 1 (peak learning rate)"),
     "thousand steps": ({"max step": 5000000}, "max step: 5e+06 steps of 128 sequences of 4096 tokens are"),
     "warmup too long": ({"warmup": 100000}, "warmup: got 100000, expected at most the run's 5149 training steps"),
     "size against shape": (
@@ -75,8 +75,8 @@ CONFIGS = {
         "top k: got 9, expected at most num experts, 8",
     ),
     "tokens an active parameter": (
-        {"model size": 4000, "active size": 4000, "data size": 1},
-        "data size: 1 billion tokens for an active size of 4000 million parameters are 0.25 tokens a parameter",
+        {"model size": 4000, "active size": 4000, "data size": 0.01},
+        "data size: 0.01 billion tokens for an active size of 4000 million parameters are 0.0025 tokens a parameter",
     ),
     "total size against experts": (
         {**EXPERTS, "model size": 95300, "data size": 200, "active size": 200},
@@ -193,8 +193,8 @@ FILES = {
     "CSV with a short row": ("a.csv", "source,warmup\nmarin,1\nmarin\n", "row 2 has 1 cells, expected 2"),
     "CSV column twice": ("a.csv", "warmup,warmup\n1,2\n", "warmup: there are two columns of this name"),
     "CSV column without name": ("a.csv", ",warmup\n0,1\n", "column 1 has no name"),
-    "other kind of file": ("a.toml", "source = 'marin'", "a file of kind '.toml', accepted: a .yaml, .yml, .json"),
-    "no text": ("a.yaml", b"\xff\xfe\x00\x01", "not UTF-8 text"),
+    "other kind of file": ("a.db", "SQLite format 3", "a file of kind '.db', accepted: a .yaml, .yml, .json"),
+    "no text": ("a.yaml", b"\xff\xfa\x00", "not UTF-8 text"),
 }
 
 
@@ -226,7 +226,7 @@ def test_arguments(arguments, message, folder, capsys):
 
 
 def test_a_folder_instead_of_a_file(folder, tmp_path, capsys):
-    assert "no such file" in refused("predict", tmp_path, "--model", folder, capsys=capsys)
+    assert "holds no runs" in refused("predict", tmp_path, "--model", folder, capsys=capsys)
 
 
 GOOD = [f"{name}={value}" for name, value in ADAMW.items()]

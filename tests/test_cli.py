@@ -14,7 +14,8 @@ import yaml
 import ncpl_cli
 from datasets_scripts import SAMPLE_DIR
 from ncpl import Forecaster
-from ncpl.configs import read_configs, read_file
+from ncpl.configs import read_configs
+from ncpl.files import read_file
 from tests.checkpoints import ADAMW, CONFIGS, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parent.parent
@@ -236,7 +237,7 @@ def test_the_command_as_a_process(folder, file):
     command = [sys.executable, ROOT / "ncpl_cli.py", "predict", file, "lr=fast", "--model", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: learning rate: got 'fast', expected 1e-06 to 0.3 (peak learning rate)\n"
+    assert done.stderr == "error: learning rate: got 'fast', expected 1e-06 to 1 (peak learning rate)\n"
 
 
 def test_benchmarks(tmp_path, capsys):

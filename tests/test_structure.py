@@ -24,6 +24,7 @@ MOST_FUNCTION_LINES = 60
 
 # What a checkpoint forecasts with where its network is silent: numpy alone, each only what stands before it.
 NUMPY_ALONE = (
+    "text_ncpl",
     "fields_ncpl",
     "schedules_ncpl",
     "gradients_ncpl",
@@ -41,7 +42,7 @@ BUNDLE_LIBRARIES = {"torch", "transformers", "numpy", "huggingface_hub", "safete
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("bundle",),
     ("datasets_scripts",),
-    ("ncpl.errors", "ncpl.files", "ncpl.runs", "ncpl.record"),
+    ("ncpl.errors", "ncpl.assignments", "ncpl.files", "ncpl.runs", "ncpl.record"),
     ("*",),
     ("ncpl.forecaster",),
     ("ncpl", "ncpl.callback", "ncpl.evaluation", "ncpl.figures", "ncpl.hub", "ncpl.tables", "ncpl.views"),

@@ -1,0 +1,584 @@
+"""The one reader and writer of files: strict, within limits, and atomic.
+
+Documents (JSON, YAML, TOML, Python assignments) are read whole, tables (CSV, TSV, JSON lines, Parquet) row by row, so
+that a log of any size is read in bounded memory. `local` makes standard input a file. Every fault of a file is a
+`ValueError` that names it.
+"""
+
+import csv
+import functools
+import io
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ncpl.assignments import read_assignments
+from ncpl.errors import one_line, short
+from text_ncpl import read_number
+
+Row = dict[str, Any]
+
+KINDS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".toml": "toml",
+    ".py": "python",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+}
+"""Suffix -> kind of file; any other file is told by its first characters."""
+
+ACCEPTED = "a .yaml, .yml, .json, .jsonl, .csv, .tsv, .toml, .py or .parquet file"
+
+MAX_BYTES = {"json": 2**27, "yaml": 2**19, "toml": 2**19, "python": 2**19}
+"""Bytes of a document that is read whole: what is parsed in about two seconds, JSON is the fastest."""
+MAX_DEPTH = 64
+"""Levels of nesting of a document."""
+MAX_VALUES = 500_000
+"""Values of a document that is not JSON: YAML's aliases make a short text a huge document."""
+MAX_CELL = 2**20
+"""Characters of a table's cell or of a text in a document."""
+MAX_LINE = 2**24
+"""Characters of a line."""
+MAX_COLUMNS = 20_000
+"""Columns of a table."""
+
+_PEEK = 2**16
+_NOTHING = {"", "na", "n/a", "null", "none", "-", "--", "#n/a"}
+_COMMA = re.compile(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+([eE][-+]?\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
+
+
+def parse_value(text: str) -> Any:
+    """A number, true or false where the text reads as one, else the text.
+
+    >>> parse_value("1e-4"), parse_value("128"), parse_value("False"), parse_value("adamw"), parse_value("1_000")
+    (0.0001, 128, False, 'adamw', '1_000')
+    """
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    number = read_number(text)
+    return text if number is None else number
+
+
+def kind_of(path: str | Path) -> str:
+    """The kind of a file: by its suffix, else by its first characters.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    kind = KINDS.get(Path(path).suffix.lower())
+    if kind is not None:
+        return kind
+    with _bytes(path) as stream:
+        return _kind_by_content(stream)
+
+
+def read_document(path: str | Path) -> Any:
+    """What a JSON, YAML, TOML or Python file holds: dicts, lists, text, numbers, true, false and None.
+
+    YAML is 1.2, without tags, its dates are text, and several documents are a list. Of a Python file only assignments
+    of numbers, text and arithmetic are read; nothing is executed.
+
+    Raises:
+        ValueError: the file is missing, broken, too large or too deep, or gives a key twice; says where.
+    """
+    with _faults(path), _bytes(path) as stream:
+        kind = KINDS.get(Path(path).suffix.lower()) or _kind_by_content(stream)
+        if kind not in MAX_BYTES:
+            raise ValueError(f"a file of kind {kind}, accepted: .json, .yaml, .toml or .py (assignments)")
+        return _document(_text(stream, MAX_BYTES[kind]), kind)
+
+
+def parse_document(text: str, kind: str = "yaml") -> Any:
+    """`read_document` of text that is no file, such as a text box's.
+
+    >>> parse_document("lr: 1e-3\\nnesterov: no\\ntime: 2:08")
+    {'lr': 0.001, 'nesterov': 'no', 'time': '2:08'}
+    """
+    if len(text) > MAX_BYTES[kind]:
+        raise ValueError(f"{len(text)} characters of {kind}, accepted: at most {MAX_BYTES[kind]}")
+    return _document(text, kind)
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of any file one after the other: of a table's or JSON lines' as they are read, of a document its
+    mappings.
+
+    Empty cells and `NA`, `null` are left out of a table's rows, NaN stays: a loss that is NaN says something. Separators
+    (comma, semicolon, tab, bar), decimal commas, byte order marks and UTF-16 are recognised.
+
+    Raises:
+        ValueError: as `read_document`, or a table's row that does not fit its header; says where.
+    """
+    with _faults(path):
+        if Path(path).suffix.lower() == ".parquet":
+            yield from _parquet(path)
+            return
+        with _bytes(path) as stream:
+            kind = KINDS.get(Path(path).suffix.lower()) or _kind_by_content(stream)
+            if kind in ("csv", "jsonl"):
+                with _decoded(stream) as text:
+                    yield from (_csv if kind == "csv" else _jsonl)(text)
+            elif kind in MAX_BYTES:
+                yield from _mappings(_document(_text(stream, MAX_BYTES[kind]), kind))
+            else:
+                raise ValueError(f"a file of kind {Path(path).suffix or 'unknown'!r}, accepted: {ACCEPTED}")
+
+
+def read_file(path: str | Path, limit: int = 1_000_000) -> list[Row]:
+    """`read_rows` as a list; a table's NaN is an absent cell here.
+
+    Raises:
+        ValueError: as there; no rows, or more than `limit`.
+    """
+    rows: list[Row] = []
+    for row in read_rows(path):
+        if len(rows) == limit:
+            raise ValueError(f"{one_line(path, 120)}: more than {limit} rows, accepted: at most that many")
+        rows.append(row)
+    if kind_of(path) in ("csv", "parquet"):
+        rows = [{name: value for name, value in row.items() if not _nothing(value)} for row in rows]
+    if rows and "" in rows[0]:
+        raise ValueError(f"{one_line(path, 120)}: column 1 has no name, expected a field's")
+    if not rows:
+        raise ValueError(
+            f"{one_line(path, 120)}: holds nothing, expected at least one configuration (fields and values)"
+        )
+    return rows
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file at once: readers see the old file or the new one, never a part.
+
+    Raises:
+        ValueError: it cannot be written; says why.
+
+    >>> folder = tempfile.mkdtemp()
+    >>> write_text(Path(folder, "note.txt"), "hello")
+    >>> Path(folder, "note.txt").read_text()
+    'hello'
+    """
+    path = Path(path)
+    part = None
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:60]}.", delete=False) as file:
+            part = Path(file.name)
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        # Temporary files are private; others' umask decides for new ones.
+        part.chmod(mode if mode is not None else 0o666 & ~_umask())
+        part.replace(path)
+    except (OSError, UnicodeEncodeError) as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else "lone surrogates are no text"
+        raise ValueError(one_line(f"{one_line(path, 150)}: cannot be written ({reason})")) from None
+
+
+def write_json(path: str | Path, value: Any, indent: int = 2) -> None:
+    """Writes a JSON file at once, NaN and infinities as null.
+
+    Raises:
+        ValueError: it cannot be written; says why.
+    """
+    write_text(path, json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ bytes and text
+
+
+@contextmanager
+def _faults(path: str | Path) -> Iterator[None]:
+    """Names the file in front of what is wrong with it, in one line."""
+    try:
+        yield
+    except ValueError as error:
+        name = one_line(path, 120)
+        message = str(error)
+        if not message.startswith(f"{name}: "):
+            message = f"{name}{message}" if message.startswith("[") else f"{name}: {message}"
+        raise ValueError(one_line(message)) from None
+
+
+@contextmanager
+def local(path: str | Path) -> Iterator[Path]:
+    """A path that can be read twice: standard input, `-`, is copied to a file of its own first."""
+    if str(path) != "-":
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "stdin")
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy
+
+
+@contextmanager
+def _bytes(path: str | Path) -> "Iterator[io.BufferedReader[Any]]":
+    """A regular file whose first characters can be peeked."""
+    name = one_line(path, 120)
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise ValueError(f"{name}: is {what}, expected {ACCEPTED}")
+        stream = io.BufferedReader(io.FileIO(path), _PEEK)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror}), accepted: {ACCEPTED}") from None
+    with stream:
+        yield stream
+
+
+def _encoding(head: bytes) -> str:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if len(head) >= 4 and head[:200].count(0) * 3 > len(head[:200]):
+        return "utf-16-be" if head[0] == 0 else "utf-16-le"
+    return "utf-8-sig"
+
+
+@contextmanager
+def _decoded(stream: io.BufferedReader) -> Iterator[IO[str]]:
+    text = io.TextIOWrapper(stream, encoding=_encoding(stream.peek(_PEEK)), newline="")
+    try:
+        yield text
+    finally:
+        # The stream below is closed by who opened it.
+        text.detach()
+
+
+def _text(stream: io.BufferedReader, limit: int) -> str:
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(
+            f"more than {limit:,} bytes, accepted: at most that many; JSON lines and CSV may be of any size"
+        )
+    try:
+        return data.decode(_encoding(data))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not {error.encoding.upper()} text ({error.reason} at byte {error.start})") from None
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    """Lines of bounded length."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = stream.readline(MAX_LINE + 1)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is not {error.encoding.upper()} text ({error.reason})") from None
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise ValueError(f"line {number} has more than {MAX_LINE:,} characters, accepted: at most that many")
+        yield line
+
+
+def _kind_by_content(stream: io.BufferedReader) -> str:
+    head = stream.peek(_PEEK)[:_PEEK]
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"SQLite format 3"):
+        return "sqlite"
+    text = head.decode(_encoding(head), errors="ignore").lstrip("\ufeff").lstrip()
+    first, _, rest = text.partition("\n")
+    first = first.strip()
+    if first.startswith(("{", "[")) and not re.fullmatch(r"\[+[\w.\- \"]+\]+", first):
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            return "json"
+        return "jsonl" if rest.strip() else "json"
+    statements = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    if statements and all(re.match(r"\[|[\w.\-\"]+\s*(:\s*\w+\s*)?=", line) for line in statements[:3]):
+        return "toml" if any(line.startswith("[") for line in statements) else "python"
+    separator = _separator(first)
+    if separator in first and not re.match(r"[\w. \-\"']+:(\s|$)", first):
+        return "csv"
+    return "yaml"
+
+
+# ------------------------------------------------------------------------------------------------ documents
+
+
+def _document(text: str, kind: str) -> Any:
+    readers = {"json": _json, "yaml": _yaml, "toml": _toml, "python": read_assignments}
+    try:
+        value = readers[kind](text)
+        return _plain(value, math.inf if kind == "json" else MAX_VALUES)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep, accepted: at most that many") from None
+
+
+def _plain(value: Any, limit: float = math.inf) -> Any:
+    """The same in plain Python values, within the limits.
+
+    Raises:
+        ValueError: too deep, too many values, too long a text, or a value of another kind.
+    """
+    count = 0
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal count
+        count += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep, accepted: at most that many")
+        if count > limit:
+            raise ValueError(f"more than {limit:,} values, accepted: at most that many")
+        if isinstance(value, dict):
+            found = {str(key): walk(item, depth + 1) for key, item in value.items()}
+            if len(found) < len(value):
+                raise ValueError(f"a key given twice, as text and as a number, among {short(list(value))}")
+            return found
+        if isinstance(value, list | tuple):
+            return [walk(item, depth + 1) for item in value]
+        if isinstance(value, str) and len(value) > MAX_CELL:
+            raise ValueError(f"a text of {len(value):,} characters, accepted: at most {MAX_CELL:,}")
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        raise ValueError(f"holds a value of type {type(value).__name__}, expected text, numbers, lists and mappings")
+
+    return walk(value, 0)
+
+
+def _mappings(document: Any) -> Iterator[Row]:
+    rows = document if isinstance(document, list) else [document]
+    for number, row in enumerate(rows):
+        if row is None and len(rows) == 1:
+            return
+        if not isinstance(row, dict):
+            at = f"[{number}]: " if len(rows) > 1 else ""
+            raise ValueError(f"{at}holds {short(row)} ({type(row).__name__}), expected a mapping of fields to values")
+        yield row
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{one_line(twice, 60)}: given twice in one object")
+    return found
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        documents = [document for document in yaml.load_all(text, _yaml_loader()) if document is not None]
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+    return documents[0] if len(documents) == 1 else documents or None
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """YAML 1.2's numbers and booleans (1.1 takes 1e-4 for text, `no` for false and 2:08 for 128), no key twice."""
+    import yaml
+
+    # The C parser is ten times as fast, and some builds of PyYAML lack it.
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            if not isinstance(node, yaml.MappingNode):
+                raise ValueError(f"a YAML tag at line {node.start_mark.line + 1} that does not fit, expected none")
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            line = node.start_mark.line + 1
+            if len(keys) < len(node.value):
+                key, count = keys.most_common(1)[0] if keys else (("", ""), 0)
+                told = f"{one_line(key[1], 60)}: given twice" if count > 1 else "a key that is no text"
+                raise ValueError(f"{told} in the mapping that starts at line {line}")
+            return super().construct_mapping(node, deep)
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            if node.tag not in _YAML_TAGS:
+                raise ValueError(
+                    f"a YAML tag ({one_line(node.tag, 60)}) at line {node.start_mark.line + 1}, expected none"
+                )
+            try:
+                return super().construct_object(node, deep)
+            except ValueError as error:
+                if isinstance(node, yaml.ScalarNode):
+                    raise ValueError(f"{error}, at line {node.start_mark.line + 1}") from None
+                raise
+
+    plain = {
+        "int": r"[-+]?[0-9]+",
+        "bool": r"true|True|TRUE|false|False|FALSE",
+        "null": r"~|null|Null|NULL|",
+        "merge": "<<",
+    }
+    plain["float"] = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    Loader.yaml_implicit_resolvers = {}
+    for name, pattern in plain.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^({pattern})$"), None)
+    # In 1.1 a leading zero makes a number octal.
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _whole(node.value))
+    return Loader
+
+
+_YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null", "float", "str", "seq", "map", "merge")}
+
+
+def _whole(text: str) -> Any:
+    value = parse_value(text)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"got {short(text)}, expected a whole number")
+
+
+def _toml(text: str) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"not TOML: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _separator(header: str) -> str:
+    """The separator that stands most often outside quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max(",;\t|", key=bare.count)
+
+
+def _csv(stream: IO[str]) -> Iterator[Row]:
+    lines = _lines(stream)
+    first = next((line for line in lines if line.strip()), "")
+    separator = _separator(first)
+    if first.lower().startswith("sep=") and len(first.strip()) <= 5:
+        # Spreadsheets name the separator in a line of its own.
+        separator, first = first.strip()[4:] or ",", next(lines, "")
+    old = csv.field_size_limit(MAX_CELL)
+    try:
+        reader = csv.reader(_chain(first, lines), delimiter=separator)
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(header)
+        for number, cells in enumerate(reader, 1):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"row {number} has {len(cells)} cells, expected {len(header)}, one for each column")
+            named = ((name, _cell(cell, separator)) for name, cell in zip(header, cells, strict=True))
+            yield {name: value for name, value in named if value is not None}
+    except csv.Error as error:
+        raise ValueError(f"not a table: {error} (accepted: at most {MAX_CELL:,} characters a cell)") from None
+    finally:
+        csv.field_size_limit(old)
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _check_header(header: list[str]) -> None:
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f"{len(header):,} columns, accepted: at most {MAX_COLUMNS:,}")
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise ValueError(f"{one_line(twice[0], 60)}: there are two columns of this name, expected one")
+    if header and all(isinstance(parse_value(name), int | float) for name in header if name):
+        raise ValueError("the first row holds numbers alone, expected the names of the columns")
+    for column, name in enumerate(header, 1):
+        # Data frames are written with a first column that numbers the rows.
+        if not name and column > 1:
+            raise ValueError(f"column {column} has no name, expected a field's")
+
+
+def _cell(text: str, separator: str) -> Any:
+    """A cell's value; None where there is none."""
+    text = text.strip()
+    if text.lower() in _NOTHING:
+        return None
+    if "," in text:
+        if separator != "," and _COMMA.fullmatch(text):
+            return float(text.replace(".", "").replace(",", "."))
+        if _THOUSANDS.fullmatch(text):
+            return parse_value(text.replace(",", ""))
+    return parse_value(text)
+
+
+def _jsonl(stream: IO[str]) -> Iterator[Row]:
+    for number, line in enumerate(_lines(stream), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_unique)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise ValueError(f"line {number} is nested too deep, accepted: at most {MAX_DEPTH} levels") from None
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} holds {short(row)}, expected a mapping of fields to values")
+        yield _plain(row)
+
+
+def _parquet(path: str | Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _bytes(path):
+        pass
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=10_000):
+                for row in batch.to_pylist():
+                    yield {name: value for name, value in _plain(row).items() if not _nothing(value)}
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not Parquet: {error}") from None
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is absent is null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

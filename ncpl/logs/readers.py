@@ -1,0 +1,427 @@
+"""What labs have on disk as runs: a table's rows, a history's points, a folder's files, a database.
+
+Every reader streams: of a run it keeps the last value of each column and a thinned curve, so that a log of any size is
+read in bounded memory.
+"""
+
+import itertools
+import json
+import math
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ncpl.errors import one_line
+from ncpl.files import KINDS, Row, kind_of, local, read_document, read_rows
+from ncpl.logs.derive import number_of
+from ncpl.logs.frameworks import plain_name
+from ncpl.logs.translate import flatten, read_names
+
+CURVE_POINTS = 512
+"""Points of a curve that are kept; when there are twice as many, every second one goes."""
+
+_PEEK = 2000
+# Quantities of a run that do not change while it trains; a table in which they change holds runs, not points.
+_CONSTANT = ("layers", "width", "batch", "seq_len", "params", "params_body", "steps", "tokens", "lr")
+_LOSS = re.compile(r"loss|cross_?entropy|perplexity|(^|[._])(ppl|nll|bpb|xent|ce)($|[._])|bits_per_(byte|token)", re.I)
+_NOT_FINAL = re.compile(
+    r"z_?loss|aux|balanc|router|loss_?scale|vs_samples|std|stddev|__min$|__max$|global_max|(^|[._])(best|min)[._]|moe_|"
+    r"loss_fn|smoothing|loss_type|loss_func|num_|_count$|per_class|weight|runtime|train_runtime|loss_link",
+    re.I,
+)
+_RATE = re.compile(r"(^|[._])(lr|learning_rate)($|[._])")
+
+
+@dataclass
+class Curve:
+    """A logged loss: what it ended at, and a thinned curve.
+
+    Args:
+        points: [(step, loss), ...], evenly spread.
+        last: the last finite value; None before there is one.
+        finite, nans: how many values were numbers, and how many were not.
+        broken: whether NaN or infinity was logged after the last finite value.
+    """
+
+    points: list[tuple[float, float]] = field(default_factory=list)
+    last: float | None = None
+    finite: int = 0
+    nans: int = 0
+    broken: bool = False
+
+    def add(self, step: float, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.nans += 1
+            self.broken = True
+            return
+        self.finite += 1
+        self.last, self.broken = loss, False
+        self.points.append((step, loss))
+        if len(self.points) > 2 * CURVE_POINTS:
+            del self.points[:-1:2]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended in NaN; a table that writes NaN where nothing was measured has more of them than numbers."""
+        return self.broken and self.finite >= self.nans
+
+
+@dataclass
+class Logged:
+    """One run as it was logged.
+
+    Args:
+        name: as its log calls it; None where it has none.
+        values: flattened configuration, and the last value of each logged column.
+        curves: name of a logged loss -> its curve.
+        peaks: name of a logged learning rate -> its largest value.
+        points: how many points were logged; 0 where the log holds one row a run.
+        complete: whether the values hold a whole configuration, in which an absent key has its default.
+        origin: file or folder.
+    """
+
+    name: str | None
+    values: dict[str, Any]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+    points: int = 0
+    origin: str = ""
+    complete: bool = False
+
+
+def is_loss(name: str) -> bool:
+    """Whether a column may hold the loss of the run (not a regulariser's, an extreme's or a setting).
+
+    >>> is_loss("eval/c4/CE loss"), is_loss("train/z_loss"), is_loss("val_ppl"), is_loss("layers")
+    (True, False, True, False)
+    """
+    plain = plain_name(name)
+    return bool(_LOSS.search(plain)) and not _NOT_FINAL.search(plain)
+
+
+def read_runs(path: str | Path) -> Iterator[Logged]:
+    """The runs of a file or a folder.
+
+    Raises:
+        ValueError: it cannot be read, or holds nothing that is a run; says where.
+    """
+    if str(path) == "-":
+        with local(path) as copy:
+            yield from read_runs(copy)
+        return
+    if Path(path).is_dir():
+        yield from _folder(Path(path))
+        return
+    kind = kind_of(path)
+    if kind == "sqlite":
+        yield from _trackio(Path(path))
+        return
+    if kind in ("csv", "jsonl", "parquet"):
+        yield from _table(read_rows(path), _stem(path), str(path))
+        return
+    document = read_document(path)
+    yield from _of_document(document, _stem(path), str(path))
+
+
+def _stem(path: str | Path) -> str:
+    return Path(path).stem
+
+
+def _of_document(document: Any, stem: str, origin: str) -> Iterator[Logged]:
+    rows = document if isinstance(document, list) else [document]
+    if len(rows) == 1 and isinstance(rows[0], dict) and isinstance(rows[0].get("log_history"), list):
+        state = dict(rows[0])
+        history = state.pop("log_history")
+        yield _history_of(history, flatten(state), stem, origin)
+        return
+    if not all(isinstance(row, dict) for row in rows) or not rows or rows == [{}]:
+        raise ValueError(f"{one_line(origin, 100)}: holds no runs, expected mappings of names to values")
+    if len(rows) == 1:
+        yield Logged(None, _unpacked(rows[0]), origin=origin, complete=True)
+        return
+    yield from _table(iter(rows), stem, origin)
+
+
+def _unpacked(row: Row) -> Row:
+    """A row flat, with our own builders' `conf`, perhaps a JSON text, among the columns."""
+    row = dict(row)
+    for name in ("conf", "config", "hyperparameters", "summary"):
+        if isinstance(row.get(name), str) and row[name].lstrip().startswith("{"):
+            try:
+                row[name] = json.loads(row[name])
+            except ValueError:
+                continue
+    flat: Row = {}
+    for name, value in flatten(row).items():
+        # A wrapper around the configuration is no part of a name.
+        bare = re.sub(r"^(conf|config|summary|params|metrics|hyperparameters|data\.params|data\.metrics)\.", "", name)
+        flat.setdefault(bare if bare not in row else name, value)
+    return flat
+
+
+# ------------------------------------------------------------------------------------------------ tables and histories
+
+
+def _table(rows: Iterator[Row], stem: str, origin: str) -> Iterator[Logged]:
+    """A table of runs, or of the points of one or several runs."""
+    head = [_unpacked(row) for row in itertools.islice(rows, _PEEK)]
+    names = list(dict.fromkeys(name for row in head for name in row))
+    if not head:
+        raise ValueError(f"{one_line(origin, 100)}: holds nothing, expected at least one run")
+    panel = _panel_columns(names)
+    everything: Iterator[Row] = itertools.chain(head, (_unpacked(row) for row in rows))
+    if panel:
+        yield from _panel(everything, names, origin)
+        return
+    if {plain_name(name) for name in names} == {"wall_time", "step", "value"}:
+        # TensorBoard exports one tag of one run, and names both in the file's name alone.
+        everything = ({"step": row.get("Step"), "loss": row.get("Value")} for row in everything)
+        yield from _points(everything, "step", None, stem, origin)
+        return
+    step, run = _step_and_run(head, names)
+    if step is None:
+        for row in everything:
+            yield Logged(_text(row.get(run)) if run else None, row, origin=origin)
+        return
+    yield from _points(everything, step, run, stem, origin)
+
+
+def _step_and_run(head: list[Row], names: list[str]) -> tuple[str | None, str | None]:
+    """The columns that tell a history's step and run; no step where each row is a run of its own."""
+    reading = read_names(names)
+    step = reading.names.get("step", (None, 0))[0]
+    run = _run_column(reading, head)
+    if step is None and "iter" in {plain_name(name) for name in names}:
+        step = next(name for name in names if plain_name(name) == "iter")
+    if step is None:
+        return None, run
+    groups: dict[Any, list[Row]] = {}
+    for row in head:
+        groups.setdefault(row.get(run) if run else None, []).append(row)
+    several = [rows for rows in groups.values() if len(rows) > 1]
+    if not several:
+        return None, run
+    for rows in several:
+        steps = [number_of(row.get(step)) for row in rows]
+        known = [number for number in steps if number is not None]
+        if (
+            len(known) < len(rows) / 2
+            or len(set(known)) < 2
+            or (sorted(known) != known and len(set(known)) < len(known) / 2)
+        ):
+            return None, run
+        for quantity in _CONSTANT:
+            column = reading.names.get(quantity, (None, 0))[0]
+            values = {str(row[column]) for row in rows if column is not None and row.get(column) is not None}
+            if len(values) > 1 and not (quantity in ("lr", "tokens") and len(values) > len(rows) / 3):
+                return None, run
+    return step, run
+
+
+def _run_column(reading: Any, head: list[Row]) -> str | None:
+    column = reading.names.get("name", (None, 0))[0]
+    return column if column is not None and any(column in row for row in head) else None
+
+
+def _points(rows: Iterable[Row], step: str, run: str | None, stem: str, origin: str) -> Iterator[Logged]:
+    runs: dict[Any, Logged] = {}
+    for row in rows:
+        key = row.get(run) if run else None
+        if key is None and run and not row.get(step):
+            continue
+        if key not in runs:
+            runs[key] = Logged(_text(key) if run else stem, {}, origin=origin)
+        _add_point(runs[key], row, number_of(row.get(step)))
+    yield from runs.values()
+
+
+def _add_point(logged: Logged, row: Row, step: float | None) -> None:
+    logged.points += 1
+    for name, value in row.items():
+        if value is None or value == "":
+            continue
+        if is_loss(name):
+            loss = _loss_value(value)
+            if loss is not None:
+                logged.curves.setdefault(name, Curve()).add(logged.points if step is None else step, loss)
+            continue
+        if isinstance(value, float) and math.isnan(value):
+            continue
+        if _RATE.search(plain_name(name)):
+            # The largest learning rate that was logged is the peak.
+            logged.peaks[name] = max(float(number_of(value) or 0), logged.peaks.get(name, 0.0))
+        logged.values[name] = value
+
+
+def _loss_value(value: Any) -> float | None:
+    """A loss, NaN and infinities included, perhaps as text."""
+    if isinstance(value, str):
+        text = value.strip().lower().lstrip("+")
+        if text in ("nan", "inf", "infinity", "-inf", "-infinity"):
+            return math.nan
+    number = number_of(value)
+    if number is not None:
+        return float(number)
+    return math.nan if isinstance(value, float) else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _panel_columns(names: list[str]) -> bool:
+    """Whether this is W&B's export of a panel: a column for the step, and of each run `RUN - METRIC`."""
+    others = [name for name in names[1:] if not re.search(r"__(MIN|MAX)$", name)]
+    return bool(others) and all(" - " in name for name in others)
+
+
+def _panel(rows: Iterable[Row], names: list[str], origin: str) -> Iterator[Logged]:
+    step = names[0]
+    runs: dict[str, Logged] = {}
+    split = {name: name.rpartition(" - ") for name in names[1:] if not re.search(r"__(MIN|MAX)$", name)}
+    for row in rows:
+        grouped: dict[str, Row] = {}
+        for name, (run, _, metric) in split.items():
+            value = row.get(name)
+            if value is not None:
+                grouped.setdefault(run.removeprefix("Group: "), {})[metric] = value
+        for run, point in grouped.items():
+            logged = runs.setdefault(run, Logged(run, {}, origin=origin))
+            point.setdefault("_step", row.get(step))
+            _add_point(logged, point, number_of(row.get(step)))
+    yield from runs.values()
+
+
+def _history_of(history: list[Any], values: Row, stem: str, origin: str) -> Logged:
+    """A trainer's state: its log holds rows of training and of evaluation."""
+    logged = Logged(stem, {}, origin=origin)
+    for row in history:
+        if isinstance(row, dict):
+            # The mean over the whole run, which the last row gives, is no final loss.
+            _add_point(logged, flatten({k: v for k, v in row.items() if k != "train_loss"}), number_of(row.get("step")))
+    logged.values = values | logged.values
+    return logged
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+_RUN_FILES = ("trainer_state.json", "wandb-summary.json", "wandb-metadata.json")
+_CONFIG_FILES = ("config.json", "training_args.json", "config.yaml", "hparams.yaml", "args.json", "params.json")
+_PASSED = re.compile(
+    r"tokenizer|vocab|merges|special_tokens|generation_config|added_tokens|preprocessor|model\.safetensors\.index|"
+    r"all_results|train_results|eval_results|adapter_config|wandb-metadata|\.expected\.csv$|requirements|scheduler"
+)
+
+
+def _folder(folder: Path, depth: int = 0) -> Iterator[Logged]:
+    """The runs of a folder: its own files as one run if they are a run's, else each file and each folder on its own."""
+    if depth > 6:
+        return
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    if _is_run(folder):
+        yield _run_folder(folder)
+        return
+    checkpoints = [entry for entry in entries if re.fullmatch(r"checkpoint-\d+", entry.name) and _is_run(entry)]
+    if checkpoints:
+        newest = max(checkpoints, key=lambda entry: int(entry.name.rpartition("-")[2]))
+        logged = _run_folder(newest)
+        logged.name, logged.origin = folder.name, str(folder)
+        yield logged
+        entries = [entry for entry in entries if entry not in checkpoints and not _config(entry)]
+    found = False
+    trackio = [entry for entry in entries if entry.name.endswith("_configs.parquet")]
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+            yield from _folder(entry, depth + 1)
+            found = True
+        elif entry.is_file() and KINDS.get(entry.suffix.lower()) and not _PASSED.search(entry.name):
+            if entry.name.endswith(("_system.parquet", "_configs.parquet")):
+                continue
+            if any(entry.name == config.name.replace("_configs.parquet", ".parquet") for config in trackio):
+                yield from _trackio_parquet(entry)
+            else:
+                yield from read_runs(entry)
+            found = True
+    if depth == 0 and not found and not checkpoints:
+        raise ValueError(f"{one_line(folder, 100)}: holds no runs, expected files: {', '.join(sorted(KINDS))}")
+
+
+def _config(entry: Path) -> bool:
+    return entry.name in _CONFIG_FILES
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _RUN_FILES)
+
+
+def _run_folder(folder: Path) -> Logged:
+    """One run of several files: its configuration, its trainer's state, its summary."""
+    values: Row = {}
+    for name in _CONFIG_FILES:
+        if (folder / name).is_file():
+            document = read_document(folder / name)
+            if isinstance(document, dict):
+                values.update(_unpacked({key: value for key, value in document.items() if key != "wandb_version"}))
+    name = folder.parent.name if folder.name == "files" else folder.name
+    logged = Logged(name, values, origin=str(folder), complete=True)
+    state = folder / "trainer_state.json"
+    if state.is_file():
+        document = read_document(state)
+        if not isinstance(document, dict):
+            raise ValueError(f"{one_line(state, 100)}: holds no trainer's state, expected a mapping")
+        history = document.pop("log_history", [])
+        logged = _history_of(
+            history if isinstance(history, list) else [], values | flatten(document), name, str(folder)
+        )
+        logged.complete = bool(values)
+    summary = folder / "wandb-summary.json"
+    if summary.is_file():
+        document = read_document(summary)
+        logged.values.update(flatten(document) if isinstance(document, dict) else {})
+    return logged
+
+
+# ------------------------------------------------------------------------------------------------ trackio
+
+
+def _trackio(path: Path) -> Iterator[Logged]:
+    """A trackio project: a database of metrics and configurations."""
+    try:
+        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as database:
+            tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            if "metrics" not in tables:
+                raise ValueError(f"{one_line(path, 100)}: a database without a table of metrics, expected trackio's")
+            configs: dict[str, Row] = {}
+            if "configs" in tables:
+                for name, text in database.execute("select run_name, config from configs"):
+                    configs[name] = _json_row(text)
+            runs: dict[str, Logged] = {}
+            for name, step, text in database.execute(
+                "select run_name, step, metrics from metrics order by run_name, step"
+            ):
+                logged = runs.setdefault(name, Logged(name, {}, origin=str(path)))
+                _add_point(logged, {"step": step} | flatten(_json_row(text)), step)
+            for name, logged in runs.items():
+                logged.values = flatten(configs.get(name, {})) | logged.values
+                yield logged
+    except sqlite3.Error as error:
+        raise ValueError(f"{one_line(path, 100)}: not a database that can be read ({error})") from None
+
+
+def _json_row(text: Any) -> Row:
+    row = json.loads(text) if isinstance(text, str | bytes) else text
+    return {name: value for name, value in row.items() if not name.startswith("_")} if isinstance(row, dict) else {}
+
+
+def _trackio_parquet(path: Path) -> Iterator[Logged]:
+    configs = {
+        str(row.get("run_name")): _unpacked({k: v for k, v in row.items() if not k.startswith("_")})
+        for row in read_rows(path.with_name(path.name.replace(".parquet", "_configs.parquet")))
+    }
+    for logged in _points((_unpacked(row) for row in read_rows(path)), "step", "run_name", path.stem, str(path)):
+        logged.values = configs.get(str(logged.name), {}) | logged.values
+        yield logged

@@ -1,0 +1,358 @@
+"""What a framework's names alone do not say: widths that count gate and up together, batches of one device, and so on.
+
+Each rule changes the quantities in place, given all values of the file under their plain names, and returns what it
+did: quantity -> sentence.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Facts = dict[str, Any]
+"""Quantity (`frameworks.QUANTITIES`) -> value; `complete`: whether the file is a whole configuration."""
+
+_UNITS = {"steps": "_steps", "step": "_steps", "tokens": "_tokens", "samples": "_samples"}
+
+
+def _olmo(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {}
+    gated = str(values.get("activation_type", "swiglu")).lower() in ("swiglu", "geglu")
+    facts["gated"] = gated
+    ratio = facts.pop("ffn_ratio", 4 if facts.get("complete") else 0)
+    wide = facts.pop("ffn", None) or float(ratio) * facts.get("width", 0)
+    if wide:
+        facts["ffn"] = int(wide) // 2 if gated else int(wide)
+        if gated:
+            told["ffn"] = f"{int(wide)} counts gate and up together"
+    if facts.pop("multi_query", None) is True:
+        facts.setdefault("kv_heads", 1)
+    _in_units(facts, values.get("units", "steps"))
+    return told
+
+
+def _in_units(facts: Facts, units: Any) -> None:
+    """Lengths of the schedule in the unit that another key gives."""
+    unit = _UNITS.get(str(units).lower().rpartition(".")[2], "_steps")
+    for length in ("warmup", "decay"):
+        value = facts.get(f"{length}_in_units")
+        if value is not None:
+            facts.setdefault(f"{length}{unit}", value)
+            del facts[f"{length}_in_units"]
+
+
+def _ratio(facts: Facts) -> float | None:
+    """Feed-forward width from its ratio to the width, 4 where a whole configuration names none."""
+    ratio = facts.pop("ffn_ratio", 4 if facts.get("complete") else None)
+    return float(ratio) * facts["width"] if ratio and facts.get("width") else None
+
+
+def _olmo_core(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    _in_units(facts, values.get("units", "steps"))
+    facts["gated"] = True
+    if not facts.get("complete"):
+        return {}
+    if "wsd" in str(facts.get("schedule", "")).lower():
+        if "decay_steps" not in facts and "decay_tokens" not in facts:
+            facts.setdefault("decay_share", 0.1)
+        facts.setdefault("min_lr", 0)
+    elif re.search("cos|linear", str(facts.get("schedule", "")), re.I):
+        facts.setdefault("min_lr_ratio", 0.1)
+    return {}
+
+
+def _megatron(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {}
+    if not values.get("group_query_attention"):
+        facts.pop("kv_heads", None)
+    width, wide = facts.get("width"), facts.get("ffn")
+    swiglu = values.get("swiglu")
+    if swiglu is None and width and wide and wide != 4 * width:
+        # A launcher's list of arguments often lacks the flag; plain layers are 4 times as wide as the model.
+        swiglu = True
+        told["gated"] = f"a feed-forward width of {wide:g}, not 4 x {width:g}, is taken for a gated one"
+    facts["gated"] = bool(swiglu)
+    if width and not wide and facts.get("complete"):
+        facts["ffn"] = int(8 * width / 3 / 64) * 64 if swiglu else 4 * width
+    if "warmup_decay_share" in facts:
+        whole = values.get("lr_decay_iters") or values.get("train_iters")
+        share = facts.pop("warmup_decay_share")
+        if whole:
+            facts.setdefault("warmup_steps", int(share * whole))
+        else:
+            facts.setdefault("warmup_share", share)
+    if str(facts.get("optimizer", "adam")).lower() == "adam" and values.get("decoupled_weight_decay", True):
+        facts["optimizer"] = "adamw"
+        told["optimizer"] = "adam with decoupled weight decay is adamw"
+    facts["tied"] = not values.get("untie_embeddings_and_output_weights", False)
+    return told
+
+
+def _neox(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {}
+    activation = str(values.get("activation", values.get("mlp_type", ""))).lower()
+    gated = any(word in activation for word in ("swiglu", "geglu", "glu", "llama"))
+    facts["gated"] = gated
+    wide = facts.pop("ffn", None) or _ratio(facts)
+    if wide and gated:
+        multiple = int(values.get("mlp_multiple_of", 1) or 1)
+        facts["ffn"] = (
+            -(-int(wide) // 3 // multiple) * multiple if multiple == 1 else -(-(int(wide) // 3) // multiple) * multiple
+        )
+        told["ffn"] = f"{int(wide)} is 3 x the width of one of gate and up"
+    elif wide:
+        facts["ffn"] = int(wide)
+    facts["tied"] = not values.get("no_weight_tying", False)
+    if str(facts.get("optimizer", "adam")).lower() == "adam":
+        facts["optimizer"] = "adamw"
+        told["optimizer"] = "Adam with weight decay is adamw"
+    if facts.get("experts") in (0, 1):
+        facts.pop("experts")
+    share = facts.pop("warmup_decay_share", None)
+    if share is not None:
+        facts["warmup_steps"] = (
+            int(share * (values.get("lr_decay_iters") or values["train_iters"]) + 1e-6)
+            if (values.get("lr_decay_iters") or values.get("train_iters"))
+            else None
+        )
+        if facts["warmup_steps"] is None:
+            facts["warmup_share"] = share
+            del facts["warmup_steps"]
+    return told
+
+
+def _torchtitan(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    if facts.get("batch", 1) == -1:
+        del facts["batch"]
+    share = values.get("decay_ratio")
+    if share is not None:
+        facts["decay_share"] = share
+    facts["gated"] = True
+    return {}
+
+
+def _litgpt(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    facts["gated"] = "gptneox" not in str(values.get("mlp_class_name", "LLaMAMLP")).lower()
+    if not facts["gated"] and "width" in facts:
+        facts.setdefault("ffn", 4 * facts["width"])
+    if facts.get("experts") == 0:
+        del facts["experts"]
+    return {}
+
+
+def _levanter(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    kind = str(values.get("model.type", "llama")).lower()
+    if str(facts.get("optimizer", "")).lower() == "adam":
+        facts["optimizer"] = "adamw"
+    facts["gated"] = "gpt2" not in kind
+    wide = _ratio(facts)
+    if not facts["gated"] and wide:
+        facts.setdefault("ffn", int(wide))
+    heads = facts.get("heads")
+    if facts["gated"] and heads and "kv_heads" not in facts and heads > 32:
+        facts["kv_heads"] = 32
+    return {}
+
+
+def _nanogpt(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {"optimizer": "nanoGPT trains with AdamW"}
+    micro, summed = facts.pop("device_batch", None), facts.pop("accumulation", None)
+    if micro is not None and summed is not None:
+        facts.setdefault("batch", micro * summed)
+        told["batch"] = f"batch_size {micro:g} x gradient_accumulation_steps {summed:g}, which counts all GPUs"
+    elif micro is not None:
+        facts["device_batch"] = micro
+    if values.get("decay_lr") is False:
+        facts["schedule"], facts["warmup_steps"] = "constant", 0
+        facts.pop("min_lr", None)
+    facts["gated"] = False
+    if "width" in facts:
+        facts.setdefault("ffn", 4 * facts["width"])
+    return told
+
+
+def _nanochat(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {}
+    for name in ("batch_tokens", "steps"):
+        if facts.get(name, 1) == -1:
+            del facts[name]
+    if "layers" in facts and "width" not in facts:
+        head = int(values.get("head_dim", 128))
+        width = -(-int(facts["layers"] * values.get("aspect_ratio", 64)) // head) * head
+        facts.update(width=width, head_dim=head)
+        facts.setdefault("heads", width // head)
+        told["width"] = f"depth x {values.get('aspect_ratio', 64)}, up to a multiple of {head}"
+    facts["gated"], facts["tied"] = False, False
+    if "width" in facts:
+        facts["ffn"] = 4 * facts["width"]
+    if "lr" in facts and "batch_tokens" in facts:
+        facts["lr"] *= (facts["batch_tokens"] / 2**19) ** 0.5
+        told["lr"] = "matrix_lr x sqrt(batch / 2^19), as nanochat rescales it"
+    elif "lr" in facts:
+        del facts["lr"]
+    return told
+
+
+def _open_lm(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {}
+    gated = not any(word in str(values.get("ffn_type", "swiglu")).lower() for word in ("gelu", "moe"))
+    facts["gated"] = gated
+    _shape_in_name(facts, values)
+    if "width" in facts:
+        facts["ffn"] = 256 * -(-int(8 * facts["width"] / 3) // 256) if gated else 4 * facts["width"]
+        told["ffn"] = "open_lm's own, 8/3 of the width up to a multiple of 256" if gated else "open_lm's own, 4 x width"
+    if "samples" in facts:
+        facts["samples"] *= values.get("epochs", 1) or 1
+    return told | _shape_in_name(facts, values)
+
+
+def _shape_in_name(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    """open_lm's small models are named after their shape, `d=96_l=8_h=4`."""
+    shape = re.search(r"\bd=(\d+)_l=(\d+)_h=(\d+)", str(values.get("model") or facts.get("name") or ""))
+    if shape is None:
+        return {}
+    for quantity, number in zip(("width", "layers", "heads"), shape.groups(), strict=True):
+        facts.setdefault(quantity, int(number))
+    return {"width": "the model's name", "layers": "the model's name", "heads": "the model's name"}
+
+
+def _foundry(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = {}
+    facts["gated"] = "glu" in str(values.get("ffn_type", "mptmlp")).lower()
+    wide = _ratio(facts)
+    if wide:
+        facts.setdefault("ffn", int(wide))
+    if (
+        "decoupled" in str(facts.get("optimizer", "")).lower()
+        and facts.get("lr")
+        and facts.get("weight_decay") is not None
+    ):
+        facts["weight_decay"] = facts["weight_decay"] / facts["lr"]
+        told["weight_decay"] = "Composer's decoupled weight decay over the peak learning rate"
+    return told
+
+
+_PLAIN_MODELS = (
+    "gpt2",
+    "gpt_neox",
+    "gptneox",
+    "opt",
+    "bloom",
+    "gptj",
+    "gpt_neo",
+    "phi",
+    "falcon",
+    "bert",
+    "mpt",
+    "codegen",
+)
+
+
+def _transformers(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    kind = str(values.get("model_type", "")).lower()
+    facts["gated"] = kind not in _PLAIN_MODELS and not (not kind and "n_embd" in values)
+    if not facts["gated"] and "width" in facts:
+        facts.setdefault("ffn", 4 * facts["width"])
+    if "tied" not in facts and kind:
+        facts["tied"] = kind in ("gpt2", "opt", "bloom", "gemma", "gemma2", "gemma3_text", "falcon", "gpt_neo")
+    for name, default in {"qwen3": ("head_dim", 128), "mixtral": ("experts", 8), "olmoe": ("experts", 64)}.items():
+        if kind == name:
+            facts.setdefault(*default)
+    told = {}
+    if facts.get("complete") and {"per_device_train_batch_size", "lr_scheduler_type"} & values.keys():
+        training = {"optimizer": "adamw", "schedule": "linear", "weight_decay": 0, "beta1": 0.9, "beta2": 0.999}
+        for name, value in (training | {"epsilon": 1e-8, "clip": 1.0}).items():
+            if name not in facts:
+                facts[name], told[name] = value, "default of TrainingArguments"
+        if not {"warmup_steps", "warmup_share"} & facts.keys():
+            facts["warmup_steps"], told["warmup_steps"] = 0, "default of TrainingArguments"
+    if kind in ("mixtral", "olmoe"):
+        facts.setdefault("top_k", 2 if kind == "mixtral" else 8)
+        facts.setdefault("expert_dim", facts.get("ffn"))
+    if values.get("kv_lora_rank") is not None:
+        # Multi-head latent attention has other matrices.
+        facts["unknown_attention"] = True
+    shared = values.get("shared_expert_intermediate_size")
+    if shared:
+        facts["shared_dim"] = shared
+    if any(
+        isinstance(values.get(name), int | float) and values[name] not in (0, 1) for name in ("decoder_sparse_step",)
+    ):
+        facts["unknown_attention"] = True
+    for name in ("steps",):
+        if isinstance(facts.get(name), int | float) and facts[name] <= 0:
+            del facts[name]
+    if facts.get("warmup_steps") in (0, None) and facts.get("warmup_share"):
+        facts.pop("warmup_steps", None)
+    elif isinstance(facts.get("warmup_steps"), float) and 0 < facts["warmup_steps"] < 1:
+        facts["warmup_share"] = facts.pop("warmup_steps")
+    to_zero = re.fullmatch(r"(schedulertype\.)?(linear|cosine)(_with_warmup)?", str(facts.get("schedule")).lower())
+    if to_zero and "min_lr" not in facts and "min_lr_ratio" not in facts:
+        facts["min_lr_ratio"] = 0
+    return told
+
+
+def _nanotron(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    facts["gated"] = True
+    start, steps = values.get("lr_decay_starting_step"), facts.get("steps")
+    if "min_lr" not in facts and facts.get("lr"):
+        facts["schedule"] = "constant"
+    elif start and steps and "decay_steps" not in facts:
+        facts["decay_steps"] = steps - start
+    elif not start:
+        facts.pop("decay_steps", None)
+    return {}
+
+
+def _deepspeed(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    if str(facts.get("optimizer", "")).lower() == "adam" and values.get("adam_w_mode", True):
+        facts["optimizer"] = "adamw"
+        return {"optimizer": "DeepSpeed's Adam has decoupled weight decay"}
+    return {}
+
+
+def _maxtext(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    activations = values.get("mlp_activations")
+    facts["gated"] = not isinstance(activations, list | tuple) or len(activations) == 2
+    if facts.get("experts") in (0, 1):
+        del facts["experts"]
+    if values.get("global_parameter_scale", 1) not in (1, None, ""):
+        facts["unknown_attention"] = True
+    if facts.get("steps", 1) == -1:
+        del facts["steps"]
+    return {}
+
+
+def _steplaw(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    facts["gated"] = True
+    moe = "experts" in facts
+    facts["source"] = "steplaw_moe" if moe else "steplaw"
+    told = {"source": "Step Law's columns", "optimizer": "Step Law trains with AdamW"}
+    floor = re.search(r"mlr([\d.e+-]+\d)", str(values.get("exp_name", "")))
+    if floor:
+        facts.setdefault("min_lr", float(floor[1]))
+        told["min_lr"] = "from exp_name"
+    facts.setdefault("seq_len", 2048)
+    facts.setdefault("optimizer", "adamw")
+    return told
+
+
+RULES: dict[str, Callable[[Facts, Mapping[str, Any]], dict[str, str]]] = {
+    "OLMo": _olmo,
+    "OLMo-core": _olmo_core,
+    "Megatron-LM": _megatron,
+    "GPT-NeoX": _neox,
+    "DeepSpeed": _deepspeed,
+    "torchtitan": _torchtitan,
+    "litgpt": _litgpt,
+    "Levanter": _levanter,
+    "nanochat": _nanochat,
+    "nanoGPT": _nanogpt,
+    "open_lm": _open_lm,
+    "llm-foundry": _foundry,
+    "nanotron": _nanotron,
+    "MaxText": _maxtext,
+    "Hugging Face Trainer": _transformers,
+    "Step Law": _steplaw,
+    "general": _shape_in_name,
+}
+"""Framework -> its rules."""

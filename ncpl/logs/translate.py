@@ -1,0 +1,375 @@
+"""One configuration of any framework under the registry's names, and what was read, derived, defaulted and left out."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fields_ncpl import FIELDS, field_name
+from ncpl.errors import one_line, short
+from ncpl.logs.derive import COUNTED, FACT_OF, SCALED, SMALLEST_COUNT, TEXTS, derive, missing, number_of
+from ncpl.logs.frameworks import GENERIC, QUANTITIES, Framework, matches, plain_name, recognise
+from ncpl.logs.rules import Facts
+
+UNSEEN_SOURCE = "other"
+"""Source of a configuration that names none: a lab that no model has seen."""
+
+_UNIT_SUFFIX = re.compile(r"_(k|m|b|t|million|millions|billion|billions|trillion)$|^(million|billion|trillion)s?_")
+_FACTORS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+
+
+@dataclass
+class Reading:
+    """Which names of a file stand for which quantity.
+
+    Args:
+        framework: whose names they are.
+        names: quantity -> (name in the file, factor to the quantity's unit).
+        fields: field of the registry -> name in the file, where the user said so or the file uses the registry's name.
+        ignored: name in the file -> why it is left out.
+    """
+
+    framework: Framework
+    names: dict[str, tuple[str, float]] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Translation:
+    """One configuration in the registry's terms.
+
+    Args:
+        fields: field -> value, unchecked.
+        facts: quantity -> value, as read and derived.
+        reading: which names were read.
+        derived: field or quantity -> how it was derived.
+        needs: what a forecast still needs, each with its unit.
+    """
+
+    fields: dict[str, Any]
+    facts: Facts
+    reading: Reading
+    derived: dict[str, str]
+    needs: list[str]
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested blocks as dotted names; lists stay values; `{desc, value}` and `{value, unit}` are one value.
+
+    >>> flatten({"model": {"d_model": 64}, "betas": [0.9, 0.95]})
+    {'model.d_model': 64, 'betas': [0.9, 0.95]}
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            keys = {str(key).lower() for key in value} - {"desc", "_class_"}
+            if keys == {"value"}:
+                # A W&B config.yaml wraps every value.
+                walk(prefix, value["value"])
+                return
+            if keys != {"value", "unit"}:
+                for key, item in value.items():
+                    walk(f"{prefix}.{key}" if prefix else str(key), item)
+                return
+        flat[prefix] = value
+
+    for key, value in values.items():
+        if key != "_wandb":
+            walk(str(key), value)
+    return flat
+
+
+def read_names(names: Iterable[str], given: Mapping[str, str] | None = None) -> Reading:
+    """Which of a file's names stand for which quantities.
+
+    Args:
+        names: of the flattened values.
+        given: their name -> field of the registry or quantity, as the user says; comes first.
+
+    Raises:
+        ValueError: a given name that the file does not hold, or a field that does not exist.
+    """
+    originals = list(names)
+    plain = {name: plain_name(name) for name in originals}
+    given = dict(given or {})
+    reading = Reading(recognise(plain.values()))
+    taken: set[str] = set()
+    if {"model size", "data size"} & {field_name(name) for name in originals}:
+        # The registry's own names: other names in general use may mean something else beside them.
+        reading.framework = GENERIC
+        for name in originals:
+            ours = field_name(name)
+            if ours is not None and ours not in reading.fields and plain[name] not in ("status", "name"):
+                reading.fields[ours] = name
+                taken.add(name)
+    for theirs, ours in given.items():
+        found = next((name for name in originals if name == theirs or plain[name] == plain_name(theirs)), None)
+        if found is None:
+            raise ValueError(
+                f"map: {short(theirs)} is not in the file, its names: {one_line(', '.join(originals), 150)}"
+            )
+        target = field_name(ours) or (ours if ours in QUANTITIES else None)
+        if target is None:
+            raise ValueError(
+                f"map: {short(ours)} is no field; `ncpl fields` lists them (name and final_loss are accepted too)"
+            )
+        if target in FIELDS:
+            reading.fields[target] = found
+        elif target == "final_loss":
+            pass
+        else:
+            reading.names[target] = (found, 1.0)
+        taken.add(found)
+    claimed: dict[str, str] = {}
+    own_fields = bool(reading.fields) and reading.framework is GENERIC and not given
+    for framework in (reading.framework, GENERIC):
+        for quantity, words in framework.names.items():
+            if quantity in reading.names or _mapped(quantity) in reading.fields or (own_fields and quantity == "step"):
+                continue
+            column = _find(words.split(), originals, plain, taken, quantity)
+            if column is not None and not (framework is GENERIC and claimed.get(column[0])):
+                reading.names[quantity] = column
+                taken.add(column[0])
+        if framework is not GENERIC:
+            # What the framework's own words claim is no other quantity, even where it was not needed.
+            own = [*framework.quantities(), *framework.never.split()]
+            claimed = {name: "claimed" for name in originals if any(matches(plain[name], word) for word in own)}
+    for name in originals:
+        if name not in taken:
+            reading.ignored[name] = (
+                "its framework uses it for something else" if name in claimed else "no known quantity"
+            )
+    return reading
+
+
+def _mapped(quantity: str) -> str | None:
+    return {fact: name for name, (fact, _) in SCALED.items()}.get(quantity) or {
+        fact: name for name, fact in FACT_OF.items()
+    }.get(quantity)
+
+
+def _find(
+    words: list[str], originals: list[str], plain: Mapping[str, str], taken: set[str], quantity: str
+) -> tuple[str, float] | None:
+    """The first of a quantity's words that the file holds, the shortest name first, and the factor of its unit."""
+    for word in words:
+        found = [name for name in originals if name not in taken and _same(name, plain[name], word)]
+        if found:
+            return min(found, key=len), 1.0
+    if quantity in COUNTED:
+        for name in originals:
+            bare = plain[name]
+            unit = _UNIT_SUFFIX.search(bare)
+            if name in taken or unit is None:
+                continue
+            bare = _UNIT_SUFFIX.sub("", bare)
+            if any(matches(bare, word) for word in words if len(word) > 2):
+                return name, _FACTORS[(unit[1] or unit[2])[0]]
+    return None
+
+
+def _same(name: str, plain: str, word: str) -> bool:
+    """One letter names a quantity in capitals alone, but for Step Law's lower-case width."""
+    if len(word) == 1 and word != "h":
+        return name == word.upper() or name.endswith(f".{word.upper()}")
+    return matches(plain, word)
+
+
+def read_facts(values: Mapping[str, Any], reading: Reading) -> tuple[Facts, dict[str, str]]:
+    """The quantities of one run, in the units of `QUANTITIES`, and what was not taken and why."""
+    facts: Facts = {}
+    refused: dict[str, str] = {}
+    for quantity, (name, factor) in reading.names.items():
+        value = values.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()) or value == "None":
+            continue
+        if quantity in TEXTS:
+            if not (quantity in ("optimizer", "schedule") and not isinstance(value, str)):
+                facts[quantity] = value
+            continue
+        number = number_of(value, quantity in COUNTED)
+        if number is None:
+            refused[name] = (
+                f"{short(value, 40)} is no number" if not isinstance(value, list) else "a list, not one number"
+            )
+        elif quantity in COUNTED and 0 < number * factor < SMALLEST_COUNT and quantity != "batch_tokens":
+            refused[name] = f"{number:g} is too small for a count and its unit is unknown; rename it, such as {name}_m"
+        else:
+            facts[quantity] = number * factor if factor != 1 else number
+    for name, theirs in reading.fields.items():
+        value = values.get(theirs)
+        if value is not None:
+            _set_field(facts, name, value)
+    return facts, refused
+
+
+def _set_field(facts: Facts, name: str, value: Any) -> None:
+    """A field of the registry as the quantity it is, so that others follow from it."""
+    if name in SCALED:
+        quantity, factor = SCALED[name]
+        number = number_of(value, counted=True)
+        if number is not None:
+            # "302M" is counted already, 302 is in the field's unit.
+            facts[quantity] = number if isinstance(value, str) and number_of(value) is None else number * factor
+        return
+    quantity = FACT_OF.get(name)
+    if quantity is None:
+        facts.setdefault("fields", {})[name] = value
+    else:
+        facts[quantity] = value if quantity in TEXTS or number_of(value) is None else number_of(value)
+
+
+def translate(
+    values: Mapping[str, Any],
+    reading: Reading | None = None,
+    assigned: Mapping[str, Any] | None = None,
+    extra: Mapping[str, tuple[Any, str]] | None = None,
+    complete: bool = True,
+) -> Translation:
+    """One configuration under the registry's names.
+
+    Args:
+        values: as the file holds them, flattened.
+        reading: which names stand for what; of these values alone when absent.
+        assigned: fields of the registry, or quantities such as `devices`, that the user adds.
+        extra: quantities known from elsewhere, such as the run's last logged step, and how.
+        complete: whether these are a whole configuration, in which a key that is absent has its default; a table's
+            columns are some of it.
+
+    >>> found = translate({"batch_size": 12, "block_size": 1024, "gradient_accumulation_steps": 40, "max_iters": 600000,
+    ...                    "lr_decay_iters": 600000})
+    >>> found.fields["batch size"], found.fields["seq len"], found.fields["data size"]
+    (480, 1024, 294.912)
+    >>> found.needs
+    ['model size (million non-embedding parameters) or num layers, hidden dim, ffn dim', 'learning rate (peak)']
+    """
+    reading = reading or read_names(values)
+    framework = reading.framework
+    facts, refused = read_facts(values, reading)
+    told: dict[str, str] = {}
+    for name, (value, how) in (extra or {}).items():
+        if name not in facts:
+            facts[name], told[name] = value, how
+    for name, value in (assigned or {}).items():
+        if field_name(name) is None and name in QUANTITIES:
+            facts[name] = number_of(value, name in COUNTED) if name not in TEXTS else value
+        else:
+            _set_field(facts, field_name(name) or name, value)
+    facts["complete"] = complete
+    defaulted = _defaults(facts, framework) if complete else []
+    if framework.rules is not None:
+        told.update(framework.rules(facts, _plainly(values)))
+    fields = derive(facts, told)
+    for name in defaulted:
+        told.setdefault(name, f"default of {framework.name}")
+    fields.update(facts.get("fields", {}))
+    reading.ignored.update(refused)
+    derived = {_mapped(name) or name: how for name, how in told.items() if _mapped(name) in fields or name == "width"}
+    return Translation(fields, facts, reading, derived, missing(fields, facts))
+
+
+def _defaults(facts: Facts, framework: Framework) -> list[str]:
+    """Fills in the framework's defaults; names what was filled in."""
+    given = set(facts)
+    # One quantity under another unit or name is given too.
+    alike = (
+        {
+            "warmup",
+            "warmup_steps",
+            "warmup_tokens",
+            "warmup_samples",
+            "warmup_share",
+            "warmup_decay_share",
+            "warmup_in_units",
+        },
+        {"min_lr", "min_lr_ratio"},
+        {"beta1", "betas"},
+        {"beta2", "betas"},
+    )
+    filled = []
+    for name, value in framework.defaults.items():
+        kin = next((group for group in alike if name in group), {name})
+        if name in ("beta1", "beta2"):
+            kin = {name, "betas"}
+        if name == "betas":
+            kin = {"betas", "beta1", "beta2"}
+        if not kin & given:
+            facts[name] = value
+            filled.append(name)
+    return filled
+
+
+def _plainly(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under their last plain word too, for the rules of a framework."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        plain = plain_name(name)
+        found.setdefault(plain.rpartition(".")[2], value)
+        found[plain] = value
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ for predictions
+
+
+def is_ours(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration is written in the registry's own names.
+
+    >>> is_ours({"source": "marin", "model size": 300, "learning rat": 1e-3}), is_ours({"n_layer": 12, "block_size": 64})
+    (True, False)
+    """
+    if any(isinstance(value, Mapping) for value in values.values()):
+        return False
+    values = {name: value for name, value in values.items() if name}
+    if {"source", "model size", "data size"} & {field_name(name) for name in values}:
+        return True
+    return (
+        bool(values)
+        and all(field_name(name) for name in values)
+        and (recognise(map(plain_name, values)) is GENERIC or any(" " in name for name in values))
+    )
+
+
+def to_forecast(found: Translation) -> dict[str, Any]:
+    """A translated configuration as one to forecast, its fields in the registry's order.
+
+    Raises:
+        ValueError: everything that is missing, with units, in one message.
+    """
+    if found.needs:
+        read = ("model size", "data size", "batch size")
+        known = ", ".join(f"{name} {found.fields[name]:g}" for name in read if name in found.fields)
+        known = f" (read: {known})" if known else ""
+        raise ValueError(f"{found.reading.framework.name}: missing {'; '.join(found.needs)}; add FIELD=VALUE{known}")
+    fields = dict(found.fields)
+    if "source" not in fields:
+        fields["source"] = UNSEEN_SOURCE
+        found.derived["source"] = "none is named; a lab that the model has not seen"
+    return {name: fields[name] for name in FIELDS if name in fields}
+
+
+def describe(found: Translation) -> list[str]:
+    """The mapping in lines: theirs -> ours, what was derived and how, what was left out."""
+    reading = found.reading
+    pairs = [
+        (name, _mapped(quantity) or QUANTITIES.get(quantity, quantity)) for quantity, (name, _) in reading.names.items()
+    ]
+    pairs += [(theirs, ours) for ours, theirs in reading.fields.items() if theirs != ours]
+    lines = [f"read as {reading.framework.name}"]
+    if pairs:
+        lines.append("names: " + ", ".join(f"{theirs} -> {ours}" for theirs, ours in pairs))
+    if found.derived:
+        told = (f"{name}{_value(found.fields.get(name))} ({how})" for name, how in found.derived.items())
+        lines.append("derived: " + "; ".join(told))
+    if reading.ignored:
+        more = f" and {len(reading.ignored) - 20} more" if len(reading.ignored) > 20 else ""
+        lines.append(f"left out: {', '.join(list(reading.ignored)[:20])}{more}")
+    return [one_line(line, 2000) for line in lines]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    return f" {value:.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else f" {value}"
