@@ -122,8 +122,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of any file one after the other: of a table's or JSON lines' as they are read, of a document its
     mappings.
 
-    Empty cells and `NA`, `null` are left out of a table's rows, NaN stays: a loss that is NaN says something. Separators
-    (comma, semicolon, tab, bar), decimal commas, byte order marks and UTF-16 are recognised.
+    Empty cells and `NA`, `null` are left out of a table's rows, NaN stays: a loss that is NaN says something.
+    Separators (comma, semicolon, tab, bar), decimal commas, byte order marks and UTF-16 are recognised.
 
     Raises:
         ValueError: as `read_document`, or a table's row that does not fit its header; says where.
@@ -140,7 +140,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             elif kind in MAX_BYTES:
                 yield from _mappings(_document(_text(stream, MAX_BYTES[kind]), kind))
             else:
-                raise ValueError(f"a file of kind {Path(path).suffix or 'unknown'!r}, accepted: {ACCEPTED}")
+                raise ValueError(f"a database, accepted: {ACCEPTED}")
 
 
 def read_file(path: str | Path, limit: int = 1_000_000) -> list[Row]:

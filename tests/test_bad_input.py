@@ -193,7 +193,7 @@ FILES = {
     "CSV with a short row": ("a.csv", "source,warmup\nmarin,1\nmarin\n", "row 2 has 1 cells, expected 2"),
     "CSV column twice": ("a.csv", "warmup,warmup\n1,2\n", "warmup: there are two columns of this name"),
     "CSV column without name": ("a.csv", ",warmup\n0,1\n", "column 1 has no name"),
-    "other kind of file": ("a.db", "SQLite format 3", "a file of kind '.db', accepted: a .yaml, .yml, .json"),
+    "other kind of file": ("a.db", "SQLite format 3", "a database"),
     "no text": ("a.yaml", b"\xff\xfa\x00", "not UTF-8 text"),
 }
 

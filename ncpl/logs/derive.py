@@ -57,8 +57,8 @@ def number_of(value: Any, counted: bool = False) -> float | int | None:
 def duration_of(value: Any, unit: str) -> tuple[float, str] | None:
     """A length and its unit, from a number or a framework's time string.
 
-    >>> duration_of("2e12T", "steps"), duration_of("4800ba", "steps"), duration_of(0.01, "auto"), duration_of("x", "auto")
-    ((2000000000000.0, 'tokens'), (4800.0, 'steps'), (0.01, 'share'), None)
+    >>> duration_of("2e12T", "steps"), duration_of("4800ba", "steps"), duration_of(0.01, "auto")
+    ((2000000000000.0, 'tokens'), (4800.0, 'steps'), (0.01, 'share'))
     """
     if isinstance(value, Mapping) and {"value", "unit"} <= value.keys():
         value, unit = value["value"], _DURATION_UNITS.get(str(value["unit"]).lower().rpartition(".")[2], unit)

@@ -409,7 +409,7 @@ def _trackio(path: Path) -> Iterator[Logged]:
                 logged.values = flatten(configs.get(name, {})) | logged.values
                 yield logged
     except sqlite3.Error as error:
-        raise ValueError(f"{one_line(path, 100)}: not a database that can be read ({error})") from None
+        raise ValueError(f"{one_line(path, 100)}: a database that cannot be read ({error})") from None
 
 
 def _json_row(text: Any) -> Row:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fields_ncpl import FIELDS, field_name
+from fields_ncpl import FIELDS, field_name, unknown_field
 from ncpl.errors import one_line, short
 from ncpl.logs.derive import COUNTED, FACT_OF, SCALED, SMALLEST_COUNT, TEXTS, derive, missing, number_of
 from ncpl.logs.frameworks import GENERIC, QUANTITIES, Framework, matches, plain_name, recognise
@@ -214,11 +214,11 @@ def _set_field(facts: Facts, name: str, value: Any) -> None:
             # "302M" is counted already, 302 is in the field's unit.
             facts[quantity] = number if isinstance(value, str) and number_of(value) is None else number * factor
         return
-    quantity = FACT_OF.get(name)
-    if quantity is None:
+    target = FACT_OF.get(name)
+    if target is None:
         facts.setdefault("fields", {})[name] = value
     else:
-        facts[quantity] = value if quantity in TEXTS or number_of(value) is None else number_of(value)
+        facts[target] = value if target in TEXTS or number_of(value) is None else number_of(value)
 
 
 def translate(
@@ -317,7 +317,7 @@ def _plainly(values: Mapping[str, Any]) -> dict[str, Any]:
 def is_ours(values: Mapping[str, Any]) -> bool:
     """Whether a configuration is written in the registry's own names.
 
-    >>> is_ours({"source": "marin", "model size": 300, "learning rat": 1e-3}), is_ours({"n_layer": 12, "block_size": 64})
+    >>> is_ours({"source": "marin", "model size": 300, "learning rat": 1e-3}), is_ours({"n_layer": 2, "block_size": 8})
     (True, False)
     """
     if any(isinstance(value, Mapping) for value in values.values()):
@@ -344,6 +344,9 @@ def to_forecast(found: Translation) -> dict[str, Any]:
         known = f" (read: {known})" if known else ""
         raise ValueError(f"{found.reading.framework.name}: missing {'; '.join(found.needs)}; add FIELD=VALUE{known}")
     fields = dict(found.fields)
+    unknown = [name for name in fields if name not in FIELDS]
+    if unknown:
+        raise ValueError(unknown_field(unknown[0]))
     if "source" not in fields:
         fields["source"] = UNSEEN_SOURCE
         found.derived["source"] = "none is named; a lab that the model has not seen"
