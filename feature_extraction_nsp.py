@@ -20,11 +20,13 @@ from transformers import (
 try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import resolve
-    from .fields_ncpl import TOKENS_PER_PARAMETER, is_code, parse_count
+    from .fields_ncpl import TOKENS_PER_PARAMETER, is_code
+    from .text_ncpl import parse_count
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import resolve
-    from fields_ncpl import TOKENS_PER_PARAMETER, is_code, parse_count
+    from fields_ncpl import TOKENS_PER_PARAMETER, is_code
+    from text_ncpl import parse_count
 
 ALIASES = {
     "n": "params",

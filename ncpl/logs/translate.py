@@ -136,12 +136,16 @@ def read_names(names: Iterable[str], given: Mapping[str, str] | None = None) -> 
             # What the framework's own words claim is no other quantity, even where it was not needed.
             own = [*framework.quantities(), *framework.never.split()]
             claimed = {name: "claimed" for name in originals if any(matches(plain[name], word) for word in own)}
+    _ignore(reading, originals, taken, claimed)
+    return reading
+
+
+def _ignore(reading: Reading, originals: list[str], taken: set[str], claimed: Mapping[str, str]) -> None:
     for name in originals:
         if name not in taken:
             reading.ignored[name] = (
                 "its framework uses it for something else" if name in claimed else "no known quantity"
             )
-    return reading
 
 
 def _mapped(quantity: str) -> str | None:
