@@ -168,6 +168,11 @@ class NCPLProcessor(ProcessorMixin):
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Writes `processor_config.json` and, beside it, `law.safetensors`."""
         super().to_json_file(json_file_path)
+        if auto_map := getattr(self, "auto_map", None):
+            # Set by the save that is under way: from a Hub repository the class is found by it alone.
+            path = Path(json_file_path)
+            state = json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map}
+            path.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if self.arrays:
             save_file(self.arrays, Path(json_file_path).with_name(ARRAYS))
 

@@ -98,11 +98,14 @@ for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoProcesso
 # As the endpoint's toolkit does: the folder on sys.path, the file by its path, the class by its name.
 folder = snapshot_download(repo, revision=revision)
 sys.path.insert(0, folder)
+# The folder's modules have the names that are hidden; they come first.
+sys.meta_path = [finder for finder in sys.meta_path if not isinstance(finder, Hidden)]
 spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
 module = importlib.util.module_from_spec(spec)
 sys.modules["handler"] = module
 spec.loader.exec_module(module)
 endpoint = module.EndpointHandler(folder)
+assert sys.modules["fields_ncpl"].__file__.startswith(folder)
 print(json.dumps({
     "pipe": [pipe(config) for config in configs],
     "by hand": float(processor.losses(model(**batch).logits, batch["loss_mask"], configs[:1])[0]),
