@@ -28,7 +28,10 @@ class AdaptedSource:
         laws: each knows this source alone: its coefficients are the common ones, its misfit is the residual.
         weights: (laws,) posterior probabilities.
         labels: what each law assumes: its prior, the height of its misfit, and its noise.
+        noise_floor, noise_slope: standard deviation of one run's noise in nats, and its growth with the excess.
         unread: fields that the runs tie to model size or never vary, so that their effect is part of size's.
+        usual: what a configuration of this source need not say: the unread fields, sequence length, vocabulary, and
+            the optimizer where there is one alone.
         runs: the runs themselves, configurations with `final_loss` in nats per token: with more runs the source is
             adapted anew from all of them.
         parent: source whose posterior was the prior, None where that was the base law's.
@@ -37,7 +40,10 @@ class AdaptedSource:
     laws: Sequence[ConfigurationLaw]
     weights: np.ndarray
     labels: Sequence[Sequence[Any]]
+    noise_floor: float
+    noise_slope: float
     unread: Sequence[str]
+    usual: Mapping[str, Any]
     runs: Sequence[Mapping[str, Any]]
     parent: str | None = None
 
@@ -72,6 +78,14 @@ class AdaptedSource:
         """See `ConfigurationLaw.risk`."""
         return self.weights @ np.array([law.risk(at) for law, at in self._evaluations(configs)])
 
+    def noise(self, excess: np.ndarray) -> np.ndarray:
+        """Standard deviation of one run's own noise at so much excess, in nats."""
+        return self.noise_floor + self.noise_slope * excess
+
+    def deviation(self, forecast: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Standard deviation of a run's loss, its own noise included, in nats."""
+        return np.sqrt(forecast["known"] ** 2 + self.noise(forecast["excess"]) ** 2)
+
     def _evaluations(self, configs: Configs) -> Iterator[tuple[ConfigurationLaw, Evaluation]]:
         rows = self.read(configs)
         for law in self.laws:
@@ -82,7 +96,10 @@ class AdaptedSource:
             "laws": {f"{i}": law.to_dict() for i, law in enumerate(self.laws)},
             "weights": self.weights.tolist(),
             "labels": [list(label) for label in self.labels],
+            "noise_floor": self.noise_floor,
+            "noise_slope": self.noise_slope,
             "unread": list(self.unread),
+            "usual": dict(self.usual),
             "runs": [dict(run) for run in self.runs],
             "parent": self.parent,
         }

@@ -1,6 +1,7 @@
 """How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -182,6 +183,45 @@ class Calibration:
         drift = np.array([scale.get("drift", 0.0) for scale in scales])
         far = self.extrapolation(at.configs) if drift.any() else 0.0
         return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2 + (drift * far) ** 2)
+
+    def difference(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> tuple[float, float]:
+        """How far the difference of two losses may lie off: half the interval that covers `level`, and a deviation.
+
+        What both configurations share (their source's level, an optimizer's efficiency) cancels; each run's own noise
+        does not.
+
+        Args:
+            configs: two configurations.
+            level: coverage of the interval.
+
+        Returns:
+            Nats per token; the deviation is that of a normal law with the interval's quantile.
+        """
+        at = self.law.evaluate(configs)
+        spread, noise = self.spread(at), self.noise(at)
+        total = np.outer(spread, spread) * self.law.covariance(at) + np.diag(noise**2)
+        variance = max(float(total[0, 0] + total[1, 1] - 2 * total[0, 1]), 1e-12)
+        half = math.sqrt(variance) * float(self.score(at, level).max())
+        return half, half / statistics.NormalDist().inv_cdf(0.5 + level / 2)
+
+    def spread(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """By how much each configuration's `known` deviation is multiplied, after held-out errors."""
+        return np.array([self._scale(source)["known"] for source in self.law.evaluate(configs).sources.tolist()])
+
+    def noise(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Standard deviations of what is a run's own, not the law's to know, in nats per token."""
+        at = self.law.evaluate(configs)
+        excess, noise = (
+            np.array([self._scale(source)[name] for source in at.sources.tolist()]) for name in ("excess", "noise")
+        )
+        return np.sqrt((excess * self.law.uncertainty(at)["excess"]) ** 2 + noise**2)
+
+    def score(self, configs: Sequence[Mapping[str, Any]] | Evaluation, level: float) -> np.ndarray:
+        """By how many standard deviations an interval that covers `level` reaches to either side."""
+        return np.array([self._score(source, level) for source in self.law.evaluate(configs).sources.tolist()])
+
+    def _scale(self, source: str) -> Mapping[str, float]:
+        return self.scale.get(source, self.scale[""])
 
     def divergence(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
         """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""

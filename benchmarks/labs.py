@@ -20,7 +20,10 @@ def read_labs(folder: Path) -> dict[str, list[Row]]:
     """Lab -> its finished runs, without StepLaw's and Marin's (`home_labs`)."""
     readers: list[Callable[[Path], dict[str, pd.DataFrame]]] = [_olmo, _gadre, _formll, _xlstm, _chinchilla, _grid]
     tables = {name: table for reader in readers for name, table in reader(folder).items()}
-    return {name: [_row(name, run) for run in table.to_dict("records")] for name, table in tables.items()}
+    return {
+        name: [_row(name, {str(key): v for key, v in run.items()}) for run in table.to_dict("records")]
+        for name, table in tables.items()
+    }
 
 
 def home_labs(folder: Path) -> dict[str, list[Row]]:

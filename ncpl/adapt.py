@@ -27,8 +27,6 @@ from residual_ncpl import MISFIT, KernelResidual, residual_kernel
 Run = Mapping[str, Any]
 # Coefficients of size and data, whose spread over labs is known from other labs' runs (`Beliefs`).
 SHAPE = ("E", "logA", "alpha", "logB", "beta", "growth", "beta_n")
-# What may be part of size where a lab ties it to size: read only if it varies among runs of one size.
-TIED = ("learning rate", "batch size")
 # Student-t degrees of freedom of a run's own noise.
 FREEDOM = 4.0
 # Laws of less weight are left out: they change no forecast and cost room in the checkpoint.
@@ -61,8 +59,11 @@ class Beliefs:
 
 # The misfit's height as a share of the loss that training removes, and one run's noise in nats, with their prior
 # densities: log-normal, medians 0.02 and 0.003.
-HEIGHTS = ((0.01, 0.002), (0.02, 0.002), (0.04, 0.002), (0.08, 0.002), (0.02, 0.01), (0.04, 0.01), (0.08, 0.01))
-HEIGHTS += ((0.04, 0.04), (0.08, 0.04))
+HEIGHTS = tuple(
+    (height, noise)
+    for noise, heights in ((0.002, (0.01, 0.02, 0.04, 0.08)), (0.01, (0.02, 0.04, 0.08)), (0.04, (0.04, 0.08)))
+    for height in heights
+)
 # Growth of a run's noise with its excess.
 NOISE_SLOPE = 0.03
 SCALES = {"g0": 0.0018, "g1": 0.08, "v1": 1.0, "lu": 0.7, "lb": 0.9, "v2": 0.0, "lu2": 1.0, "lb2": 1.0, "ln": 1.0}
@@ -76,16 +77,18 @@ def adapt_law(
     *,
     parent: str | None = None,
     beliefs: Beliefs | None = None,
+    offsets: np.ndarray | float = 0.0,
 ) -> AdaptedLaw:
     """A law that knows `source` from its own runs.
 
     Args:
-        law: the fitted hierarchy; what it knows of `source` already from an earlier adaptation is kept.
+        law: the fitted hierarchy; what it knew of `source` is replaced.
         runs: checked configurations with `final_loss`, nats per token.
         source: the name that forecasts will use.
         parent: an adapted source of the same lab (other data or another evaluation set), from whose posterior the new
             one deviates less than from a stranger's.
         beliefs: what other labs say; the shipped ones when absent.
+        offsets: what else of the forecast is not the law's (a network's part), in nats, one for each run.
 
     >>> law = ConfigurationLaw.example()
     >>> runs = [{"model size": n, "data size": d, "optimizer": "adamw", "final_loss": 3.0 + 20 / n + 0.5 / d}
@@ -96,15 +99,14 @@ def adapt_law(
     """
     base, beliefs = (law.base if isinstance(law, AdaptedLaw) else law), beliefs or Beliefs.shipped()
     whole = law if isinstance(law, AdaptedLaw) else AdaptedLaw(law, {})
-    known = whole.adapted.get(source)
-    runs = _without_repeats([*(known.runs if known else ()), *({**run, "source": source} for run in runs)])
-    parent = parent or (known.parent if known else None)
-    unread = tied_fields(runs)
-    state = _State.of(base, runs, source, unread)
+    unread = unread_fields(runs)
+    state = _State.of(base, runs, source, unread, offsets)
     if parent:
         priors = _priors_of_parent(base, whole.adapted[parent], state)
     else:
-        priors = {name: (*prior, math.log(beliefs.kinds[name])) for name, prior in _priors(base, state, beliefs).items()}
+        priors = {
+            name: (*prior, math.log(beliefs.kinds[name])) for name, prior in _priors(base, state, beliefs).items()
+        }
     found: list[tuple[float, tuple[Any, ...], ConfigurationLaw]] = []
     for name, (mean, covariance, weight) in priors.items():
         root, start = np.linalg.cholesky(covariance), None
@@ -120,30 +122,49 @@ def adapt_law(
     weights = np.exp(evidence - evidence.max())
     kept = np.flatnonzero(weights >= LEAST_WEIGHT * weights.sum())
     weights = weights[kept] / weights[kept].sum()
+    labels = [found[i][1] for i in kept]
+    floor = float(np.sqrt(weights @ [noise**2 for _, _, noise in labels]))
+    laws = [found[i][2] for i in kept]
+    usual = _usual(runs, unread)
     return whole.with_source(
-        source,
-        AdaptedSource(
-            [found[i][2] for i in kept], weights, [found[i][1] for i in kept], unread, runs, parent
-        ),
+        source, AdaptedSource(laws, weights, labels, floor, NOISE_SLOPE, unread, usual, list(runs), parent)
     )
 
 
-def _without_repeats(runs: Sequence[Run]) -> list[Run]:
-    """Runs that come again, the same in every field, count once."""
+def single_lab_shape(law: ConfigurationLaw, runs: Sequence[Run]) -> np.ndarray:
+    """The coefficients of `SHAPE` of one lab's runs, with next to no prior: what `Beliefs` are made of."""
+    state = _State.of(law, runs, "lab", unread_fields(runs))
+    mean, covariance, between = _common_block(law, state)
+    block = [state.law.columns.index(("common", "common", name)) for name in SHAPE]
+    own = np.array([law.priors[name].mean for name in SHAPE])
+    spread = np.diag(np.array([1.0, 1.0, 0.12, 1.0, 0.15, 0.2, 0.1]) ** 2)
+    mean, covariance = _with_block(mean, covariance + np.diag(between**2), block, own, spread)
+    found = _fit(state, mean, np.linalg.cholesky(covariance), {**SCALES, MISFIT: 0.01}, 0.002, None)
+    assert found is not None
+    return found.values[block]
+
+
+def with_earlier(law: Any, runs: Sequence[Run], source: str) -> list[Run]:
+    """All runs of a source, those of an earlier adaptation first; a run that comes again counts once."""
+    known = law.adapted.get(source) if isinstance(law, AdaptedLaw) else None
+    runs = [*(known.runs if known else ()), *({**run, "source": source} for run in runs)]
     return list({json.dumps(dict(run), sort_keys=True, default=str): run for run in runs}.values())
 
 
-def tied_fields(runs: Sequence[Run]) -> list[str]:
-    """Those of `TIED` that vary among no two runs of one model size."""
-    tied = []
-    for name in TIED:
-        values: dict[float, set[float]] = {}
-        for run in runs:
-            if run.get(name) is not None:
-                values.setdefault(round(float(run["model size"]), 3), set()).add(float(run[name]))
-        if all(len(own) < 2 for own in values.values()):
-            tied.append(name)
-    return tied
+def unread_fields(runs: Sequence[Run]) -> list[str]:
+    """Fields from which these runs cannot learn, so that they are taken as absent in them and in every forecast.
+
+    A learning rate that follows from model size is part of size's effect: it is taken as the best one. A batch that
+    never varies says nothing; one that varies explains too much to be left out, also where it follows from size
+    (docs/experiments-adaptation.md).
+    """
+    rates: dict[float, set[float]] = {}
+    for run in runs:
+        if run.get("learning rate") is not None:
+            rates.setdefault(round(float(run["model size"]), 3), set()).add(float(run["learning rate"]))
+    batches = {float(run["batch size"]) * sequence_length(run) for run in runs if run.get("batch size") is not None}
+    unread = [] if any(len(own) > 1 for own in rates.values()) else ["learning rate"]
+    return unread if len(batches) > 1 else [*unread, "batch size"]
 
 
 @dataclass(frozen=True)
@@ -168,7 +189,14 @@ class _State:
     places: np.ndarray
 
     @classmethod
-    def of(cls, base: ConfigurationLaw, runs: Sequence[Run], source: str, unread: Sequence[str]) -> "_State":
+    def of(
+        cls,
+        base: ConfigurationLaw,
+        runs: Sequence[Run],
+        source: str,
+        unread: Sequence[str],
+        offsets: np.ndarray | float = 0.0,
+    ) -> "_State":
         deviating = [name for name, prior in base.priors.items() if prior.optimizer]
         strange = {str(run.get("optimizer")) for run in runs} - set(base.optimizers)
         law = replace(
@@ -186,7 +214,7 @@ class _State:
         moved = np.array(
             [[kind == "common" or group == name for kind, group, _ in law.columns] for name in at.optimizers.tolist()]
         )
-        losses = np.array([float(run["final_loss"]) for run in runs])
+        losses = np.array([float(run["final_loss"]) for run in runs]) - offsets
         inputs = {name: at.inputs[name] for name in INPUTS}
         return cls(law, source, losses, inputs, at.optimizers, moved.astype(float), places)
 
@@ -213,7 +241,8 @@ def _typical(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
     if sizes:
         typical["vocab size"] = float(np.median(sizes))
     widths = [
-        float(run["hidden dim"]) * math.sqrt(REFERENCE["model size"] / float(run.get("active size") or run["model size"]))
+        float(run["hidden dim"])
+        * math.sqrt(REFERENCE["model size"] / float(run.get("active size") or run["model size"]))
         for run in runs
         if run.get("hidden dim")
     ]
@@ -223,6 +252,22 @@ def _typical(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
     tied = "batch size" in unread or not batches
     typical["batch size"] = REFERENCE["batch tokens"] / typical["seq len"] if tied else float(np.median(batches))
     return typical
+
+
+def _usual(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
+    """What a configuration of this source need not say."""
+    typical = _typical(runs, unread)
+    usual: dict[str, Any] = {"seq len": int(typical["seq len"])}
+    if "vocab size" in typical:
+        usual["vocab size"] = int(typical["vocab size"])
+    for name in unread:
+        given = [float(run[name]) for run in runs if run.get(name)]
+        default = REFERENCE["learning rate"] if name == "learning rate" else round(typical["batch size"])
+        usual[name] = float(np.median(given)) if given else default
+    if "batch size" in usual:
+        usual["batch size"] = round(usual["batch size"])
+    optimizers = {str(run["optimizer"]) for run in runs if run.get("optimizer")}
+    return usual | ({"optimizer": optimizers.pop()} if len(optimizers) == 1 else {})
 
 
 Gaussian = tuple[np.ndarray, np.ndarray]
@@ -373,10 +418,10 @@ def _fit(
             covariance = residual_kernel(scales, points, points) + np.diag(own / trust)
             if not np.isfinite(covariance).all():
                 return None
-            score, terms, cost = _descend(state, mean, root, score, covariance)
-            if terms is None:
+            score, final, cost = _descend(state, mean, root, score, covariance)
+            if final is None:
                 return None
-            left = state.losses - terms["loss"]
+            left = state.losses - final["loss"]
             weights = np.linalg.solve(covariance, left)
             used, trust = trust, np.minimum((FREEDOM + 1) / (FREEDOM + (own / trust * weights) ** 2 / own), 1.25)
     values = mean + root @ score

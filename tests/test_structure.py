@@ -32,6 +32,7 @@ NUMPY_ALONE = (
     "upgrade_ncpl",
     "forms_ncpl",
     "laws_ncpl",
+    "adapted_ncpl",
     "calibration_ncpl",
     "curves_ncpl",
 )

@@ -1,0 +1,279 @@
+"""Forecasts of a new lab's large runs from a few of its small ones, beside what people would use instead.
+
+    python benchmarks/adaptation.py                             # all labs; half an hour on one core
+    python benchmarks/adaptation.py --labs olmo chinchilla --draws 1
+    python benchmarks/adaptation.py --beliefs                   # renews ncpl/adaptation.json from the labs' runs
+
+A cell is a lab, k runs and a design: the k cheapest by 6ND, or k at random of the cheaper half (mean over draws). The
+targets are all runs of at least twice the FLOPs of the dearest chosen one. A lab is never in its own prior: the labs'
+shape prior leaves its laboratory out, and the hierarchy is refitted without StepLaw and Marin where these are the lab.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import adaptation_baselines as baselines  # type: ignore[import-not-found]
+from common import RESULTS  # type: ignore[import-not-found]
+from labs import Row, flops, group, home_labs, read_labs  # type: ignore[import-not-found]
+
+from datasets_scripts.runs import load_runs
+from laws_ncpl import ConfigurationLaw
+from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
+from ncpl.fitting import fit
+from ncpl.forecaster import Forecaster
+from ncpl.record import git_state, hardware, versions
+
+ROOT = Path(__file__).parent.parent
+SIZES = (8, 16, 32)
+# So many targets and runs of a lab are looked at, drawn once.
+TARGETS, RUNS_OF_A_FIT = 150, 150
+# Labs whose runs are all of 30M parameters or more, on which the shipped law's own forecasts are at home.
+LARGE = ("olmo", "xlstm", "chinchilla", "steplaw", "marin")
+# Least standard deviations over labs of `SHAPE`, and the share of the correlations that is believed.
+FLOOR, BELIEVED = np.array([0.35, 0.35, 0.05, 0.4, 0.08, 0.1, 0.04]), 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS / "adaptation.json", help="JSON file to write")
+    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data", help="a folder a lab")
+    parser.add_argument("--labs", nargs="*", default=[], help="labs whose names begin so; all when absent")
+    parser.add_argument("--draws", type=int, default=5, help="random choices of a cell")
+    parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json, keeping its scores")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    law = Forecaster.from_pretrained().processor.law
+    labs = {**read_labs(args.data_dir), **home_labs(args.data_dir)}
+    bases = {name: without(law, name, args.data_dir) for name in ("steplaw", "marin")}
+    shapes = {name: lab_shape(bases.get(name, law), rows) for name, rows in labs.items()}
+    if args.beliefs:
+        write_beliefs(shapes)
+        return
+    cells = []
+    for lab, rows in labs.items():
+        if args.labs and not any(lab.startswith(name) for name in args.labs):
+            continue
+        believed = beliefs_without(shapes, group(lab))
+        for k, design, choices in designs(rows, args.draws):
+            start = time.perf_counter()
+            draws = [judge(bases.get(lab, law), believed, lab, rows, *choice) for choice in choices]
+            cells.append({"lab": lab, "k": k, "design": design, **averaged(draws)})
+            print(f"{lab} {k} {design} {cells[-1]['mae']} {time.perf_counter() - start:.0f} s", flush=True)
+    result = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": git_state(),
+        "seeds": list(range(args.draws)),
+        "summary": summary(cells),
+        "cells": cells,
+    }
+    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result["summary"], indent=1))
+
+
+def without(law: ConfigurationLaw, source: str, folder: Path) -> ConfigurationLaw:
+    """The hierarchy refitted without a source and its kin, on about 300 runs of each other one."""
+    rows: list[Row] = []
+    for name in law.sources:
+        if name != source and law.parents.get(name) != source:
+            own = [dict(row) for row in load_runs(name, folder)["train"]]
+            rows += own[:: max(1, len(own) // 300)]
+    return fit(rows).law()
+
+
+def lab_shape(law: ConfigurationLaw, rows: Sequence[Row]) -> np.ndarray:
+    """The shape's coefficients of a fit to one lab's runs alone, weakly held."""
+    chosen = np.random.default_rng(0).permutation(len(rows))[:RUNS_OF_A_FIT]
+    return single_lab_shape(law, [as_run(rows[int(i)]) for i in sorted(chosen)])
+
+
+def moments(shapes: Mapping[str, np.ndarray], left_out: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the shape over laboratories, one voice each: the median of its recipes'."""
+    laboratories: dict[str, list[np.ndarray]] = {}
+    for lab, shape in shapes.items():
+        if group(lab) != left_out:
+            laboratories.setdefault(group(lab), []).append(shape)
+    table = np.array([np.median(own, axis=0) for own in laboratories.values()])
+    spread = np.maximum(table.std(0, ddof=1), FLOOR)
+    correlation = BELIEVED * np.corrcoef(table.T) + (1 - BELIEVED) * np.eye(len(SHAPE))
+    return table.mean(0), correlation * np.outer(spread, spread)
+
+
+def beliefs_without(shapes: Mapping[str, np.ndarray], laboratory: str) -> Beliefs:
+    mean, covariance = moments(shapes, laboratory)
+    return replace(Beliefs.shipped(), mean=mean, covariance=covariance)
+
+
+def write_beliefs(shapes: Mapping[str, np.ndarray]) -> None:
+    """`ncpl/adaptation.json`'s shape, of all laboratories."""
+    path = ROOT / "ncpl" / "adaptation.json"
+    mean, covariance = moments(shapes, "")
+    state = json.loads(path.read_text(encoding="utf-8"))
+    state |= {
+        "coefficients": list(SHAPE),
+        "mean": mean.round(4).tolist(),
+        "covariance": covariance.round(6).tolist(),
+        "labs": {lab: dict(zip(SHAPE, shape.round(3).tolist(), strict=True)) for lab, shape in shapes.items()},
+    }
+    path.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def designs(rows: Sequence[Row], draws: int) -> Iterator[tuple[int, str, list[tuple[np.ndarray, np.ndarray]]]]:
+    """(k, design, choices of (chosen, targets)) of each cell with three targets or more."""
+    costs = np.array([flops(row) for row in rows])
+    order = sorted(range(len(rows)), key=lambda i: (costs[i], str(rows[i]["name"])))
+    for k in SIZES:
+        for design in ("cheapest", "random"):
+            pool = order if design == "cheapest" else order[: len(order) // 2]
+            if len(pool) < k:
+                continue
+            choices = []
+            for draw in range(1 if design == "cheapest" else draws):
+                rng = np.random.default_rng(1000 * draw + k)
+                chosen = np.array(pool[:k]) if design == "cheapest" else np.sort(rng.choice(pool, k, replace=False))
+                targets = np.flatnonzero(costs >= 2 * costs[chosen].max() * (1 - 1e-9))
+                if len(targets) > TARGETS:
+                    targets = np.sort(np.random.default_rng(0).choice(targets, TARGETS, replace=False))
+                if len(targets) >= 3:
+                    choices.append((chosen, targets))
+            if choices:
+                yield k, design, choices
+
+
+def as_run(row: Row) -> dict[str, Any]:
+    return {**row["conf"], "final_loss": row["final_loss"]}
+
+
+def judge(
+    law: ConfigurationLaw, believed: Beliefs, lab: str, rows: Sequence[Row], chosen: np.ndarray, targets: np.ndarray
+) -> dict[str, Any]:
+    """Errors of every method on one choice of runs."""
+    runs, held = ([as_run(rows[int(i)]) for i in index] for index in (chosen, targets))
+    observed = np.array([run["final_loss"] for run in held])
+    start = time.process_time()
+    adapted = adapt_law(law, runs, "new lab", beliefs=believed)
+    seconds = time.process_time() - start
+    asked = [{**run, "source": "new lab"} for run in held]
+    source = adapted.adapted["new lab"]
+    found = source.forecast(asked)
+    deviation = source.deviation(found)
+    forecasts = {"adapted": found["loss"], **baselines.forecasts(law, runs, held)}
+    errors = {name: float(np.abs(values - observed).mean()) for name, values in forecasts.items()}
+    ratios = np.abs(found["loss"] - observed) / deviation
+    pairs = pair_ratios(adapted, asked, observed, found["loss"])
+    kinds: dict[str, float] = {}
+    for label, weight in zip(source.labels, source.weights.tolist(), strict=True):
+        kinds[label[0]] = kinds.get(label[0], 0.0) + weight
+    return {
+        "mae": errors,
+        "ratios": np.quantile(ratios, np.linspace(0, 1, 41)).tolist(),
+        "deviation": float(deviation.mean()),
+        "pairs": pairs,
+        "seconds": seconds,
+        "kinds": kinds,
+        "sizes": len({round(run["model size"], 2) for run in runs}),
+    }
+
+
+def pair_ratios(adapted: Any, asked: Sequence[Row], observed: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+    """Differences of neighbouring targets in cost: |error| / standard deviation, and widths against the losses'."""
+    order = np.argsort([flops({"conf": run}) for run in asked])[:60]
+    some = [asked[int(i)] for i in order]
+    source = adapted.adapted["new lab"]
+    covariance = source.covariance(some)
+    noise = source.noise(source.forecast(some)["excess"]) ** 2
+    first, second = np.arange(len(some) - 1), np.arange(1, len(some))
+    variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
+    spread = np.sqrt(np.maximum(variance, 0) + noise[first] + noise[second])
+    known = (losses - observed)[order]
+    return {
+        "ratios": np.quantile(np.abs(known[first] - known[second]) / spread, np.linspace(0, 1, 41)).tolist(),
+        "width": float(np.mean(spread / np.sqrt(np.diagonal(covariance)[first] + noise[first]))),
+    }
+
+
+def averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A cell's figures, means over its draws."""
+
+    def mean(values: Sequence[Any]) -> Any:
+        return {key: round(float(np.mean([v[key] for v in values if key in v])), 5) for key in values[0]}
+
+    return {
+        "draws": len(draws),
+        "mae": mean([draw["mae"] for draw in draws]),
+        "kinds": {
+            key: round(float(np.mean([draw["kinds"].get(key, 0.0) for draw in draws])), 3)
+            for key in ("hierarchy", "labs", "wide", "offset")
+        },
+        "ratios": np.mean([draw["ratios"] for draw in draws], axis=0).round(4).tolist(),
+        "pair_ratios": np.mean([draw["pairs"]["ratios"] for draw in draws], axis=0).round(4).tolist(),
+        "pair_width": round(float(np.mean([draw["pairs"]["width"] for draw in draws])), 3),
+        "deviation": round(float(np.mean([draw["deviation"] for draw in draws])), 5),
+        "seconds": round(float(np.mean([draw["seconds"] for draw in draws])), 3),
+        "sizes": draws[0]["sizes"],
+    }
+
+
+def pooled_quantiles(cells: Sequence[Mapping[str, Any]], name: str, levels: np.ndarray) -> np.ndarray:
+    """Quantiles of |error| / standard deviation over laboratories, each with one voice however many cells it has."""
+    ratios, grid = np.linspace(0, 50, 20001), np.linspace(0, 1, 41)
+    shares: dict[str, list[np.ndarray]] = {}
+    for cell in cells:
+        shares.setdefault(group(cell["lab"]), []).append(np.interp(ratios, cell[name], grid))
+    return np.interp(levels, np.mean([np.mean(own, axis=0) for own in shares.values()], axis=0), ratios)
+
+
+def coverage(cells: Sequence[Mapping[str, Any]], name: str, level: float = 0.9) -> dict[str, float]:
+    """Coverage by lab of intervals that reach as many deviations as the other laboratories' runs ask."""
+    covered: dict[str, list[float]] = {}
+    for cell in cells:
+        others = [other for other in cells if group(other["lab"]) != group(cell["lab"])]
+        factor = pooled_quantiles(others, name, np.array([level]))[0] if others else 1.645
+        covered.setdefault(cell["lab"], []).append(float(np.interp(factor, cell[name], np.linspace(0, 1, 41))))
+    return {lab: round(float(np.mean(own)), 3) for lab, own in covered.items()}
+
+
+def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures by which the adaptation is judged."""
+    errors = {name: np.array([cell["mae"].get(name, np.nan) for cell in cells]) for name in cells[0]["mae"]}
+    mine = errors["adapted"]
+    better = np.minimum(errors["chinchilla"], errors["gaussian process"])
+    large = np.array([cell["lab"].split(" ")[0] in LARGE for cell in cells])
+    against = {
+        name: round(float(np.exp(np.nanmean(np.log(mine / values)))), 3)
+        for name, values in {**errors, "better of chinchilla and gaussian process": better}.items()
+        if name != "adapted"
+    }
+    share = mine / better
+    covered, pairs = coverage(cells, "ratios"), coverage(cells, "pair_ratios")
+    return {
+        "cells": len(cells),
+        "geometric_mean_over": against,
+        "cells_within_1.05": round(float(np.mean(share <= 1.05)), 3),
+        "cells_within_1.5": round(float(np.mean(share <= 1.5)), 3),
+        "worst_cell": round(float(share.max()), 2),
+        "worst_over_offset_large": round(float((mine / errors["offset"])[large].max()), 2) if large.any() else math.nan,
+        "cells_over_1.1_of_offset_large": round(float(np.mean((mine / errors["offset"])[large] > 1.1)), 3),
+        "coverage": round(float(np.mean(list(covered.values()))), 3),
+        "coverage_lowest": min(covered.values()),
+        "coverage_by_lab": covered,
+        "pair_coverage": round(float(np.mean(list(pairs.values()))), 3),
+        "pair_width": round(float(np.median([cell["pair_width"] for cell in cells])), 3),
+        "seconds": round(float(max(cell["seconds"] for cell in cells)), 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../../../adapted_ncpl.py

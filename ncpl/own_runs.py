@@ -1,0 +1,221 @@
+"""A lab's own runs as `Forecaster.adapt` takes them, and the processor and card that come of them."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapted_ncpl import AdaptedLaw, AdaptedSource
+from calibration_ncpl import Calibration
+from fields_ncpl import check_config, field_name, sequence_length
+from laws_ncpl import ConfigurationLaw
+from ncpl.adapt import Beliefs, adapt_law, with_earlier
+from ncpl.configs import as_configs, read_file
+from ncpl.trust import report
+from processing_ncpl import NCPLProcessor
+
+Run = dict[str, Any]
+LOSS_NAMES = ("final_loss", "final loss", "loss")
+# Columns that are kept beside the registry's fields.
+KEPT = ("name", "schedule")
+FINISHED = ("finished", "completed", "success", "ok", "")
+
+
+def read_runs(runs: Any, source: str, strict: bool = True, losses: Sequence[str] = ()) -> list[Run]:
+    """Finished runs, checked: the registry's fields and `final_loss` in nats per token.
+
+    Runs without a finite loss, or whose `status` says that they did not finish, are put aside with a warning, and so
+    are columns that are no field.
+
+    Args:
+        runs: a DataFrame, an iterable of mappings, or a file.
+        source: what the runs are called.
+        strict: whether values out of the registry's ranges are errors.
+        losses: further columns of losses to keep.
+
+    Raises:
+        ValueError: no finished run, or one that is not accepted; says which.
+
+    >>> read_runs([{"model size": 50, "tokens": 1, "final_loss": 3.5}], "mine")
+    [{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}]
+    """
+    rows = read_file(runs) if isinstance(runs, str | Path) else as_configs(runs)[0]
+    found, aside, unknown = [], 0, dict[str, None]()
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"runs[{i}]: got {row!r}, expected a mapping of fields to values")
+        given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
+        loss = _number(given, i, "final_loss")
+        if loss is None or str(row.get("status", "")).lower() not in FINISHED:
+            aside += 1
+            continue
+        fields = {name: value for name, value in row.items() if field_name(str(name)) and value is not None}
+        known = {*fields, *LOSS_NAMES, *KEPT, *losses, "status", "source"}
+        unknown |= dict.fromkeys(str(name) for name in row if name not in known)
+        try:
+            checked = check_config({**fields, "source": source}, strict=False)
+        except ValueError as error:
+            raise ValueError(f"runs[{i}]: {error}") from None
+        kept = {name: row[name] for name in KEPT if row.get(name) is not None and name not in checked}
+        more = {name: _number(row.get(name), i, name) for name in losses}
+        run = {**checked, **kept, "final_loss": loss, **{name: value for name, value in more.items() if value}}
+        found.append({"source": source, **{name: value for name, value in run.items() if name != "source"}})
+    if aside:
+        warnings.warn(
+            f"{aside} of {len(rows)} runs have no final loss or did not finish and are left out", stacklevel=3
+        )
+    if unknown:
+        warnings.warn(f"columns that are no field are left out: {', '.join(unknown)}"[:300], stacklevel=3)
+    if not found:
+        raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
+    return found
+
+
+def _number(value: Any, i: int, name: str) -> float | None:
+    """A finite loss, None where there is none."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"runs[{i}]: {name}: got {value!r}, expected a loss in nats per token") from None
+    if number <= 0:
+        raise ValueError(f"runs[{i}]: {name}: got {number:g}, expected a loss in nats per token, above 0")
+    return number if math.isfinite(number) else None
+
+
+def adapted(
+    processor: NCPLProcessor,
+    runs: Sequence[Mapping[str, Any]],
+    source: str,
+    parent: str | None,
+    network: Callable[[Sequence[Mapping[str, Any]]], np.ndarray],
+) -> NCPLProcessor:
+    """A processor whose law and calibration know the source from these runs and those of earlier adaptations.
+
+    Args:
+        processor: of the checkpoint; its law is a `ConfigurationLaw`, adapted or not.
+        runs: `read_runs`.
+        source: the name by which forecasts ask for it.
+        parent: an adapted source, or None.
+        network: what the network adds to the law's forecasts, in nats: the law is fitted to the rest.
+
+    Raises:
+        ValueError: the prior is another law, no runs, or a parent that was not adapted to.
+    """
+    law = processor.law
+    if not isinstance(law, ConfigurationLaw | AdaptedLaw):
+        raise ValueError(f"adapt: the checkpoint's prior is a {type(law).__name__}, expected a configuration-aware law")
+    known = law.adapted if isinstance(law, AdaptedLaw) else {}
+    base = law.base if isinstance(law, AdaptedLaw) else law
+    if source in base.sources:
+        raise ValueError(f"source: {source!r} is known to this checkpoint already; give your lab another name")
+    if parent is not None and parent not in known:
+        raise ValueError(f"parent: {parent!r} was not adapted to, known: {', '.join(known) or 'none'}")
+    if not runs:
+        raise ValueError(f"runs: none of {source!r} has a final_loss (nats per token), expected at least one")
+    runs = with_earlier(law, runs, source)
+    parent = parent or (known[source].parent if source in known else None)
+    complete = [{**_DEFAULTS, **run} for run in runs]
+    new = adapt_law(law, runs, source, parent=parent, offsets=network(complete))
+    calibrator = processor.calibrator
+    state = None
+    if calibrator is not None:
+        state = _calibrated(calibrator, new, source).to_dict(with_law=False)
+    return NCPLProcessor(
+        processor.tokenizer,
+        processor.prompt_version,
+        processor.number_token_id,
+        prior=new.to_dict(),
+        strict=processor.strict,
+        calibration=state,
+    )
+
+
+# What a prompt needs and a run may leave unsaid, where a network reads it.
+_DEFAULTS = {"optimizer": "adamw", "learning rate": 2e-3, "batch size": 256, "seq len": 2048}
+
+
+def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibration:
+    """The calibration with the source's envelope, and the other labs' quantiles for its intervals."""
+    known = law.adapted[source]
+    return replace(
+        calibrator,
+        law=law,
+        envelope={**calibrator.envelope, source: _envelope(known)},
+        scale={**calibrator.scale, source: {"known": 1.0, "excess": known.noise_slope, "noise": known.noise_floor}},
+        scores={**calibrator.scores, source: Beliefs.shipped().scores},
+    )
+
+
+def _envelope(known: AdaptedSource) -> dict[str, list[float]]:
+    """field -> lowest and highest value among the source's runs, of those fields that are read."""
+    names = ("model size", "active size", "data size", "learning rate", "weight decay", "warmup")
+    envelope: dict[str, list[float]] = {}
+    for run in known.read(known.runs):
+        values = {name: run.get(name) for name in names}
+        if run.get("batch size"):
+            values["batch tokens"] = float(run["batch size"]) * sequence_length(run)
+        for name, value in values.items():
+            if value is not None and float(value) > 0:
+                low, high = envelope.get(name, [math.inf, 0.0])
+                envelope[name] = [min(low, float(value)), max(high, float(value))]
+    return envelope
+
+
+def card(processor: NCPLProcessor, name: str) -> str:
+    """The card of an adapted checkpoint: what it learnt from, how far to believe it, and how to use it."""
+    law = processor.law
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: tabular-regression",
+        "tags: [ncpl, scaling-laws, adapted]",
+        "---",
+        f"# {name}",
+        "",
+        "A forecaster of pretraining losses (NCPL), adapted to a lab's own runs.",
+        "",
+    ]
+    for source, known in law.adapted.items() if isinstance(law, AdaptedLaw) else ():
+        said = report(law, source)
+        low, high = said["flops"]
+        lines += [
+            f"## Source `{source}`",
+            "",
+            f"Learnt from {said['runs']} runs of {len(said['sizes'])} model sizes, {low:.2g} to {high:.2g} FLOPs. "
+            f"Believe forecasts up to about {said['believed_up_to']:.2g} FLOPs.",
+            "",
+        ]
+        if known.parent:
+            lines += [f"Its prior is the source `{known.parent}`.", ""]
+        if said["largest_size_out"]:
+            out = said["largest_size_out"]
+            methods = [key for key, value in out.items() if key not in ("runs", "model size", "inside_90")]
+            lines += [
+                f"Mean absolute error on the largest size ({out['model size']:g} million parameters, {out['runs']} "
+                "runs), forecast from the smaller ones:",
+                "",
+                "| method | nats per token |",
+                "|---|---|",
+                *(f"| {method} | {out[method]:.4f} |" for method in methods),
+                "",
+            ]
+        lines += ["| coefficient | value | said by |", "|---|---|---|"]
+        for coefficient, found in said["learned"].items():
+            value = f"{found['value']:.3f} ± {found['deviation']:.3f}"
+            lines.append(f"| {coefficient} | {value} | {found['said_by']} |")
+        lines += ["", *(f"- {sentence}" for sentence in said["warnings"]), ""]
+    lines += [
+        "```python",
+        "from ncpl import Forecaster",
+        "",
+        'forecaster = Forecaster.from_pretrained("FOLDER_OR_REPO")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

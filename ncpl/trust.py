@@ -1,0 +1,151 @@
+"""How far an adapted forecast may be believed, from the lab's own runs: what `Forecaster.report` says."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adapted_ncpl import AdaptedLaw
+from ncpl import own_fits
+from ncpl.adapt import SHAPE, adapt_law
+from ncpl.suggest import choose, flops
+
+Run = Mapping[str, Any]
+# So many times the FLOPs of the dearest run a forecast has been checked (benchmarks/adaptation.py).
+RANGE = 20.0
+
+
+def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
+    """What is known of an adapted source, in figures and sentences.
+
+    Returns:
+        `runs`, `sizes` and `flops` of the source's runs; `believed_up_to`, FLOPs; `largest_size_out`, the mean absolute
+        error on the largest size of forecasts from the smaller ones, None with one size; `learned`, for each
+        coefficient of size and data its value, its deviation, and whose runs say it; `more_runs`, how the interval of a
+        run of ten times the dearest one's FLOPs would shrink; `read` and `unread` fields; `warnings`.
+    """
+    known = law.adapted[source]
+    runs = known.runs
+    costs = np.array([flops(run) for run in runs])
+    return {
+        "source": source,
+        "runs": len(runs),
+        "sizes": sorted({round(float(run["model size"]), 2) for run in runs}),
+        "flops": [float(costs.min()), float(costs.max())],
+        "believed_up_to": RANGE * float(costs.max()),
+        "largest_size_out": largest_size_out(law, runs, source),
+        "learned": _learned(law, source),
+        "more_runs": _more_runs(law, source),
+        "unread": list(known.unread),
+        "warnings": warnings_of(runs, known.unread),
+    }
+
+
+def largest_size_out(law: AdaptedLaw, runs: Sequence[Run], source: str) -> dict[str, float] | None:
+    """Mean absolute errors on the largest size when only the smaller ones are known; None where there is one size."""
+    largest = max(float(run["model size"]) for run in runs)
+    kept = [run for run in runs if float(run["model size"]) < 0.99 * largest]
+    held = [{**run, "source": source} for run in runs if float(run["model size"]) >= 0.99 * largest]
+    if not kept:
+        return None
+    observed = np.array([float(run["final_loss"]) for run in held])
+    others = AdaptedLaw(law.base, {name: own for name, own in law.adapted.items() if name != source})
+    adapted = adapt_law(others, kept, source, parent=law.adapted[source].parent).adapted[source]
+    found = adapted.forecast(held)
+    methods: dict[str, Callable[[], np.ndarray]] = {
+        "adapted": lambda: found["loss"],
+        "shipped law with an offset": lambda: _offset(law, kept, held),
+        "chinchilla": lambda: own_fits.chinchilla(kept, held),
+        "constant exponents": lambda: own_fits.constant_exponents(kept, held),
+    }
+    errors = {name: float(np.abs(method() - observed).mean()) for name, method in methods.items()}
+    inside = np.abs(found["loss"] - observed) <= 1.645 * adapted.deviation(found)
+    return {"runs": len(held), "model size": largest, **errors, "inside_90": float(inside.mean())}
+
+
+def _offset(law: AdaptedLaw, runs: Sequence[Run], held: Sequence[Run]) -> np.ndarray:
+    own, asked = (law.base.closed_form(some) for some in (runs, held))
+    return asked + np.median([float(run["final_loss"]) for run in runs] - own)
+
+
+def _learned(law: AdaptedLaw, source: str) -> dict[str, dict[str, Any]]:
+    """Coefficient -> value, deviation, that over the prior's, and whose runs say it."""
+    known = law.adapted[source]
+    learned = {}
+    for name in SHAPE:
+        values = np.array([own.common[name] for own in known.laws])
+        errors = np.array([own.standard_errors["common"][name] for own in known.laws])
+        mean = float(known.weights @ values)
+        deviation = math.sqrt(known.weights @ (errors**2 + (values - mean) ** 2))
+        before = math.hypot(law.base.standard_errors.get("common", {}).get(name, 0.0), law.base.priors[name].source)
+        # The shipped law with an offset learns the level alone: the rest it has of other labs.
+        held = np.array([label[0] == "offset" and name != "E" for label in known.labels])
+        share = float(known.weights @ np.where(held, 1.0, np.minimum(errors / before, 1.0)))
+        said_by = "your runs" if share < 0.5 else "both" if share < 0.85 else "other labs"
+        learned[name] = {"value": mean, "deviation": deviation, "over_prior": share, "said_by": said_by}
+    return learned
+
+
+def _more_runs(law: AdaptedLaw, source: str) -> list[dict[str, Any]]:
+    """How much 4, 8 and 16 further runs of the middle and the largest size would narrow a large run's interval."""
+    known = law.adapted[source]
+    runs = sorted(known.runs, key=flops)
+    dearest = runs[-1]
+    target = {**dearest, **{name: float(dearest[name]) * math.sqrt(10) for name in ("model size", "data size")}}
+    target.pop("active size", None)
+    found = []
+    for run in (runs[len(runs) // 2], dearest):
+        factors = np.geomspace(0.25, 1, 16)
+        more = [{**run, "data size": float(run["data size"]) * factor} for factor in factors]
+        configs = [{**config, "source": source} for config in [*more, target]]
+        covariance, noise = known.covariance(configs), known.noise(known.forecast(configs)["excess"]) ** 2
+        now = math.sqrt(covariance[-1, -1])
+        for count in (4, 8, 16):
+            index = np.linspace(0, len(more) - 1, count).round().astype(int).tolist()
+            steps = choose(covariance, noise, np.ones(len(configs)), index, [len(more)], count)
+            width = steps[-1].deviation / now
+            found.append({"runs": count, "model size": float(run["model size"]), "interval_over_now": round(width, 3)})
+    return found
+
+
+def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
+    """What the runs cannot say, and what has gone wrong in like cases, one sentence each."""
+    n, d = (np.array([float(run[name]) for run in runs]) for name in ("model size", "data size"))
+    costs, sizes = n * d, len(np.unique(n.round(2)))
+    found = []
+    if len(runs) == 1:
+        found.append("One run: nothing but the level of the loss is learnt from it.")
+    elif sizes == 1 and len(np.unique(d.round(3))) == 1:
+        found.append("One model size and one data size: the effects of both come from other labs' runs.")
+    elif sizes == 1:
+        found.append("One model size: the effect of size comes from other labs' runs.")
+    if len(runs) > 2 and sizes > 1:
+        if np.ptp(np.log(costs)) < 0.1:
+            found.append("All runs cost the same FLOPs: the gain from more compute comes from other labs' runs.")
+        elif np.ptp(np.log(d / n)) < 0.1:
+            found.append(
+                f"All runs have {d[0] * 1e3 / n[0]:.0f} tokens a parameter: the effects of size and data cannot be "
+                "told apart; believe no forecast of another ratio."
+            )
+        elif abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.95:
+            found.append("Data size nearly follows from model size: their effects can hardly be told apart.")
+    if sizes > 1 and len(runs) / sizes < 4:
+        found.append("Three runs a size or fewer: the interval is taken from other labs, not from these runs.")
+    if n.min() < 20:
+        found.append(
+            f"The smallest model has {n.min():.3g} million parameters: from models under 20 million, errors of 0.1 "
+            "nats and more were measured."
+        )
+    if "learning rate" in unread and any(run.get("learning rate") for run in runs):
+        found.append("The learning rate follows from model size: nothing is said about other learning rates.")
+    if "batch size" in unread and any(run.get("batch size") for run in runs):
+        found.append("The batch size never varies: nothing is said about other batch sizes.")
+    names = [str(run["name"]).rsplit("-", 1)[0] for run in runs if run.get("name")]
+    same = {(round(float(run["model size"]), 3), run.get("learning rate"), run.get("batch size")) for run in runs}
+    if len(names) == len(runs) and len(same) * 3 <= len(runs) and len(set(names)) * 3 <= len(runs):
+        found.append("Several rows look like points of one run: undecayed losses lie above those of finished runs.")
+    schedules = {str(run["schedule"]) for run in runs if run.get("schedule")}
+    if len(schedules) > 1:
+        found.append(f"Schedules are mixed ({', '.join(sorted(schedules))}): their losses do not lie on one law.")
+    return found

@@ -1,0 +1,255 @@
+"""Adapting to a lab's own runs: the Bayesian update, what a checkpoint carries of it, and what is said of it."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from transformers import AutoModel, AutoProcessor
+
+from adapted_ncpl import AdaptedLaw, law_from_dict
+from laws_ncpl import ConfigurationLaw
+from ncpl import Forecaster
+from ncpl.adapt import adapt_law, unread_fields
+from ncpl.own_fits import chinchilla, constant_exponents
+from ncpl.own_runs import read_runs
+from ncpl.suggest import choose
+
+SIZES, DATA = (60.0, 120.0, 240.0), (1.0, 2.5, 6.0)
+
+
+def lab_loss(n, d):
+    """A made-up lab, whose law is not the shipped one's."""
+    return 2.3 + 1.1 * (n / 300) ** -0.24 + 0.3 * (d / 20) ** -0.42
+
+
+def lab_runs(sizes=SIZES, data=DATA, **fields):
+    rows = [{"model size": n, "data size": d, "optimizer": "adamw", **fields} for n in sizes for d in data]
+    return [{**row, "final_loss": lab_loss(row["model size"], row["data size"])} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return Forecaster.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def adapted(shipped):
+    return shipped.adapt(lab_runs(), source="acme")
+
+
+def test_a_larger_run_is_forecast_better_than_by_the_shipped_law_and_its_interval_holds_it(shipped, adapted):
+    config = {"source": "acme", "model size": 600.0, "data size": 20.0}
+    found, truth = adapted.predict(config).iloc[0], lab_loss(600, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        unknown = shipped.processor.law([{**config, "optimizer": "adamw"}])[0]
+    assert abs(found["loss"] - truth) < 0.03 < abs(unknown - truth)
+    assert found["lower"] < truth < found["upper"]
+    assert found["upper"] - found["lower"] < 0.3
+
+
+def test_other_sources_are_forecast_as_before(shipped, adapted):
+    config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "muon", "learning rate": 8e-3}
+    config["batch size"] = 128
+    pd.testing.assert_frame_equal(shipped.predict(config), adapted.predict(config))
+
+
+def test_the_covariance_agrees_with_the_uncertainty_and_with_a_posterior_by_finite_differences(adapted):
+    law = adapted.processor.law
+    configs = [{"source": "acme", "model size": n, "data size": 10.0, "optimizer": "adamw"} for n in (100, 400, 800)]
+    covariance = law.covariance(configs)
+    np.testing.assert_allclose(np.sqrt(np.diagonal(covariance)), law.uncertainty(configs)["known"], rtol=1e-6)
+    assert np.linalg.eigvalsh(covariance).min() > -1e-12
+    # One law: what its posterior says of the closed form, by differences in each coefficient.
+    one = law.base
+    marin = [{"source": "nowhere", "model size": n, "data size": 10.0, "optimizer": "adamw"} for n in (100, 400)]
+    slopes = np.zeros((2, len(one.columns)))
+    for j, (kind, group, name) in enumerate(one.columns):
+        if kind == "common" or group == "adamw":
+            moved = []
+            for step in (1e-5, -1e-5):
+                common, optimizers = dict(one.common), {key: dict(own) for key, own in one.optimizers.items()}
+                target = common if kind == "common" else optimizers[group]
+                target[name] += step
+                moved.append(ConfigurationLaw(common, one.sources, optimizers).closed_form(marin))
+            slopes[:, j] = (moved[0] - moved[1]) / 2e-5
+    known = slopes @ one.posterior
+    order = list(one.common)
+    by_name = np.zeros((2, len(order)))
+    for j, (kind, _, name) in enumerate(one.columns):
+        if kind == "common":
+            by_name[:, order.index(name)] = slopes[:, j]
+    spread = np.array([one.priors[name].source for name in order])
+    expected = known @ known.T + (by_name * spread) @ (by_name * spread).T
+    np.testing.assert_allclose(one.covariance(marin), expected, rtol=1e-4)
+
+
+def test_adapting_twice_is_adapting_once_with_all_runs(shipped):
+    runs = lab_runs()
+    twice = shipped.adapt(runs[:5], source="acme").adapt(runs[5:], source="acme")
+    once = shipped.adapt(runs, source="acme")
+    asked = {"source": "acme", "model size": 900.0, "data size": 15.0}
+    pd.testing.assert_frame_equal(twice.predict(asked), once.predict(asked))
+
+
+def test_a_saved_checkpoint_is_an_ordinary_one(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path / "mine")
+    asked = [{"source": "acme", "model size": 900.0, "data size": 15.0}]
+    loaded = Forecaster.from_pretrained(tmp_path / "mine")
+    pd.testing.assert_frame_equal(loaded.predict(asked), adapted.predict(asked))
+    AutoModel.from_pretrained(tmp_path / "mine", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "mine", trust_remote_code=True)
+    assert processor.law([{**asked[0], "optimizer": "adamw"}])[0] == pytest.approx(adapted.predict(asked)["loss"][0])
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "9 runs of 3 model sizes" in card
+    assert "| chinchilla |" in card
+    # And again adaptable, with the runs that it learnt from.
+    again = loaded.adapt(lab_runs(sizes=(480.0,)), source="acme")
+    assert len(again.processor.law.adapted["acme"].runs) == 12
+
+
+def test_the_law_survives_json(adapted):
+    law = adapted.processor.law
+    plain = json.loads(json.dumps(law.to_dict(), default=lambda value: np.asarray(value).tolist()))
+    asked = [{"source": "acme", "model size": 500.0, "data size": 8.0, "optimizer": "adamw"}]
+    read = law_from_dict(plain)
+    assert isinstance(read, AdaptedLaw)
+    np.testing.assert_allclose(read(asked), law(asked), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (lab_runs(sizes=(100.0,), data=(2.0,)), "One run"),
+        (lab_runs(sizes=(100.0,)), "One model size"),
+        (lab_runs()[:3], "One model size"),
+        (
+            [run for run in lab_runs(data=(0.2, 1.2, 2.4, 4.8)) if run["data size"] == run["model size"] / 50],
+            "tokens a",
+        ),
+        (lab_runs(sizes=(5.0, 10.0, 20.0)), "under 20 million"),
+        ([{**run, "learning rate": 0.1 / run["model size"]} for run in lab_runs()], "learning rate follows"),
+    ],
+)
+def test_few_or_tied_runs_are_taken_and_said_to_be_few(shipped, runs, said):
+    lab = shipped.adapt(runs, source="acme")
+    asked = {"source": "acme", "model size": runs[-1]["model size"], "data size": runs[-1]["data size"]}
+    assert lab.predict(asked)["loss"][0] == pytest.approx(runs[-1]["final_loss"], abs=0.05)
+    assert any(said in sentence for sentence in lab.report["warnings"])
+
+
+def test_the_report_says_what_is_learnt_and_how_far_to_believe_it(adapted):
+    report = adapted.report
+    assert report["runs"] == 9
+    assert report["sizes"] == [60.0, 120.0, 240.0]
+    assert report["believed_up_to"] == pytest.approx(20 * 6e15 * 240 * 6)
+    assert report["largest_size_out"]["adapted"] < 0.03
+    assert {"chinchilla", "constant exponents"} <= report["largest_size_out"].keys()
+    assert report["learned"]["E"]["over_prior"] < report["learned"]["beta_n"]["over_prior"]
+    widths = [row["interval_over_now"] for row in report["more_runs"] if row["model size"] == 240.0]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] <= 1
+    json.dumps(report)
+
+
+def test_evaluation_sets_are_children_of_their_lab(shipped):
+    runs = [{**run, "pile": run["final_loss"] - 0.4} for run in lab_runs()]
+    lab = shipped.adapt(runs, source="acme", eval={"pile": "pile"})
+    asked = {"model size": 500.0, "data size": 15.0}
+    main, child = (lab.predict({"source": name, **asked})["loss"][0] for name in ("acme", "acme/pile"))
+    assert main - child == pytest.approx(0.4, abs=0.03)
+    assert lab.processor.law.adapted["acme/pile"].parent == "acme"
+
+
+def test_a_child_learns_from_its_parent(shipped, adapted):
+    few = [{**run, "final_loss": run["final_loss"] - 0.3} for run in lab_runs(sizes=(60.0, 120.0), data=(1.0,))]
+    child = adapted.adapt(few, source="acme-code", parent="acme")
+    asked = {"source": "acme-code", "model size": 600.0, "data size": 20.0}
+    assert child.predict(asked)["loss"][0] == pytest.approx(lab_loss(600, 20) - 0.3, abs=0.06)
+
+
+def test_what_two_configurations_share_cancels(shipped):
+    base = {"source": "nowhere", "model size": 300, "data size": 6, "learning rate": 4e-3, "batch size": 128}
+    base["seq len"] = 4096
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = shipped.compare({**base, "optimizer": "muon"}, {**base, "optimizer": "adamw"})
+        loss = shipped.predict({**base, "optimizer": "adamw"}).iloc[0]
+        back = shipped.compare({**base, "optimizer": "adamw"}, {**base, "optimizer": "muon"})
+    assert found["upper"] - found["lower"] < (loss["upper"] - loss["lower"]) / 3
+    assert found["difference"] == pytest.approx(-back["difference"])
+    assert found["p_better"] == pytest.approx(1 - back["p_better"])
+
+
+def test_the_suggested_run_is_the_one_that_tells_most(adapted):
+    pool = pd.DataFrame({"source": "acme", "model size": [60.0, 120.0, 480.0, 2000.0], "data size": 10.0})
+    found = adapted.suggest(pool, budget_flops=6e15 * 700 * 10)
+    assert set(found.index) <= {0, 1, 2}
+    assert found.index[0] == 2
+    assert found["flops"].sum() <= 6e15 * 700 * 10
+    assert (found["interval"].diff().dropna() < 0).all()
+    with pytest.raises(ValueError, match="budget_flops"):
+        adapted.suggest(pool, budget_flops=1.0)
+
+
+def test_choosing_follows_the_posterior_after_each_run():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 6))
+    covariance, noise = root @ root.T, np.full(6, 0.3)
+    steps = choose(covariance, noise, np.ones(6), [0, 1, 2, 3, 4], [5], 3.0)
+    chosen = [step.candidate for step in steps]
+    inner = covariance[np.ix_(chosen, chosen)] + np.diag(noise[chosen])
+    left = covariance[5, 5] - covariance[5, chosen] @ np.linalg.solve(inner, covariance[chosen, 5])
+    assert steps[-1].deviation == pytest.approx(np.sqrt(left))
+
+
+def test_unread_fields():
+    runs = lab_runs(**{"batch size": 128, "learning rate": 1e-3})
+    assert unread_fields(runs) == ["learning rate", "batch size"]
+    runs[0]["learning rate"], runs[4]["batch size"] = 2e-3, 256
+    assert unread_fields(runs) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "source", "message"),
+    [
+        ([{"model size": 50, "data size": 1}], "acme", "none has a final_loss"),
+        ([{"data size": 1, "final_loss": 3.0}], "acme", r"runs\[0\]: model size: missing"),
+        ([{"model size": 50, "data size": 1, "final_loss": "three"}], "acme", r"runs\[0\]: final_loss: got 'three'"),
+        ([{"model size": 50, "data size": 1, "final_loss": -3.0}], "acme", "above 0"),
+        ([{"model size": 50, "data size": 1, "final_loss": 3.0}], "marin", "known to this checkpoint already"),
+    ],
+)
+def test_bad_runs(shipped, runs, source, message):
+    with pytest.raises(ValueError, match=message):
+        shipped.adapt(runs, source=source)
+
+
+def test_unfinished_runs_and_other_columns_are_put_aside_and_told():
+    runs = [
+        {**lab_runs()[0], "status": "crashed"},
+        {**lab_runs()[1], "mood": "good"},
+        {**lab_runs()[2], "final_loss": None},
+    ]
+    with pytest.warns(UserWarning, match="2 of 3 runs"), pytest.warns(UserWarning, match="mood"):
+        assert len(read_runs(runs, "acme")) == 1
+
+
+def test_laws_fitted_to_ones_own_runs_recover_their_own_kind():
+    runs = [
+        {"model size": n, "data size": d, "final_loss": 1.9 + 9 / n**0.5 + 0.8 / d**0.4}
+        for n in (20, 50, 120, 300)
+        for d in (0.5, 1, 3, 9)
+    ]
+    held = [{"model size": 900, "data size": 20}]
+    assert chinchilla(runs, held)[0] == pytest.approx(1.9 + 9 / 900**0.5 + 0.8 / 20**0.4, abs=0.003)
+    assert constant_exponents(runs, held)[0] == pytest.approx(2.4, abs=0.2)
+
+
+def test_the_law_alone_adapts_without_a_network():
+    law = ConfigurationLaw.example()
+    adapted = adapt_law(law, lab_runs(), "acme")
+    asked = [{**run, "source": "acme"} for run in lab_runs()]
+    np.testing.assert_allclose(adapted(asked), [run["final_loss"] for run in asked], atol=0.01)
