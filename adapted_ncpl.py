@@ -4,6 +4,7 @@ An adapted source is a Bayesian model average (Hoeting et al. 1999): several `Co
 source's runs under another prior or misfit height, weighed by their evidence.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -11,11 +12,9 @@ from typing import Any, Self
 import numpy as np
 
 try:
-    from .laws_ncpl import ConfigurationLaw, Evaluation
-    from .laws_ncpl import law_from_dict as _law_from_dict
+    from .laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
 except ImportError:
-    from laws_ncpl import ConfigurationLaw, Evaluation
-    from laws_ncpl import law_from_dict as _law_from_dict
+    from laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
 
 Configs = Sequence[Mapping[str, Any]]
 
@@ -56,7 +55,7 @@ class AdaptedSource:
         losses, known, excess = [], [], []
         for law, at in self._evaluations(configs):
             found = law.uncertainty(at)
-            losses.append(law(at))
+            losses.append(law.losses(at))
             known.append(found["known"])
             excess.append(found["excess"])
         mean = self.weights @ np.array(losses)
@@ -65,11 +64,11 @@ class AdaptedSource:
 
     def loss(self, configs: Configs) -> np.ndarray:
         """Losses in nats per token."""
-        return self.weights @ np.array([law(at) for law, at in self._evaluations(configs)])
+        return self.weights @ np.array([law.losses(at) for law, at in self._evaluations(configs)])
 
     def covariance(self, configs: Configs) -> np.ndarray:
         """Joint covariance of the losses without the runs' own noise, (configurations, configurations)."""
-        losses = np.array([law(at) for law, at in self._evaluations(configs)])
+        losses = np.array([law.losses(at) for law, at in self._evaluations(configs)])
         within = [law.covariance(at) for law, at in self._evaluations(configs)]
         off = losses - self.weights @ losses
         return np.tensordot(self.weights, np.array(within), 1) + (self.weights[:, None] * off).T @ off
@@ -106,7 +105,7 @@ class AdaptedSource:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        laws = [_law_from_dict(state["laws"][f"{i}"]) for i in range(len(state["laws"]))]
+        laws = [law_from_dict(state["laws"][f"{i}"]) for i in range(len(state["laws"]))]
         return cls(**{**state, "laws": laws, "weights": np.asarray(state["weights"])})
 
 
@@ -133,15 +132,29 @@ class AdaptedLaw:
         return self.base.sources
 
     @property
+    def form(self) -> int:
+        return self.base.form
+
+    @property
+    def typical(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        return self.base.typical
+
+    @property
     def optimizers(self) -> Mapping[str, Mapping[str, float]]:
         return self.base.optimizers
 
     def __call__(self, configs: Configs | Evaluation) -> np.ndarray:
-        """Losses in nats per token, one for each configuration."""
+        """Losses in nats per token, one for each configuration; warns of sources and optimizers that are not known."""
         at = self.evaluate(configs)
+        for note in {note: None for config in at.configs for note in self.fallbacks(config)}:
+            warnings.warn(note, stacklevel=2)
+        return self.losses(at)
+
+    def losses(self, at: Evaluation) -> np.ndarray:
+        """Losses in nats per token where the base law's closed form is evaluated already."""
         losses = np.empty(len(at.configs))
         for rows, source, own in self._split(at):
-            losses[rows] = self.base(own) if source is None else source.loss(own)
+            losses[rows] = self.base.losses(self.base.evaluate(own)) if source is None else source.loss(own)
         return losses
 
     def evaluate(self, configs: Configs | Evaluation) -> Evaluation:
@@ -200,14 +213,12 @@ class AdaptedLaw:
         adapted = {name: source.to_dict() for name, source in self.adapted.items()}
         return {"law": "adapted", "base": self.base.to_dict(), "adapted": adapted}
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The law that `to_dict` wrote."""
+        adapted = {name: AdaptedSource.from_state(own) for name, own in state["adapted"].items()}
+        return cls(law_from_dict(state["base"]), adapted)
 
-def law_from_dict(state: Mapping[str, Any]) -> Any:
-    """The law that `to_dict` wrote, adapted or not.
 
-    Raises:
-        ValueError: `state["law"]` names no known law.
-    """
-    if state.get("law") != "adapted":
-        return _law_from_dict(state)
-    adapted = {name: AdaptedSource.from_state(own) for name, own in state["adapted"].items()}
-    return AdaptedLaw(_law_from_dict(state["base"]), adapted)
+# `law_from_dict` reads it wherever a calibration, which may be of such a law, is read.
+LAWS["adapted"] = AdaptedLaw

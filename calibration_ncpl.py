@@ -9,10 +9,12 @@ from typing import Any, Self
 import numpy as np
 
 try:
+    from .adapted_ncpl import AdaptedLaw
     from .fields_ncpl import sequence_length
     from .forms_ncpl import REFERENCE
     from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
 except ImportError:
+    from adapted_ncpl import AdaptedLaw
     from fields_ncpl import sequence_length
     from forms_ncpl import REFERENCE
     from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
@@ -109,7 +111,7 @@ class Calibration:
     law.
 
     Args:
-        law: a fitted `ConfigurationLaw`.
+        law: a fitted `ConfigurationLaw`, adapted to further sources or not.
         envelope: source -> field -> (lowest, highest) of the training runs; "source optimizer" -> the same of the
             learning rates and batches of that optimizer's own.
         scale: source -> the standard deviation's constants.
@@ -120,7 +122,7 @@ class Calibration:
     `source` `""` stands in for any other source.
     """
 
-    law: ConfigurationLaw
+    law: ConfigurationLaw | AdaptedLaw
     envelope: Mapping[str, Mapping[str, Sequence[float]]]
     scale: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, Sequence[float]]

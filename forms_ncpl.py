@@ -138,6 +138,8 @@ def effective_size(c: Mapping[str, Any], active: Any, idle: Any, head: Any) -> A
 def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], form: int = FORM) -> dict[str, Any]:
     """The closed form at runs, with their effective `size` and the `best` rate, where one that is NaN is taken to lie.
 
+    `reducible` is what training removes of the loss at the best rate: the terms of size and data.
+
     Args:
         c: coefficient -> its value for each run.
         runs: `INPUTS` -> values.
@@ -147,8 +149,9 @@ def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], form: int = FORM) -
     best = c["lr"] + c["lr_n"] * n + c["lr_d"] * d + c["lr_b"] * b
     missing = np.isnan(runs["rate"])
     rate = np.where(missing, 0.0, runs["rate"]) + missing * 1.0 * best
-    terms = closed_form if form == FORM else closed_form_0_1
-    return terms(c, n, d, b, rate) | {"size": n, "best": best}
+    terms = (closed_form if form == FORM else closed_form_0_1)(c, n, d, b, rate)
+    reducible = terms["loss"] - terms["excess"] - c["E"] - c["offset"]
+    return terms | {"size": n, "best": best, "reducible": reducible}
 
 
 def gradient(c: Mapping[str, Any], runs: Mapping[str, np.ndarray], form: int = FORM) -> np.ndarray:
@@ -181,6 +184,7 @@ def locate(terms: Mapping[str, Any], runs: Mapping[str, Any], form: int = FORM) 
         "size": terms["size"],
         "data": runs["d"],
         "excess": np.clip(terms["excess"], 0.0, 0.5),
+        "reducible": terms["reducible"],
         "idle": runs["idle"],
         "head": runs["head"],
     }

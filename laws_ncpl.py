@@ -295,6 +295,29 @@ class ConfigurationLaw:
         known = np.sqrt(np.maximum(variance, 1e-10) + ((slopes @ self.posterior) ** 2).sum(1))
         return {"known": known, "excess": at.points["excess"]}
 
+    def covariance(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Joint covariance of the losses, (configurations, configurations), whose diagonal is `known` squared.
+
+        What two configurations share (a source's offset, an optimizer's efficiency) cancels in their difference.
+        """
+        at = self.evaluate(configs)
+        by_coefficient = gradient(at.coefficients, at.inputs, self.form)
+        slopes, total = self._spread(by_coefficient, at.sources, at.optimizers), np.zeros((len(at.sources),) * 2)
+        for name, names, known in (
+            ("source", at.sources, self.sources),
+            ("optimizer", at.optimizers, self.optimizers),
+        ):
+            strange = np.array([group not in known for group in names], dtype=bool)
+            spread = np.array([getattr(self.priors[coefficient], name) for coefficient in self.common])
+            moved = strange[:, None] * by_coefficient * spread
+            total += (names[:, None] == names[None]) * (moved @ moved.T)
+        for rows, residual, own in self._by_source(at):
+            gain, left = residual.joint(own)
+            slopes[rows] -= gain @ self._fitted_slopes[str(at.sources[rows[0]])]
+            total[np.ix_(rows, rows)] += left
+        moved = slopes @ self.posterior
+        return total + moved @ moved.T
+
     def risk(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Expected excess loss from uncertainty in the optimal learning rate, in nats per token.
 
@@ -494,7 +517,7 @@ def law_from_dict(state: Mapping[str, Any]) -> Any:
     if kind not in LAWS:
         raise ValueError(f"law: {kind!r} is not a known law, accepted: {sorted(LAWS)}")
     values = {name: value for name, value in state.items() if name != "law"}
-    return LAWS[kind].from_state(values) if kind == "configuration" else LAWS[kind](**values)
+    return LAWS[kind].from_state(values) if hasattr(LAWS[kind], "from_state") else LAWS[kind](**values)
 
 
 # Numbers in a row that stay in the JSON.

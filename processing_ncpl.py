@@ -20,19 +20,17 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.utils import cached_file
 
 try:
-    from .adapted_ncpl import law_from_dict
     from .calibration_ncpl import Calibration
     from .checkpoint_ncpl import ARRAYS
     from .configuration_ncpl import NCPLConfig
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from .laws_ncpl import ChinchillaLaw, join_arrays, split_arrays
+    from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 except ImportError:
-    from adapted_ncpl import law_from_dict
     from calibration_ncpl import Calibration
     from checkpoint_ncpl import ARRAYS
     from configuration_ncpl import NCPLConfig
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from laws_ncpl import ChinchillaLaw, join_arrays, split_arrays
+    from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 

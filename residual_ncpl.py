@@ -106,6 +106,8 @@ FIELD_SCALES: dict[str, Scale] = {
 # runs the closed form speaks alone; and how far the interaction reaches over the learning rate (everywhere: all that
 # the kernel says of the rate is in the surface, which `one_valley` can see whole).
 FIXED_SCALES = {"wide": 1.5, "lux": 1e9}
+# Scale of an adapted source alone (`ncpl.adapt`): growth of its cells' common height with the reducible loss.
+MISFIT = "vr"
 # Where a surface is looked at over the learning rate, in log units over the best one.
 STEP = 0.2
 NODES = np.arange(-6.0, 5.0 + STEP / 2, STEP)
@@ -143,7 +145,8 @@ def residual_kernel(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, 
     rate, (shared, own) = _squared(a["rate"], b["rate"]), surfaces(k, a, b)
     surface = shared * np.exp(-0.5 * rate / k["lu"] ** 2) + own * np.exp(-0.5 * rate / k["lu2"] ** 2)
     batch, size, data = (_squared(a[name], b[name]) for name in ("batch", "size", "data"))
-    common = k["vc"] ** 2 * np.exp(-0.5 * (size / k["lnc"] ** 2 + data / k["ldc"] ** 2))
+    common = np.exp(-0.5 * (size / k["lnc"] ** 2 + data / k["ldc"] ** 2))
+    common = _cell_height(k, a)[:, None] * _cell_height(k, b)[None] * common
     total = surface_height(k, a)[:, None] * surface_height(k, b)[None] * surface + common
     if a["fields"].shape[1]:
         same = (_once(a["optimizer"])[:, None] == b["optimizer"][None]) * 1.0
@@ -158,6 +161,16 @@ def residual_kernel(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, 
 def surface_height(k: Mapping[str, Any], points: Mapping[str, Any]) -> Any:
     """Standard deviation of the surface over learning rate and batch, before its weights, in nats."""
     return k["g0"] + k["g1"] * points["excess"]
+
+
+def _cell_height(k: Mapping[str, Any], points: Mapping[str, Any]) -> Any:
+    """Standard deviation of what a cell of size and data has in common, in nats.
+
+    What a law gets wrong of a lab that it hardly knows grows with the loss that training removes.
+    """
+    if MISFIT not in k:
+        return np.broadcast_to(k["vc"], 1)
+    return k["vc"] + k[MISFIT] * points["reducible"]
 
 
 def surfaces(k: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -233,7 +246,7 @@ def onto_valley(profile: np.ndarray, x: np.ndarray, value: np.ndarray) -> np.nda
 
 def kernel_variance(k: Mapping[str, Any], a: Mapping[str, Any]) -> np.ndarray:
     """The diagonal of `residual_kernel(k, a, a)`, in squared nats."""
-    total = (k["g0"] + k["g1"] * a["excess"]) ** 2 * (k["v1"] ** 2 + k["v2"] ** 2) + k["vc"] ** 2
+    total = (k["g0"] + k["g1"] * a["excess"]) ** 2 * (k["v1"] ** 2 + k["v2"] ** 2) + _cell_height(k, a) ** 2
     if a["fields"].shape[1]:
         total = total + k["vo"] ** 2 + (k["vfs"] ** 2 + k["vf"] ** 2).sum() + k["vx"] ** 2
     return total
@@ -317,11 +330,22 @@ class KernelResidual:
             gain = across @ self._inverse
             yield rows, gain, kernel_variance(self._scales, own) - (gain * across).sum(1)
 
+    def joint(self, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """`gains` of all rows at once, with their joint covariance: (rows, fitted runs) and (rows, rows)."""
+        own = self._own(points)
+        across = residual_kernel(self._scales, own, self._runs)
+        gain = across @ self._inverse
+        return gain, residual_kernel(self._scales, own, own) - gain @ across.T
+
     def _slices(self, points: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        return _few(self._own(points))
+
+    def _own(self, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """An `Evaluation`'s points with the optimizers' places and the fields that this residual reads."""
         columns = [list(COORDINATES).index(name) for name in self.fields]
         places = {name: i for i, name in enumerate(self.optimizers)}
         optimizers = np.array([places.get(name, -1) for name in points["optimizer"].tolist()])
-        return _few({**points, "optimizer": optimizers, "fields": points["fields"][:, columns]})
+        return {**points, "optimizer": optimizers, "fields": points["fields"][:, columns]}
 
     @cached_property
     def _scales(self) -> dict[str, np.ndarray]:

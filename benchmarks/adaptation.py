@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json, keeping its scores")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    law = Forecaster.from_pretrained().processor.law
+    law = Forecaster.from_pretrained().law
     labs = {**read_labs(args.data_dir), **home_labs(args.data_dir)}
     bases = {name: without(law, name, args.data_dir) for name in ("steplaw", "marin")}
     shapes = {name: lab_shape(bases.get(name, law), rows) for name, rows in labs.items()}

@@ -21,8 +21,9 @@ from scipy.special import gammaln
 
 from adapted_ncpl import AdaptedLaw, AdaptedSource
 from fields_ncpl import sequence_length
-from laws_ncpl import INPUTS, REFERENCE, ConfigurationLaw, gradient, law_terms, locate
-from residual_ncpl import MISFIT, KernelResidual, residual_kernel
+from forms_ncpl import INPUTS, REFERENCE, gradient, law_terms, locate
+from laws_ncpl import ConfigurationLaw
+from residual_ncpl import FIXED_SCALES, MISFIT, KernelResidual, residual_kernel
 
 Run = Mapping[str, Any]
 # Coefficients of size and data, whose spread over labs is known from other labs' runs (`Beliefs`).
@@ -67,7 +68,7 @@ HEIGHTS = tuple(
 # Growth of a run's noise with its excess.
 NOISE_SLOPE = 0.03
 SCALES = {"g0": 0.0018, "g1": 0.08, "v1": 1.0, "lu": 0.7, "lb": 0.9, "v2": 0.0, "lu2": 1.0, "lb2": 1.0, "ln": 1.0}
-SCALES |= {"ld": 1.0, "vc": 0.003, "lnc": 0.8, "ldc": 1.0, "rho": 1.0}
+SCALES |= FIXED_SCALES | {"ld": 1.0, "vc": 0.003, "lnc": 0.8, "ldc": 1.0, "rho": 1.0}
 
 
 def adapt_law(
@@ -225,13 +226,16 @@ class _State:
 
     def slopes(self, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
         """(runs, columns) derivatives of the closed form."""
-        return gradient(coefficients, self.inputs)[:, self.places] * self.moved
+        return gradient(coefficients, self.inputs, self.law.form)[:, self.places] * self.moved
 
     def points(self, terms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The misfit's coordinates of the runs."""
         names = sorted(set(self.optimizers.tolist()))
         places = np.array([names.index(name) for name in self.optimizers.tolist()])
-        return locate(terms, self.inputs) | {"optimizer": places, "fields": np.zeros((len(self.losses), 0))}
+        return locate(terms, self.inputs, self.law.form) | {
+            "optimizer": places,
+            "fields": np.zeros((len(self.losses), 0)),
+        }
 
 
 def _typical(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
@@ -412,7 +416,7 @@ def _fit(
     with np.errstate(all="ignore"):
         for _ in range(3 if start else 4):
             coefficients = state.coefficients(mean + root @ score)
-            terms = law_terms(coefficients, state.inputs)
+            terms = law_terms(coefficients, state.inputs, state.law.form)
             points = state.points(terms)
             own = (noise + NOISE_SLOPE * points["excess"]) ** 2
             covariance = residual_kernel(scales, points, points) + np.diag(own / trust)
@@ -445,7 +449,7 @@ def _descend(
 
     def at(score: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
         coefficients = state.coefficients(mean + root @ score)
-        terms = law_terms(coefficients, state.inputs)
+        terms = law_terms(coefficients, state.inputs, state.law.form)
         if not np.isfinite(terms["loss"]).all():
             return coefficients, terms, math.inf
         white = solve_triangular(lower, state.losses - terms["loss"], lower=True)

@@ -1,6 +1,7 @@
 """Forecasts from configurations: a checkpoint's law, its calibration and, where it adds something, its network."""
 
 import math
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
+from adapted_ncpl import AdaptedLaw
 from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import FIELDS, field_name, training_order
 from ncpl import checkpoint
-from ncpl.configs import as_configs, check_configs
+from ncpl.configs import as_configs, by_name, check_configs
 from ncpl.grid import Grid, named_fields
 from ncpl.sweep_files import forecast_grid
 
@@ -93,6 +95,10 @@ class Forecaster:
             folder: receives the network and tokenizer it was loaded with, and this law and calibration.
         """
         checkpoint.save_law(self.folder, Path(folder), self.law, self.calibration)
+        if isinstance(self.law, AdaptedLaw):
+            from ncpl.own_runs import card
+
+            (Path(folder) / "README.md").write_text(card(self.law, Path(folder).name), encoding="utf-8")
 
     def __repr__(self) -> str:
         sources = ", ".join(sorted(getattr(self.law, "sources", ()))) or "none"
@@ -120,6 +126,7 @@ class Forecaster:
         if isinstance(configs, pd.DataFrame):
             configs = self._known_columns(configs)
         rows, index = as_configs(configs)
+        rows = [self._completed(row) for row in rows]
         origins = [f"row {name!r}" for name in index] if isinstance(configs, pd.DataFrame) else None
         return self.predict_checked(check_configs(rows, self.strict, origins), level).set_index(index)
 
@@ -132,6 +139,13 @@ class Forecaster:
         """What has to be known of forecasts of checked configurations, a sentence each."""
         notes = dict.fromkeys(note for config in configs for note in self._notes_of(config))
         return list(notes)
+
+    def _completed(self, config: Any) -> Any:
+        """A configuration with what an adapted source's runs leave unsaid."""
+        if isinstance(self.law, AdaptedLaw) and isinstance(config, Mapping):
+            known = self.law.adapted.get(str(config.get("source")))
+            return config if known is None else {**known.usual, **by_name(config)}
+        return config
 
     def _notes_of(self, config: Mapping[str, Any]) -> list[str]:
         return self.law.fallbacks(config) if hasattr(self.law, "fallbacks") else []
@@ -191,7 +205,7 @@ class Forecaster:
             ValueError: a field that is unknown or has no values, and what `predict` refuses.
         """
         _check_level(level)
-        frames = list(forecast_grid(self, Grid(_one(config), grid, self.strict), level))
+        frames = list(forecast_grid(self, Grid(self._completed(_one(config)), grid, self.strict), level))
         table = pd.concat(frames)
         table.attrs["notes"] = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
         return table
@@ -249,10 +263,126 @@ class Forecaster:
 
     def _risk(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """`ConfigurationLaw.risk` of every combination, 0 where the checkpoint is not calibrated."""
-        combinations = Grid(_one(config), grid, self.strict)
+        combinations = Grid(self._completed(_one(config)), grid, self.strict)
         if self.calibration is None:
             return np.zeros(len(combinations))
         return self.calibration.law.risk(combinations.configs(0, len(combinations)))
+
+    def adapt(
+        self, runs: Any, source: str, *, parent: str | None = None, eval: Mapping[str, str] | None = None
+    ) -> Self:
+        """A forecaster that knows a source from its own runs, and all that this one knows.
+
+        With the runs of an earlier adaptation of the same source it learns from all of them together.
+
+        Args:
+            runs: finished runs: a DataFrame, a list of dicts or a file, with the registry's fields and `final_loss` in
+                nats per token. Model size and data size are needed; whatever else is known is used.
+            source: the name by which forecasts ask for it.
+            parent: an adapted source of the same lab, with other data or another evaluation set; the new one deviates
+                from it less than from other labs.
+            eval: name of an evaluation set -> column of its losses: each becomes a source `SOURCE/NAME` whose parent
+                is `source`.
+
+        Raises:
+            ValueError: no finished run, a run without sizes or loss, or a checkpoint whose prior is another law.
+
+        >>> runs = [{"model size": n, "data size": d, "final_loss": 3 + 20 / n + 0.4 / d}
+        ...         for n in (50, 100) for d in (1, 2, 4)]
+        >>> lab = Forecaster.from_pretrained().adapt(runs, source="mine")
+        >>> bool(lab.predict({"source": "mine", "model size": 200, "data size": 8})["loss"][0] < 3.3)
+        True
+        """
+        from ncpl.own_runs import adapted, read_runs
+
+        rows = read_runs(runs, source, list((eval or {}).values()))
+        residuals = None if self.network is None else self.network.residuals
+        law, calibration = adapted(self.law, self.calibration, rows, source, parent, residuals)
+        for name, column in (eval or {}).items():
+            child = [{**row, "final_loss": row[column]} for row in rows if row.get(column) is not None]
+            law, calibration = adapted(law, calibration, child, f"{source}/{name}", source, residuals)
+        return type(self)(law, calibration, self.network, self.strict, self.folder)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the lab's own runs say and how far to believe it (`ncpl.trust.report`), of the source adapted to last.
+
+        Raises:
+            ValueError: this forecaster was not adapted.
+        """
+        from ncpl.trust import report
+
+        law = self.law
+        if not isinstance(law, AdaptedLaw):
+            raise ValueError("report: this checkpoint was not adapted to a lab's runs, call adapt first")
+        return report(law, [name for name, known in law.adapted.items() if known.parent is None][-1])
+
+    def compare(self, config_a: Any, config_b: Any, level: float = 0.9) -> pd.Series:
+        """The difference of two configurations' losses, in which what both share cancels.
+
+        So an unknown lab, whose level nobody knows, still gets an answer to "muon or adamw".
+
+        Args:
+            config_a, config_b: two configurations (field -> value).
+            level: coverage of the interval, between 0 and 1.
+
+        Returns:
+            `difference` (a - b), `lower` and `upper` in nats per token, and `p_better`, the probability that a ends
+            lower than b.
+
+        Raises:
+            ValueError: what `predict` refuses, or a checkpoint without calibration.
+
+        >>> base = {"source": "marin", "model size": 300, "data size": 6, "learning rate": 4e-3, "batch size": 128}
+        >>> found = Forecaster.from_pretrained().compare(base | {"optimizer": "muon"}, base | {"optimizer": "adamw"})
+        >>> list(found.index), bool(found["difference"] < 0)
+        (['difference', 'lower', 'upper', 'p_better'], True)
+        """
+        _check_level(level)
+        if self.calibration is None:
+            raise ValueError("compare: this checkpoint has no calibration, so no interval of the difference is known")
+        rows = [self._completed(_one(config)) for config in (config_a, config_b)]
+        configs = [training_order(config) for config in check_configs(rows, self.strict)]
+        self._tell(self.notes(configs))
+        with warnings.catch_warnings():
+            # Told above, once in the forecaster's life.
+            warnings.simplefilter("ignore")
+            first, second = self.law(configs) + (0.0 if self.network is None else self.network.residuals(configs))
+        half, deviation = self.calibration.difference(configs, level)
+        difference = float(first - second)
+        better = statistics.NormalDist().cdf(-difference / deviation)
+        values = {"difference": difference, "lower": difference - half, "upper": difference + half, "p_better": better}
+        return pd.Series(values)
+
+    def suggest(self, candidates: Any, budget_flops: float, target: Any = None, level: float = 0.9) -> pd.DataFrame:
+        """The runs to make next: those that narrow the target's interval most for their FLOPs, one after the other.
+
+        Args:
+            candidates: configurations that could be run, as `predict` takes them.
+            budget_flops: FLOPs (6ND) for all suggested runs together.
+            target: the configurations that are to be forecast; the candidates beyond the budget, or else the dearest
+                one, when absent.
+            level: coverage of the interval.
+
+        Returns:
+            A row for each suggested run in the order to make them, under its candidate's index: its fields, `flops`,
+            `interval` (the half-width of the target's interval once it is made, nats per token), and `why`.
+
+        Raises:
+            ValueError: a budget that no candidate fits into, and what `predict` refuses.
+        """
+        from ncpl.suggest import suggestions
+
+        _check_level(level)
+        if self.calibration is None:
+            raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")
+        tables = []
+        for asked in (candidates, target):
+            rows, index = as_configs(asked) if asked is not None else ([], pd.RangeIndex(0))
+            completed = [self._completed(row) for row in rows]
+            tables.append((check_configs(completed, self.strict) if rows else [], index))
+        (pool, index), (targets, _) = tables
+        return suggestions(self.calibration, pool, index, targets, budget_flops, level)
 
     def benchmarks(
         self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = "nsp-base"
@@ -311,7 +441,7 @@ class Forecaster:
         from ncpl import curves
 
         _check_level(level)
-        checked = training_order(check_configs([_one(config)], self.strict)[0])
+        checked = training_order(check_configs([self._completed(_one(config))], self.strict)[0])
         # The bands' deviation must not depend on the level where a run is observed.
         asked = level if observed is None else 0.9
         end = self.predict_checked([checked], asked).iloc[0]

@@ -11,12 +11,11 @@ import numpy as np
 
 from adapted_ncpl import AdaptedLaw, AdaptedSource
 from calibration_ncpl import Calibration
-from fields_ncpl import check_config, field_name, sequence_length
+from fields_ncpl import FIELDS, check_config, field_name, sequence_length, training_order
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs, read_file
 from ncpl.trust import report
-from processing_ncpl import NCPLProcessor
 
 Run = dict[str, Any]
 LOSS_NAMES = ("final_loss", "final loss", "loss")
@@ -25,7 +24,7 @@ KEPT = ("name", "schedule")
 FINISHED = ("finished", "completed", "success", "ok", "")
 
 
-def read_runs(runs: Any, source: str, strict: bool = True, losses: Sequence[str] = ()) -> list[Run]:
+def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     """Finished runs, checked: the registry's fields and `final_loss` in nats per token.
 
     Runs without a finite loss, or whose `status` says that they did not finish, are put aside with a warning, and so
@@ -34,7 +33,6 @@ def read_runs(runs: Any, source: str, strict: bool = True, losses: Sequence[str]
     Args:
         runs: a DataFrame, an iterable of mappings, or a file.
         source: what the runs are called.
-        strict: whether values out of the registry's ranges are errors.
         losses: further columns of losses to keep.
 
     Raises:
@@ -89,30 +87,30 @@ def _number(value: Any, i: int, name: str) -> float | None:
 
 
 def adapted(
-    processor: NCPLProcessor,
+    law: Any,
+    calibration: Calibration | None,
     runs: Sequence[Mapping[str, Any]],
     source: str,
     parent: str | None,
-    network: Callable[[Sequence[Mapping[str, Any]]], np.ndarray],
-) -> NCPLProcessor:
-    """A processor whose law and calibration know the source from these runs and those of earlier adaptations.
+    network: Callable[[Sequence[Mapping[str, Any]]], np.ndarray] | None,
+) -> tuple[AdaptedLaw, Calibration | None]:
+    """A law and its calibration that know the source from these runs and those of earlier adaptations.
 
     Args:
-        processor: of the checkpoint; its law is a `ConfigurationLaw`, adapted or not.
+        law: a `ConfigurationLaw`, adapted or not.
+        calibration: of the checkpoint, or None.
         runs: `read_runs`.
         source: the name by which forecasts ask for it.
         parent: an adapted source, or None.
-        network: what the network adds to the law's forecasts, in nats: the law is fitted to the rest.
+        network: what it adds to the law's forecasts, in nats: the law is fitted to the rest. None where it is silent.
 
     Raises:
-        ValueError: the prior is another law, no runs, or a parent that was not adapted to.
+        ValueError: another law, no runs, or a parent that was not adapted to.
     """
-    law = processor.law
     if not isinstance(law, ConfigurationLaw | AdaptedLaw):
         raise ValueError(f"adapt: the checkpoint's prior is a {type(law).__name__}, expected a configuration-aware law")
     known = law.adapted if isinstance(law, AdaptedLaw) else {}
-    base = law.base if isinstance(law, AdaptedLaw) else law
-    if source in base.sources:
+    if source in law.sources:
         raise ValueError(f"source: {source!r} is known to this checkpoint already; give your lab another name")
     if parent is not None and parent not in known:
         raise ValueError(f"parent: {parent!r} was not adapted to, known: {', '.join(known) or 'none'}")
@@ -120,20 +118,13 @@ def adapted(
         raise ValueError(f"runs: none of {source!r} has a final_loss (nats per token), expected at least one")
     runs = with_earlier(law, runs, source)
     parent = parent or (known[source].parent if source in known else None)
-    complete = [{**_DEFAULTS, **run} for run in runs]
-    new = adapt_law(law, runs, source, parent=parent, offsets=network(complete))
-    calibrator = processor.calibrator
-    state = None
-    if calibrator is not None:
-        state = _calibrated(calibrator, new, source).to_dict(with_law=False)
-    return NCPLProcessor(
-        processor.tokenizer,
-        processor.prompt_version,
-        processor.number_token_id,
-        prior=new.to_dict(),
-        strict=processor.strict,
-        calibration=state,
-    )
+    offsets = 0.0 if network is None else network([training_order({**_DEFAULTS, **_conf(run)}) for run in runs])
+    new = adapt_law(law, runs, source, parent=parent, offsets=offsets)
+    return new, None if calibration is None else _calibrated(calibration, new, source)
+
+
+def _conf(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name in FIELDS}
 
 
 # What a prompt needs and a run may leave unsaid, where a network reads it.
@@ -167,9 +158,8 @@ def _envelope(known: AdaptedSource) -> dict[str, list[float]]:
     return envelope
 
 
-def card(processor: NCPLProcessor, name: str) -> str:
+def card(law: AdaptedLaw, name: str) -> str:
     """The card of an adapted checkpoint: what it learnt from, how far to believe it, and how to use it."""
-    law = processor.law
     lines = [
         "---",
         "library_name: transformers",
@@ -181,7 +171,7 @@ def card(processor: NCPLProcessor, name: str) -> str:
         "A forecaster of pretraining losses (NCPL), adapted to a lab's own runs.",
         "",
     ]
-    for source, known in law.adapted.items() if isinstance(law, AdaptedLaw) else ():
+    for source, known in law.adapted.items():
         said = report(law, source)
         low, high = said["flops"]
         lines += [

@@ -2,14 +2,15 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from transformers import AutoModel, AutoProcessor
 
-from adapted_ncpl import AdaptedLaw, law_from_dict
-from laws_ncpl import ConfigurationLaw
+from adapted_ncpl import AdaptedLaw
+from laws_ncpl import ConfigurationLaw, law_from_dict
 from ncpl import Forecaster
 from ncpl.adapt import adapt_law, unread_fields
 from ncpl.own_fits import chinchilla, constant_exponents
@@ -44,7 +45,7 @@ def test_a_larger_run_is_forecast_better_than_by_the_shipped_law_and_its_interva
     found, truth = adapted.predict(config).iloc[0], lab_loss(600, 20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        unknown = shipped.processor.law([{**config, "optimizer": "adamw"}])[0]
+        unknown = shipped.law([{**config, "optimizer": "adamw"}])[0]
     assert abs(found["loss"] - truth) < 0.03 < abs(unknown - truth)
     assert found["lower"] < truth < found["upper"]
     assert found["upper"] - found["lower"] < 0.3
@@ -57,7 +58,7 @@ def test_other_sources_are_forecast_as_before(shipped, adapted):
 
 
 def test_the_covariance_agrees_with_the_uncertainty_and_with_a_posterior_by_finite_differences(adapted):
-    law = adapted.processor.law
+    law = adapted.law
     configs = [{"source": "acme", "model size": n, "data size": 10.0, "optimizer": "adamw"} for n in (100, 400, 800)]
     covariance = law.covariance(configs)
     np.testing.assert_allclose(np.sqrt(np.diagonal(covariance)), law.uncertainty(configs)["known"], rtol=1e-6)
@@ -73,7 +74,7 @@ def test_the_covariance_agrees_with_the_uncertainty_and_with_a_posterior_by_fini
                 common, optimizers = dict(one.common), {key: dict(own) for key, own in one.optimizers.items()}
                 target = common if kind == "common" else optimizers[group]
                 target[name] += step
-                moved.append(ConfigurationLaw(common, one.sources, optimizers).closed_form(marin))
+                moved.append(replace(one, common=common, optimizers=optimizers).closed_form(marin))
             slopes[:, j] = (moved[0] - moved[1]) / 2e-5
     known = slopes @ one.posterior
     order = list(one.common)
@@ -107,11 +108,11 @@ def test_a_saved_checkpoint_is_an_ordinary_one(adapted, tmp_path):
     assert "| chinchilla |" in card
     # And again adaptable, with the runs that it learnt from.
     again = loaded.adapt(lab_runs(sizes=(480.0,)), source="acme")
-    assert len(again.processor.law.adapted["acme"].runs) == 12
+    assert len(again.law.adapted["acme"].runs) == 12
 
 
 def test_the_law_survives_json(adapted):
-    law = adapted.processor.law
+    law = adapted.law
     plain = json.loads(json.dumps(law.to_dict(), default=lambda value: np.asarray(value).tolist()))
     asked = [{"source": "acme", "model size": 500.0, "data size": 8.0, "optimizer": "adamw"}]
     read = law_from_dict(plain)
@@ -160,7 +161,7 @@ def test_evaluation_sets_are_children_of_their_lab(shipped):
     asked = {"model size": 500.0, "data size": 15.0}
     main, child = (lab.predict({"source": name, **asked})["loss"][0] for name in ("acme", "acme/pile"))
     assert main - child == pytest.approx(0.4, abs=0.03)
-    assert lab.processor.law.adapted["acme/pile"].parent == "acme"
+    assert lab.law.adapted["acme/pile"].parent == "acme"
 
 
 def test_a_child_learns_from_its_parent(shipped, adapted):
