@@ -14,7 +14,8 @@ from calibration_ncpl import Calibration
 from fields_ncpl import FIELDS, check_config, field_name, sequence_length, training_order
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
-from ncpl.configs import as_configs, read_file
+from ncpl.configs import as_configs
+from ncpl.logs import import_runs
 from ncpl.trust import report
 
 Run = dict[str, Any]
@@ -31,9 +32,9 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     are columns that are no field.
 
     Args:
-        runs: a DataFrame, an iterable of mappings, or a file.
+        runs: a DataFrame, an iterable of mappings, or a file or folder as `import_runs` takes it.
         source: what the runs are called.
-        losses: further columns of losses to keep.
+        losses: further columns of losses to keep; of a file, names of its evaluation losses.
 
     Raises:
         ValueError: no finished run, or one that is not accepted; says which.
@@ -41,7 +42,11 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     >>> read_runs([{"model size": 50, "tokens": 1, "final_loss": 3.5}], "mine")
     [{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}]
     """
-    rows = read_file(runs) if isinstance(runs, str | Path) else as_configs(runs)[0]
+    if isinstance(runs, str | Path):
+        table = import_runs(runs)
+        others = {name: import_runs(runs, eval=name).set_index("name")["final_loss"] for name in losses}
+        runs = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
+    rows = as_configs(runs)[0]
     found, aside, unknown = [], 0, dict[str, None]()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):

@@ -238,6 +238,18 @@ def test_unfinished_runs_and_other_columns_are_put_aside_and_told():
         assert len(read_runs(runs, "acme")) == 1
 
 
+def test_a_log_of_another_framework_is_adapted_to_as_it_is(shipped, tmp_path):
+    table = pd.DataFrame(lab_runs()).drop(columns="optimizer")
+    named = {"model size": "params_no_embed", "data size": "tokens", "final_loss": "val_loss"}
+    log = table.rename(columns=named).assign(name=[f"run-{i}" for i in range(len(table))])
+    log["params_no_embed"] *= 1e6
+    log["tokens"] *= 1e9
+    log.to_csv(tmp_path / "runs.csv", index=False)
+    asked = {"source": "acme", "model size": 600.0, "data size": 20.0, "optimizer": "adamw"}
+    from_file = shipped.adapt(tmp_path / "runs.csv", source="acme").predict(asked)["loss"][0]
+    assert from_file == pytest.approx(lab_loss(600, 20), abs=0.03)
+
+
 def test_laws_fitted_to_ones_own_runs_recover_their_own_kind():
     runs = [
         {"model size": n, "data size": d, "final_loss": 1.9 + 9 / n**0.5 + 0.8 / d**0.4}
