@@ -15,7 +15,7 @@ from fields_ncpl import FIELDS, check_config, field_name, sequence_length, train
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs
-from ncpl.logs import import_runs
+from ncpl.logs.importer import import_runs
 from ncpl.trust import report
 
 Run = dict[str, Any]
