@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -22,6 +22,7 @@ from checkpoint_ncpl import ARRAYS, SETTINGS, is_silent, read_json, read_law
 from embedded_ncpl import EMBEDDED, resolve
 from laws_ncpl import split_arrays
 from ncpl.errors import CheckpointError
+from text_ncpl import one_line
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 MODEL_TYPE = "ncpl"
@@ -94,6 +95,8 @@ def read(folder: str | Path) -> Checkpoint:
         if config.get("model_type") != MODEL_TYPE:
             kind = repr(config["model_type"]) if "model_type" in config else "no config.json"
             raise ValueError(f"expected a config.json of model_type {MODEL_TYPE!r}, found {kind}")
+        if not isinstance(config.get("text_config"), dict):
+            raise ValueError("config.json: text_config, the backbone's configuration, is missing or no object")
         state = read_json(folder / SETTINGS)
         if "prompt_version" not in state:
             raise ValueError(f"expected the {SETTINGS} of an NCPLProcessor, found none")
@@ -138,8 +141,17 @@ def errors(what: str) -> Iterator[None]:
     """Says of which part of a checkpoint an error speaks, in one line."""
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError, HfHubHTTPError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise CheckpointError(f"{what}: {said.removeprefix(f'{what}: ')}") from error
+    except CheckpointError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(one_line(f"{what}: {said.removeprefix(f'{what}: ')}", 290)) from error

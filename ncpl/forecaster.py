@@ -15,6 +15,7 @@ from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import FIELDS, field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs
+from ncpl.errors import CheckpointError
 from ncpl.grid import Grid, named_fields
 from ncpl.sweep_files import forecast_grid
 
@@ -175,6 +176,8 @@ class Forecaster:
             notes = [told, *notes]
         self._tell(notes)
         forecast = forecast_columns(self.law, self.calibration, configs, residuals, level)
+        if not all(np.isfinite(values).all() for values in forecast.values()):
+            raise CheckpointError(f"{self.folder}: it forecasts what is no number; its weights or its law are damaged")
         absent = {name: np.full(len(configs), np.nan) for name in COLUMNS if name not in forecast}
         table = pd.DataFrame(forecast | absent)
         table.attrs["notes"] = notes

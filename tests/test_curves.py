@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from curves_ncpl import KNOTS, CurveLaw, Observed, RunShape, forecast, places, shape_terms
 from ncpl import Forecaster
+from ncpl.commands.shared import app
 from ncpl.curves import Final, read_law, read_log, report, save_law
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
-from ncpl_cli import app
 
 CONFIG = {
     "source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,

@@ -1,0 +1,191 @@
+"""Forecasts of configurations: one, a curve, a grid, the best."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from ncpl.commands.shared import (
+    ROWS,
+    Configs,
+    Json,
+    Level,
+    Model,
+    Window,
+    app,
+    cell,
+    check_folder,
+    forecast_rows,
+    load,
+    note,
+    note_extrapolation,
+    print_json,
+    print_table,
+    records,
+    without_nan,
+)
+
+
+@app.command()
+def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
+    """Forecast the final loss of configurations.
+
+    \b
+    Examples:
+      ncpl predict examples/marin-1b.yaml examples/steplaw-1b.yaml
+      ncpl predict examples/marin-1b.yaml learning_rate=2e-3 batch_size=256
+    """
+    from ncpl.configs import check_configs, read_configs
+
+    rows, origins = read_configs(configs)
+    forecaster = load(model)
+    # Checked here already, where their files are known.
+    checked = check_configs(rows, forecaster.strict, origins if len(rows) > 1 else None)
+    forecast = forecaster.predict(checked, level)
+    if as_json:
+        print_json([{"configuration": origin, **row} for origin, row in zip(origins, records(forecast), strict=True)])
+        return
+    forecast.insert(0, "configuration", origins)
+    print_table(forecast_rows(forecast, level))
+    if forecaster.calibration is not None:
+        note_extrapolation(origins, forecaster.calibration.extrapolation_by_field(checked))
+
+
+@app.command()
+def curve(
+    configs: Configs,
+    model: Model = None,
+    points: Annotated[int, typer.Option(help="Points, evenly spaced over the run.")] = 20,
+    observed: Annotated[Path | None, typer.Option(help="Log of the run's first part (CSV, JSON lines).")] = None,
+    window: Window = 1,
+    level: Level = 0.9,
+    save: Annotated[Path | None, typer.Option(help="Figure of the curves, their bands and schedules.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast loss curves, before a run or from its first part.
+
+    \b
+    Example:
+      ncpl curve examples/marin-1b.yaml lr_schedule=wsd decay=0.2
+    """
+    from ncpl.configs import read_configs
+    from ncpl.curves import read_log, spoken
+
+    check_folder(save)
+    rows, origins = read_configs(configs)
+    if observed is not None and len(rows) > 1:
+        raise ValueError(f"observed: got {len(rows)} configurations, the second {origins[1]}, expected one")
+    seen = None if observed is None else read_log(observed)
+    forecaster = load(model)
+    tables = [forecaster.curve(row, points, seen, level, window) for row in rows]
+    if save is not None:
+        from ncpl.figures import curves
+
+        curves(dict(zip(origins, zip(rows, tables, strict=True), strict=True)), save, seen)
+    several = [table.assign(configuration=origin) for origin, table in zip(origins, tables, strict=True)]
+    shown = [row for table in (several if len(rows) > 1 else tables) for row in records(table)]
+    report = tables[0].attrs.get("report")
+    said = [{name: cell(value) for name, value in row.items()} for row in shown]
+    print_json({"curve": shown, "report": report} if report else shown) if as_json else print_table(said)
+    if text := spoken(report):
+        note(text)
+
+
+@app.command()
+def watch(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Log that is being written: CSV, TSV or JSON lines.")],
+    configs: Configs,
+    model: Model = None,
+    window: Window = 1,
+    every: Annotated[float, typer.Option(help="Seconds between two looks at the log; 0 looks once.")] = 10.0,
+    level: Level = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Forecast the final loss of a run while it trains, from its growing log.
+
+    \b
+    Example:
+      ncpl watch train.csv examples/marin-1b.yaml
+    """
+    from ncpl.callback import follow
+    from ncpl.configs import read_configs
+    from ncpl.curves import spoken
+
+    rows, origins = read_configs(configs)
+    if len(rows) > 1:
+        raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
+    for found in follow(log, rows[0], load(model), level, window, every or None):
+        if as_json:
+            print(json.dumps(without_nan(found)), flush=True)
+        else:
+            interval = f"{level * 100:g} % {found['lower']:.4f} to {found['upper']:.4f}"
+            print(f"step {found['step']:g}: final loss {found['loss']:.4f} ({interval})", flush=True)
+            if text := spoken(found):
+                note(text)
+
+
+@app.command()
+def sweep(
+    configs: Configs,
+    model: Model = None,
+    level: Level = 0.9,
+    output: Annotated[
+        Path | None, typer.Option(help="File for all rows (.csv, .parquet), of a grid of any size.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast every combination of some fields' values.
+
+    FIELD=A,B,C gives a field's values, FIELD=LOW:HIGH:COUNT so many of them in equal ratios.
+
+    \b
+    Example:
+      ncpl sweep examples/marin-1b.yaml lr=1e-3:1e-2:9 batch_size=64,128,256
+    """
+    from ncpl.configs import read_grid
+
+    check_folder(output)
+    config, grid = read_grid(configs)
+    forecaster = load(model)
+    if output is None:
+        forecast = forecaster.sweep(config, grid, level)
+        shown = forecast if as_json or len(forecast) <= ROWS else forecast.nsmallest(ROWS, "loss")
+        if len(shown) < len(forecast):
+            note(f"the {ROWS} lowest losses of {len(forecast)}; --output FILE or --json gives all")
+    else:
+        from ncpl.sweep_files import write_sweep
+
+        shown = write_sweep(forecaster, config, grid, output, level, ROWS)
+        if os.environ.get("RANK", "0") != "0":
+            # `accelerate launch` runs several processes; one of them speaks.
+            return
+        note(f"all rows are in {output}; these are the lowest losses")
+    if as_json:
+        print_json(records(shown))
+    else:
+        print_table(forecast_rows(shown, level))
+
+
+@app.command()
+def optimize(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
+    """Find the values within bounds to bet on: those with the lowest loss to expect.
+
+    FIELD=LOW:HIGH makes a field free within its bounds.
+
+    \b
+    Example:
+      ncpl optimize examples/marin-1b.yaml lr=1e-4:1e-2 batch_size=32:1024
+    """
+    from ncpl.configs import read_bounds
+
+    config, bounds = read_bounds(configs)
+    best = load(model).optimize(config, bounds, level).to_frame().T
+    if as_json:
+        print_json(records(best)[0])
+    else:
+        print_table(forecast_rows(best, level))

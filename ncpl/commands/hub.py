@@ -1,0 +1,132 @@
+"""The Hugging Face Hub and checkpoints."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from ncpl.commands.shared import Json, app, print_json, write
+
+
+@app.command()
+def push(
+    names: Annotated[list[str], typer.Argument(metavar="[FOLDER] REPO", help="What to push, and where: owner/name.")],
+    space: Annotated[bool, typer.Option("--space", help="Push the demo Space; takes REPO alone.")] = False,
+    dataset: Annotated[
+        str | None, typer.Option(help="Push the runs of marin, steplaw or steplaw_moe; takes REPO alone.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the run logs; default: the public ones.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, created if need be, or refs/pr/N.")] = None,
+    pr: Annotated[bool, typer.Option("--pr", help="Open a pull request.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Name for the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Repo id of an adapter's base, if it names a folder.")] = None,
+    code_only: Annotated[bool, typer.Option("--code-only", help="Renew a repository's code alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Push a checkpoint, an adapter, a data set or the Space to the Hugging Face Hub, in one commit.
+
+    Example: ncpl push outputs/ncpl-mini me/ncpl-mini --tag v1
+
+    Example: ncpl push --dataset marin me/ncpl-marin
+
+    Example: ncpl push --code-only me/ncpl-mini
+    """
+    kinds = [space, dataset is not None, code_only]
+    if len(names) != (1 if any(kinds) else 2) or sum(kinds) > 1:
+        raise ValueError(
+            f"push: got {' '.join(names)}; expected FOLDER REPO, or REPO with --space, --code-only or --dataset SOURCE"
+        )
+    from ncpl import hub
+
+    repo_id = names[-1]
+    options: hub.PushOptions = {"revision": revision, "create_pr": pr, "tag": tag, "message": message}
+    options["private"] = private or None
+    if space:
+        pushed = hub.push_space(repo_id, **options)
+    elif code_only:
+        pushed = hub.push_code(repo_id, **options)
+    elif dataset is not None:
+        pushed = hub.push_dataset(dataset, repo_id, data_dir=data_dir, **options)
+    else:
+        pushed = hub.push(names[0], repo_id, base_model=base_model, **options)
+    if as_json:
+        print_json({"url": pushed.url, "commit": pushed.commit, "changed": list(pushed.changed)})
+    else:
+        print(pushed)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint or an adapter, with its result files.")],
+    repo: Annotated[str, typer.Argument(help="Where it will go: owner/name.")],
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint's model card, README.md, from the result files beside it.
+
+    Those are training_record.json, evaluation.json (of ncpl evaluate --output) and widget.json, forecasts for the
+    card's examples, which is made here if there is none.
+
+    Example: ncpl card outputs/ncpl-mini me/ncpl-mini
+    """
+    from ncpl.hub import cards
+
+    text = cards.checkpoint_card(folder, repo)
+    widget = folder / cards.WIDGET
+    if not widget.exists() and cards.is_forecaster(folder):
+        write(widget, json.dumps(cards.widget_examples(folder), indent=2) + "\n")
+        text = cards.checkpoint_card(folder, repo)
+    write(folder / "README.md", text)
+    if as_json:
+        print_json({"card": str(folder / "README.md")})
+    else:
+        print(folder / "README.md")
+
+
+@app.command()
+def convert(
+    published: Annotated[str, typer.Argument(help="Folder with pytorch_model.bin, the file, or a repo id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, absent or empty.")],
+    backbone: Annotated[
+        str, typer.Option(help="Folder or repo id of the language model, for configuration and tokenizer.")
+    ] = "Qwen/Qwen3-1.7B",
+    revision: Annotated[str | None, typer.Option(help="Of the published repository.")] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="Trained on loss curves, as NCPL-intermediate.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a published NCPL checkpoint to a folder that AutoModel loads, and verify it.
+
+    Example: ncpl convert OptimizerStudy/NCPL-final ncpl-qwen3-1.7b
+    """
+    from ncpl.hub.convert import convert
+
+    written = convert(published, out, backbone, revision, curves)
+    if as_json:
+        print_json({"folder": str(written)})
+    else:
+        print(written)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder or repo id of an adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Write an adapter's changes into its base: a checkpoint without adapter.
+
+    Example: ncpl merge me/ncpl-mini-lora merged
+    """
+    from ncpl.download import fetch
+    from ncpl.training.model import merge_adapter
+
+    merge_adapter(fetch(adapter), out)
+    if as_json:
+        print_json({"folder": str(out)})
+    else:
+        print(out)

@@ -1,0 +1,158 @@
+"""Accuracy against logged runs, and benchmark scores."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from ncpl.commands.shared import (
+    Json,
+    Level,
+    Model,
+    app,
+    check_folder,
+    load,
+    print_json,
+    print_table,
+    quiet_loading,
+    records,
+    without_nan,
+    write,
+)
+
+
+@app.command()
+def evaluate(
+    model: Model = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run logs; default: download the public ones.")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="train, in_val or ood_val; repeat for several.")] = None,
+    level: Level = 0.9,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Image file for predicted against observed losses.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Image file for measured against asked coverage.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare forecasts with what logged runs gave.
+
+    Errors for each source and split, beside those of the model's prior and, where the data folder holds them, of the
+    paper's predictions for the same runs. A source is left out, with a note, whose runs the folder does not hold or
+    that the checkpoint's prior does not know.
+
+    \b
+    Example:
+      ncpl evaluate --data-dir logs --output result.json --figure scatter.png
+    """
+    check_folder(output)
+    check_folder(figure)
+    check_folder(calibration)
+    import datasets
+
+    from ncpl.evaluation import DEFAULT_SPLITS, evaluation_report, forecast_runs, table
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    forecaster = load(model)
+    runs = forecast_runs(forecaster, data_dir, split or DEFAULT_SPLITS, level)
+    report = evaluation_report(runs, model or "ncpl-mini", data_dir, level)
+    if output is not None:
+        write(output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
+    if figure is not None:
+        from ncpl.figures import scatter
+
+        scatter(runs, figure)
+    if calibration is not None:
+        from ncpl.figures import reliability
+
+        reliability(runs, calibration)
+    if as_json:
+        print_json(report)
+    else:
+        print_table(table(report))
+
+
+@app.command()
+def benchmarks(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Files (YAML, JSON, JSON lines, CSV) of descriptions or of runs' configurations, a Hub model's "
+            "config.json, and FIELD=VALUE.",
+        ),
+    ] = None,
+    params: Annotated[str | None, typer.Option(help="Parameters, such as 7e9.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 2e12.")] = None,
+    like: Annotated[str | None, typer.Option(help="A known family whose data quality is assumed.")] = None,
+    level: Level = 0.9,
+    model: Annotated[str, typer.Option(help="Score predictor: folder, Hub id or embedded name.")] = "nsp-base",
+    figure: Annotated[Path | None, typer.Option(help="Picture of all tasks over compute (.png, .svg, .pdf).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast the benchmark scores of models that do not exist yet.
+
+    A run's configuration gives its loss first, and the scores that go with the loss.
+
+    \b
+    Examples:
+      ncpl benchmarks --params 7e9 --tokens 2e12 --like Llama-2
+      ncpl benchmarks models.csv --json
+      ncpl benchmarks examples/marin-1b.yaml
+    """
+    from modeling_nsp import NSPModel
+    from ncpl.configs import read_configs
+    from ncpl.files import parse_value
+    from ncpl.nsp.benchmarks import are_configurations, benchmarks
+
+    rows = read_configs(models, translate=False)[0] if models else []
+    named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
+    if named:
+        rows.append(named)
+    if not rows and figure is None:
+        raise ValueError("models: got none, expected files, or --params and --tokens")
+    check_folder(figure)
+    quiet_loading(model)
+    predictor = NSPModel.from_pretrained(model).eval()
+    if figure is not None:
+        from ncpl.figures import scores_over_compute
+
+        scores_over_compute(predictor, level=level).savefig(figure, dpi=150)
+    if not rows:
+        return
+    if are_configurations(rows):
+        from ncpl import Forecaster
+
+        found = Forecaster.from_pretrained().benchmarks(rows, like, level, predictor)
+    else:
+        found = benchmarks(rows, like, level, predictor)
+    if as_json:
+        print_json(records(found))
+        return
+    for row in records(found):
+        tokens_text = "unknown" if math.isnan(row["tokens"]) else f"{row['tokens']:.3g}"
+        outside = ", outside the sizes seen in training" if row["extrapolation"] else ""
+        print(f"{row['params']:.3g} parameters, {tokens_text} tokens{outside}")
+        if "loss" in row:
+            print(
+                f"loss {row['loss']:.4f} ({row['loss_lower']:.4f} to {row['loss_upper']:.4f}), "
+                f"P(divergence) {row['divergence']:.3f}; {row['assumption']}"
+            )
+        print_table(
+            [
+                {
+                    "task": task,
+                    "score": f"{row[task]:.3f}",
+                    f"{level * 100:g} % interval": f"{row[f'{task}_lower']:.3f} to {row[f'{task}_upper']:.3f}",
+                    "past chance": f"{row[f'{task}_emergence']:.0%}" if f"{task}_emergence" in row else "",
+                }
+                for task in (name.removesuffix("_lower") for name in row if name.endswith("_lower"))
+                if task in row and task != "loss" and not math.isnan(row[task])
+            ]
+        )
