@@ -64,28 +64,37 @@ def baseline(train: Rows, held: Rows) -> dict[str, float]:
     return mean_errors(chinchilla(size.ravel(), tokens.ravel(), truth(train).ravel())(*along(held)), held)
 
 
-def final_losses(train: Rows, held: Rows) -> np.ndarray:
-    """Final losses by the configuration law of the training runs."""
+def final_losses(train: Rows, held: Rows) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Final losses by the configuration law of the training runs, and their standard deviations.
+
+    Beside them the training runs with forecasts by laws that have not seen them: their mean error, widened by the law's
+    own uncertainty where a held-out run lies further off, is the deviation.
+    """
+    known = with_forecasts(train)
+    error = 1.25 * float(np.mean([abs(row["final_loss"] - row["forecast"]) for row in known]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fit(train).law()([row["conf"] for row in held])
+        law = fit(train).law()
+        configs = [row["conf"] for row in held]
+        usual = np.median(law.uncertainty([row["conf"] for row in train])["known"])
+        far = law.uncertainty(configs)["known"] / usual
+        return law(configs), error * np.maximum(1.0, np.sqrt(far)), known
 
 
 def before_and_during(train: Rows, held: Rows, more: Rows) -> dict[str, Any]:
     """Errors and coverage of forecasts of held-out runs, before the run and with prefixes of it."""
-    finals, known = final_losses(train, held), with_forecasts(train)
-    deviation = 1.25 * float(np.mean([abs(row["final_loss"] - row["forecast"]) for row in known]))
+    finals, deviations, known = final_losses(train, held)
     law = fit_curves([curve_run(row) for row in [*known, *more]], other_labs=False)
     runs, observed = [curve_run(row) for row in held], truth(held)
-    curves = [forecast(law, r.shape, FRACTIONS, end, deviation) for r, end in zip(runs, finals, strict=True)]
+    ends = list(zip(finals.tolist(), deviations.tolist(), strict=True))
+    curves = [forecast(law, run.shape, FRACTIONS, *end) for run, end in zip(runs, ends, strict=True)]
     found = np.array([curve.loss for curve in curves])
-    result: dict[str, Any] = {"before": mean_errors(found, held), "final_deviation": deviation}
+    result: dict[str, Any] = {"before": mean_errors(found, held), "final_deviation": float(deviations.mean())}
     result["coverage"] = coverage(curves, observed)
     result["error_by_fraction"] = np.abs(found - observed).mean(0).round(5).tolist()
     for part in PREFIXES:
         given = [
-            forecast(law, run.shape, FRACTIONS, end, deviation, prefix(run, part))
-            for run, end in zip(runs, finals, strict=True)
+            forecast(law, run.shape, FRACTIONS, *end, prefix(run, part)) for run, end in zip(runs, ends, strict=True)
         ]
         ahead = part + 1e-9 < FRACTIONS
         seen = np.array([curve.loss for curve in given])
