@@ -76,7 +76,7 @@ def final_losses(train: Rows, held: Rows) -> tuple[np.ndarray, np.ndarray, list[
         warnings.simplefilter("ignore")
         law = fit(train).law()
         configs = [row["conf"] for row in held]
-        usual = np.median(law.uncertainty([row["conf"] for row in train])["known"])
+        usual = np.median([row["uncertainty"] for row in known])
         far = law.uncertainty(configs)["known"] / usual
         return law(configs), error * np.maximum(1.0, np.sqrt(far)), known
 

@@ -129,17 +129,19 @@ def curve_run(row: dict[str, Any]) -> CurveRun:
     return replace(run, forecast=float(row.get("forecast", math.nan)))
 
 
-def with_forecasts(rows: Sequence[dict[str, Any]], folds: int = 3) -> list[dict[str, Any]]:
-    """Rows with the final loss that the configuration law forecasts for them from the other folds."""
+def with_forecasts(rows: Sequence[dict[str, Any]], folds: int = 4) -> list[dict[str, Any]]:
+    """Rows with the final loss that the configuration law forecasts for them from the other folds, and how surely."""
     part = np.random.default_rng(1).permutation(len(rows)) % folds
-    forecasts = np.empty(len(rows))
+    forecasts, known = np.empty(len(rows)), np.empty(len(rows))
     for i in range(folds):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             law = fit([row for row, p in zip(rows, part, strict=True) if p != i]).law()
             mine = np.flatnonzero(part == i)
-            forecasts[mine] = law([rows[int(j)]["conf"] for j in mine])
-    return [row | {"forecast": float(value)} for row, value in zip(rows, forecasts, strict=True)]
+            configs = [rows[int(j)]["conf"] for j in mine]
+            forecasts[mine], known[mine] = law(configs), law.uncertainty(configs)["known"]
+    found = zip(rows, forecasts.tolist(), known.tolist(), strict=True)
+    return [row | {"forecast": value, "uncertainty": sure} for row, value, sure in found]
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
