@@ -139,7 +139,7 @@ class Calibration:
             ValueError: a level that is not between 0 and 1.
         """
         if not 0 < level <= MOST_LEVEL:
-            raise ValueError(f"level: got {level!r}, expected a coverage above 0 and at most {MOST_LEVEL}")
+            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
         at = self.law.evaluate(configs)
         scores = {source: self._score(source, level) for source in set(at.sources.tolist())}
         half = self.deviation(at) * np.array([scores[source] for source in at.sources.tolist()])
@@ -290,13 +290,19 @@ def divergence_features(
         - batch
         - math.log(REFERENCE["batch tokens"])
     )
-    usual_warmup = {name: law.typical.get(name, {}).get("", {}).get("usual warmup", 0) for name in law.sources}
-    warmup = np.log1p(
-        [float(config.get("warmup") or usual_warmup.get(str(config.get("source")), 0)) for config in at.configs]
-    )
+    warmup = np.log1p([_warmup(law, config) for config in at.configs])
     clips = [config.get("max_grad_norm") for config in at.configs]
     clip = np.array([1.0 if value is None else float(value) for value in clips])
     numbers = [rate, rate - usually, steps, warmup, steps - warmup, clip]
     kinds = [at.optimizers == name for name in usual] + [at.sources == name for name in law.sources]
     own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], points["fields"]]
     return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])
+
+
+def _warmup(law: ConfigurationLaw, config: Mapping[str, Any]) -> float:
+    """Steps of warmup: the configuration's own, else those of its source's and optimizer's runs, else none."""
+    kinds = law.typical.get(str(config.get("source")), {})
+    usual = kinds.get("", {}).get("usual warmup", 0)
+    if law.form > 1:
+        usual = kinds.get(str(config.get("optimizer")), {}).get("warmup", usual)
+    return float(usual if config.get("warmup") is None else config["warmup"])

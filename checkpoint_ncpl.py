@@ -9,10 +9,12 @@ from safetensors.numpy import load_file
 
 try:
     from .calibration_ncpl import Calibration
-    from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict
+    from .laws_ncpl import ChinchillaLaw, law_from_dict
+    from .upgrade_ncpl import join_arrays
 except ImportError:
     from calibration_ncpl import Calibration
-    from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict
+    from laws_ncpl import ChinchillaLaw, law_from_dict
+    from upgrade_ncpl import join_arrays
 
 SETTINGS = "processor_config.json"
 ARRAYS = "law.safetensors"

@@ -12,9 +12,11 @@ import numpy as np
 
 try:
     from .gradients_ncpl import gradient as differentiate
+    from .schedules_ncpl import Schedule, final_annealing, schedule_name
     from .upgrade_ncpl import closed_form_0_1
 except ImportError:
     from gradients_ncpl import gradient as differentiate
+    from schedules_ncpl import Schedule, final_annealing, schedule_name
     from upgrade_ncpl import closed_form_0_1
 
 # Where the logarithms of the configuration-aware law are zero.
@@ -151,7 +153,54 @@ def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], form: int = FORM) -
     rate = np.where(missing, 0.0, runs["rate"]) + missing * 1.0 * best
     terms = (closed_form if form == FORM else closed_form_0_1)(c, n, d, b, rate)
     reducible = terms["loss"] - terms["excess"] - c["E"] - c["offset"]
-    return terms | {"size": n, "best": best, "reducible": reducible}
+    return terms | {"size": n, "best": best, "rate": rate, "reducible": reducible}
+
+
+# What a learning rate's schedule is made of.
+SCHEDULE_FIELDS = ("lr_schedule", "min_lr", "min_lr_ratio", "decay", "warmup")
+# Speed, exponent of the rate and power of the annealing; the loss in nats that a whole fall of the rate gains at the
+# reference size, and how it grows with size: from the curves of multipowerlaw and xlstm_nxai (docs/experiments.md).
+_ANNEALING, _ANNEALED, _ANNEALED_N = (18.0, 0.55, 0.7), 0.165, 0.07
+
+
+def schedules_of(
+    usual: Mapping[str, Any], own: Mapping[str, Any], kept: Mapping[str, Any], rate: float, steps: float
+) -> tuple[Schedule, Schedule]:
+    """The usual schedule, and that of a configuration which states some fields of its own.
+
+    Args:
+        usual: the fields of the usual one.
+        own: the fields that the configuration states; its final rate stands for either way of giving one.
+        kept: fields that both have in common.
+        rate: the peak learning rate.
+        steps: of the run.
+    """
+    left = {name: usual[name] for name in SCHEDULE_FIELDS if usual.get(name) is not None}
+    stated, other = {**left, **kept}, dict(left)
+    changed = "lr_schedule" in own and schedule_name(own["lr_schedule"]) != schedule_name(usual["lr_schedule"])
+    if changed:
+        other.pop("decay", None)
+    if changed or {"min_lr", "min_lr_ratio"} & own.keys():
+        other = {name: value for name, value in other.items() if name not in ("min_lr", "min_lr_ratio")}
+    other |= {**own, **kept}
+    return Schedule.of({**stated, "learning rate": rate}, steps), Schedule.of({**other, "learning rate": rate}, steps)
+
+
+def schedule_effect(
+    c: Mapping[str, float], n: float, d: float, steps: float, before: Schedule, after: Schedule
+) -> float:
+    """What one schedule's final loss lies over another's, in nats per token: its annealing, and its slower clock.
+
+    Args:
+        c: coefficient -> value.
+        n, d: logarithms of `effective_size` and data size over `REFERENCE`.
+        steps: of the run.
+        before, after: the schedules; peak rates are the same, taken as the reference's for the lag.
+    """
+    data = float(np.exp(c["logB"] + c["growth"] * n - (c["beta"] + c["beta_n"] * n) * d))
+    clock = max(float(after.clock(1.0)), 1e-3) / max(float(before.clock(1.0)), 1e-3)
+    gained = np.diff(final_annealing([before, after], steps, REFERENCE["learning rate"], *_ANNEALING))[0]
+    return float(data * (clock ** -c["beta"] - 1) - _ANNEALED * np.exp(_ANNEALED_N * n) * gained)
 
 
 def gradient(c: Mapping[str, Any], runs: Mapping[str, np.ndarray], form: int = FORM) -> np.ndarray:

@@ -16,13 +16,37 @@ from typing import Any, Self
 import numpy as np
 
 try:
-    from .fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, sequence_length
-    from .forms_ncpl import FORM, INPUTS, PRIORS, REFERENCE, Prior, gradient, law_terms, locate
+    from .fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, FIELDS, SOURCES, sequence_length
+    from .forms_ncpl import (
+        FORM,
+        INPUTS,
+        PRIORS,
+        REFERENCE,
+        SCHEDULE_FIELDS,
+        Prior,
+        gradient,
+        law_terms,
+        locate,
+        schedule_effect,
+        schedules_of,
+    )
     from .residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
     from .upgrade_ncpl import upgrade_law
 except ImportError:
-    from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, sequence_length
-    from forms_ncpl import FORM, INPUTS, PRIORS, REFERENCE, Prior, gradient, law_terms, locate
+    from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, FIELDS, SOURCES, sequence_length
+    from forms_ncpl import (
+        FORM,
+        INPUTS,
+        PRIORS,
+        REFERENCE,
+        SCHEDULE_FIELDS,
+        Prior,
+        gradient,
+        law_terms,
+        locate,
+        schedule_effect,
+        schedules_of,
+    )
     from residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
     from upgrade_ncpl import upgrade_law
 
@@ -186,7 +210,7 @@ class ConfigurationLaw:
     >>> config = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw", "learning rate": 2e-3,
     ...           "batch size": 256}
     >>> law.closed_form([config, config | {"data size": 40}]).round(3).tolist()
-    [2.816, 2.751]
+    [2.814, 2.749]
     """
 
     common: Mapping[str, float]
@@ -222,7 +246,55 @@ class ConfigurationLaw:
             losses[rows] += residual(own)
             if self.form > 1:
                 losses[rows] += self._to_one_valley(at, rows, residual, own)
-        return losses if self.form == 1 else _below_chance(losses, at.chance)
+        return losses if self.form == 1 else _below_chance(losses + self.schedule_effect(at), at.chance)
+
+    def schedule_effect(self, at: Evaluation) -> np.ndarray:
+        """What a schedule adds to the losses over the usual one of its source and optimizer, in nats per token.
+
+        The final annealing of the multi-power law (Luo et al. 2025, arXiv 2503.12811, eq. 5), and the data term at the
+        tokens weighed by their learning rate. Fields that the source's residual reads are left to it; a configuration
+        that states none of `SCHEDULE_FIELDS` otherwise than usual gets exactly 0.
+        """
+        effect = np.zeros(len(at.sources))
+        for i, config in enumerate(at.configs):
+            source = str(at.sources[i])
+            usual = self._usual(source, str(at.optimizers[i]))[0]
+            read = self.residuals[source].fields if source in self.residuals else ()
+            own = {name: config[name] for name in SCHEDULE_FIELDS if config.get(name) is not None and name not in read}
+            if all(own[name] == usual.get(name) for name in own):
+                continue
+            kept = {name: config.get(name, usual.get(name)) for name in ("warmup", "decay") if name in read}
+            rate = at.terms["best" if np.isnan(at.inputs["rate"][i]) else "rate"][i]
+            steps = (
+                1e9 * REFERENCE["data size"] / REFERENCE["batch tokens"] * np.exp(at.inputs["d"] - at.inputs["b"])[i]
+            )
+            before, after = schedules_of(usual, own, kept, REFERENCE["learning rate"] * math.exp(rate), steps)
+            c = {name: float(values[i]) for name, values in at.coefficients.items()}
+            effect[i] = schedule_effect(c, at.terms["size"][i], at.inputs["d"][i], steps, before, after)
+        return effect
+
+    def idle_fields(self, config: Mapping[str, Any]) -> list[str]:
+        """The fields of a configuration that move no forecast of its source and optimizer: its logs never vary them."""
+        source = str(config.get("source"))
+        read = set(self.residuals[source].fields) if source in self.residuals else set()
+        read |= set(_ALWAYS_READ) | (set(SCHEDULE_FIELDS) if self.form > 1 else set())
+        # With a known sequence length the steps follow from tokens and batch.
+        return [name for name, value in config.items() if name in FIELDS and value is not None and name not in read]
+
+    def notes(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What has to be known of forecasts of these configurations, a sentence each, once."""
+        notes: dict[str, None] = {}
+        for config in configs:
+            notes |= dict.fromkeys(self.fallbacks(config))
+            source = str(config.get("source"))
+            if idle := self.idle_fields(config):
+                notes[f"no effect on this forecast: {', '.join(idle)} (source {source!r} never varies them)"] = None
+            sparse = any(
+                (residual.runs["idle"] > 0).any() for name, residual in self.residuals.items() if name == source
+            )
+            if config.get("active size") and source in self.residuals and not sparse:
+                notes[f"source {source!r} has no mixtures of experts: what experts are worth comes from others"] = None
+        return list(notes)
 
     def _to_one_valley(
         self, at: Evaluation, rows: np.ndarray, residual: KernelResidual, own: Mapping[str, np.ndarray]
@@ -486,6 +558,13 @@ def _below_chance(losses: np.ndarray, chance: np.ndarray) -> np.ndarray:
     return chance - _CHANCE_WIDTH * np.logaddexp(0.0, (chance - losses) / _CHANCE_WIDTH)
 
 
+# Fields that every forecast reads, or that say what the others mean.
+_ALWAYS_READ = (
+    *("source", "optimizer", "model size", "active size", "data size", "learning rate", "batch size", "hidden dim"),
+    *("seq len", "max step", "num experts", "top k"),
+)
+
+
 # Nats over which losses bend to the chance level.
 _CHANCE_WIDTH = 0.1
 
@@ -498,6 +577,7 @@ def _unsaid(source: str) -> dict[str, Any]:
         "vocab size": known.vocab_size if known else DEFAULT_VOCAB_SIZE,
         # Residual width of a model of the reference size.
         "hidden dim": 1024.0,
+        "lr_schedule": "cosine",
     }
 
 
@@ -518,48 +598,3 @@ def law_from_dict(state: Mapping[str, Any]) -> Any:
         raise ValueError(f"law: {kind!r} is not a known law, accepted: {sorted(LAWS)}")
     values = {name: value for name, value in state.items() if name != "law"}
     return LAWS[kind].from_state(values) if hasattr(LAWS[kind], "from_state") else LAWS[kind](**values)
-
-
-# Numbers in a row that stay in the JSON.
-_INLINE = 64
-
-
-def split_arrays(state: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """A law's or calibration's state as JSON, with its large numeric parts moved into arrays.
-
-    Args:
-        state: nested mappings, lists and numpy arrays.
-        name: what the arrays' names begin with.
-        arrays: receives the large ones; in their place the JSON holds `{"array": name}`.
-
-    >>> arrays = {}
-    >>> split_arrays({"law": "mine", "weights": np.zeros(100)}, "prior", arrays), list(arrays)
-    ({'law': 'mine', 'weights': {'array': 'prior.weights'}}, ['prior.weights'])
-    """
-    if isinstance(state, Mapping):
-        return {str(key): split_arrays(value, f"{name}.{key}", arrays) for key, value in state.items()}
-    if isinstance(state, list | tuple) and len(state) > _INLINE and all(isinstance(v, int | float) for v in state):
-        state = np.asarray(state)
-    if isinstance(state, np.ndarray) and (state.ndim > 1 or state.size > _INLINE):
-        arrays[name] = np.ascontiguousarray(state)
-        return {"array": name}
-    if isinstance(state, np.ndarray | np.generic):
-        return state.tolist()
-    if isinstance(state, list | tuple):
-        return [split_arrays(value, f"{name}.{i}", arrays) for i, value in enumerate(state)]
-    return state
-
-
-def join_arrays(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The state that `split_arrays` took apart.
-
-    Raises:
-        ValueError: an array is missing.
-    """
-    if isinstance(state, Mapping):
-        if set(state) == {"array"}:
-            if state["array"] not in arrays:
-                raise ValueError(f"{state['array']}: missing among the law's arrays ({len(arrays)} there)")
-            return arrays[state["array"]]
-        return {key: join_arrays(value, arrays) for key, value in state.items()}
-    return [join_arrays(value, arrays) for value in state] if isinstance(state, list) else state

@@ -24,13 +24,15 @@ try:
     from .checkpoint_ncpl import ARRAYS
     from .configuration_ncpl import NCPLConfig
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from .laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
+    from .laws_ncpl import ChinchillaLaw, law_from_dict
+    from .upgrade_ncpl import join_arrays, split_arrays
 except ImportError:
     from calibration_ncpl import Calibration
     from checkpoint_ncpl import ARRAYS
     from configuration_ncpl import NCPLConfig
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from laws_ncpl import ChinchillaLaw, join_arrays, law_from_dict, split_arrays
+    from laws_ncpl import ChinchillaLaw, law_from_dict
+    from upgrade_ncpl import join_arrays, split_arrays
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 

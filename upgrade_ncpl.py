@@ -1,4 +1,7 @@
-"""Laws that an older release saved, in the form of this one. Values here are frozen: they are what those files mean."""
+"""Laws as files hold them: large parts as arrays beside the JSON, and what older releases saved.
+
+The older releases' values are frozen: they are what those files mean.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -148,3 +151,48 @@ def closed_form_0_1(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> 
     excess = low + rough + np.exp(power("floor")) + waste
     loss = c["E"] + c["offset"] + np.exp(c["logA"] - c["alpha"] * n) + data + excess
     return {"loss": loss, "excess": excess, "valley": x, "edge": u}
+
+
+# Numbers in a row that stay in the JSON.
+_INLINE = 64
+
+
+def split_arrays(state: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """A law's or calibration's state as JSON, with its large numeric parts moved into arrays.
+
+    Args:
+        state: nested mappings, lists and numpy arrays.
+        name: what the arrays' names begin with.
+        arrays: receives the large ones; in their place the JSON holds `{"array": name}`.
+
+    >>> arrays = {}
+    >>> split_arrays({"law": "mine", "weights": np.zeros(100)}, "prior", arrays), list(arrays)
+    ({'law': 'mine', 'weights': {'array': 'prior.weights'}}, ['prior.weights'])
+    """
+    if isinstance(state, Mapping):
+        return {str(key): split_arrays(value, f"{name}.{key}", arrays) for key, value in state.items()}
+    if isinstance(state, list | tuple) and len(state) > _INLINE and all(isinstance(v, int | float) for v in state):
+        state = np.asarray(state)
+    if isinstance(state, np.ndarray) and (state.ndim > 1 or state.size > _INLINE):
+        arrays[name] = np.ascontiguousarray(state)
+        return {"array": name}
+    if isinstance(state, np.ndarray | np.generic):
+        return state.tolist()
+    if isinstance(state, list | tuple):
+        return [split_arrays(value, f"{name}.{i}", arrays) for i, value in enumerate(state)]
+    return state
+
+
+def join_arrays(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The state that `split_arrays` took apart.
+
+    Raises:
+        ValueError: an array is missing.
+    """
+    if isinstance(state, Mapping):
+        if set(state) == {"array"}:
+            if state["array"] not in arrays:
+                raise ValueError(f"{state['array']}: missing among the law's arrays ({len(arrays)} there)")
+            return arrays[state["array"]]
+        return {key: join_arrays(value, arrays) for key, value in state.items()}
+    return [join_arrays(value, arrays) for value in state] if isinstance(state, list) else state

@@ -20,9 +20,9 @@ from safetensors.numpy import save_file
 from calibration_ncpl import Calibration
 from checkpoint_ncpl import ARRAYS, SETTINGS, is_silent, read_json, read_law
 from embedded_ncpl import EMBEDDED, resolve
-from laws_ncpl import split_arrays
 from ncpl.errors import CheckpointError
 from text_ncpl import one_line
+from upgrade_ncpl import split_arrays
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 MODEL_TYPE = "ncpl"

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from curves_ncpl import CurveLaw, Observed, RunShape, forecast
-from laws_ncpl import join_arrays, split_arrays
+from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
 EMBEDDED = Path(__file__).parent / "checkpoints" / "ncpl-mini"

@@ -1,6 +1,5 @@
 """Forecasts from configurations: a checkpoint's law, its calibration and, where it adds something, its network."""
 
-import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from adapted_ncpl import AdaptedLaw
-from calibration_ncpl import Calibration, forecast_columns
-from fields_ncpl import FIELDS, field_name, training_order
+from calibration_ncpl import MOST_LEVEL, Calibration, forecast_columns
+from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
-from ncpl.configs import as_configs, by_name, check_configs
+from ncpl.configs import as_configs, by_name, check_configs, vary
 from ncpl.errors import CheckpointError
 from ncpl.grid import Grid, named_fields
 from ncpl.sweep_files import forecast_grid
@@ -138,8 +137,10 @@ class Forecaster:
 
     def notes(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
         """What has to be known of forecasts of checked configurations, a sentence each."""
-        notes = dict.fromkeys(note for config in configs for note in self._notes_of(config))
-        return list(notes)
+        if hasattr(self.law, "notes"):
+            return list(self.law.notes(configs))
+        fallbacks: Any = getattr(self.law, "fallbacks", lambda config: [])
+        return list(dict.fromkeys(note for config in configs for note in fallbacks(config)))
 
     def _completed(self, config: Any) -> Any:
         """A configuration with what an adapted source's runs leave unsaid."""
@@ -147,9 +148,6 @@ class Forecaster:
             known = self.law.adapted.get(str(config.get("source")))
             return config if known is None else {**known.usual, **by_name(config)}
         return config
-
-    def _notes_of(self, config: Mapping[str, Any]) -> list[str]:
-        return self.law.fallbacks(config) if hasattr(self.law, "fallbacks") else []
 
     def _known_columns(self, table: pd.DataFrame) -> pd.DataFrame:
         known = [name for name in table.columns if field_name(str(name)) is not None]
@@ -214,62 +212,65 @@ class Forecaster:
         return table
 
     def optimize(
-        self, config: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], level: float = 0.9
+        self,
+        config: Mapping[str, Any],
+        bounds: Mapping[str, Any],
+        level: float = 0.9,
+        *,
+        constraints: Mapping[str, float] | None = None,
+        within: float = 0.002,
     ) -> pd.Series:
-        """Finds the values of some fields to bet on: those with the lowest loss to expect.
-
-        That is the forecast and, where the checkpoint is calibrated, what not knowing the best learning rate's place
-        exactly adds to it (`ConfigurationLaw.risk`).
-        A grid over the bounds, logarithmic where they allow, is refined around its best point until it stands still;
-        nothing is random. Where the checkpoint is calibrated, configurations that will rather diverge than not are out,
-        because a run that diverges has no loss to be low.
+        """Finds the values of some fields with the lowest forecast loss, by `ncpl.optimize`; nothing is random.
 
         Args:
             config: the configuration that is varied; its `max step` follows data size, batch size and sequence length.
-            bounds: numeric field -> (low, high), both included.
+            bounds: numeric field -> (low, high), both included; any field -> a list of choices.
             level: coverage of the interval.
+            constraints: `divergence`, its highest probability (0.5 when absent: a run that diverges has no loss to be
+                low); a counted field, such as `batch size`, the number that its values are multiples of.
+            within: nats over the lowest loss that count as equally good.
 
         Returns:
-            The optimised fields, then `predict`'s columns at them.
+            The optimised fields, then `predict`'s columns at them. `risk` is what not knowing the best learning rate's
+            place exactly adds to the loss to expect, and `expected` their sum, where the checkpoint is calibrated;
+            `FIELD low` and `FIELD high` are how far a field goes with the others held and the loss `within` the lowest.
 
         Raises:
-            ValueError: a field without numbers, bounds that are not a range, more than six fields, and what `predict`
+            ValueError: bounds that are no range, an unknown constraint, more than six fields, and what `predict`
                 refuses.
         """
-        fields = named_fields(bounds)
-        if len(fields) > _FREE_FIELDS:
-            raise ValueError(f"fields: got {len(fields)} to optimise, expected at most {_FREE_FIELDS} at a time")
-        windows = {name: _range(name, limits) for name, limits in fields.items()}
-        # About 400 forecasts a round, at least three values a field.
-        points = min(64, max(3, round(400 ** (1 / len(fields)))))
-        best: pd.Series | None = None
-        lowest = math.inf
-        for _ in range(_ROUNDS):
-            grid = {name: _spaced(name, low, high, points) for name, (low, high) in windows.items()}
-            if best is not None:
-                grid = {name: np.union1d(values, best[name]).tolist() for name, values in grid.items()}
-            swept = self.sweep(config, grid, level)
-            expected = swept["loss"].to_numpy() + self._risk(config, grid)
-            found = _best(swept, expected)
-            if expected[found] >= lowest - 1e-6:
-                break
-            # As objects, whole numbers stay whole beside the losses.
-            best, lowest = swept.astype(object).iloc[found].rename(None), expected[found]
-            windows = {name: _neighbours(values, best[name]) for name, values in grid.items()}
-        assert best is not None
-        for name, limits in fields.items():
-            if best[name] in map(float, limits):
-                warnings.warn(
-                    f"{name}: the best value, {best[name]:g}, is a bound; better ones may lie beyond", stacklevel=2
-                )
-        return best
+        from ncpl import optimize as search
 
-    def _risk(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        """`ConfigurationLaw.risk` of every combination, 0 where the checkpoint is not calibrated."""
-        combinations = Grid(self._completed(_one(config)), grid, self.strict)
-        if self.calibration is None:
-            return np.zeros(len(combinations))
-        return self.calibration.law.risk(combinations.configs(0, len(combinations)))
+        _check_level(level)
+        base, fields = self._completed(_one(config)), named_fields(bounds)
+        most, multiples = search.check_constraints(named_fields(constraints) if constraints else None)
+        axes, choices = search.axes_of(fields, multiples)
+        ends: dict[str, Sequence[Any]] = {axis.name: [axis.value(0), axis.value(1)] for axis in axes}
+        Grid(base, ends | choices, self.strict)
+
+        def checked(points: Sequence[Mapping[str, Any]]) -> list[Any]:
+            return check_configs([vary(base, point) for point in points], self.strict)
+
+        def forecast(points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+            return self.predict_checked(checked(points), level)
+
+        best = search.minimise(forecast, axes, choices, most)
+        table = forecast([best])
+        found: dict[str, Any] = best | {str(name): value for name, value in table.iloc[0].items()}
+        if self.calibration is not None:
+            found["risk"] = float(self.calibration.law.risk(checked([best]))[0])
+            found["expected"] = found["loss"] + found["risk"]
+        found |= search.flat_region(forecast, best, axes, within)
+        for axis in axes:
+            if best[axis.name] in (axis.low, axis.high):
+                warnings.warn(
+                    f"{axis.name}: the best value, {best[axis.name]:g}, is a bound; better ones may lie beyond",
+                    stacklevel=2,
+                )
+        # As objects, whole numbers stay whole beside the losses.
+        result = pd.Series(found, dtype=object)
+        result.attrs["notes"] = table.attrs["notes"]
+        return result
 
     def adapt(
         self, runs: Any, source: str, *, parent: str | None = None, eval: Mapping[str, str] | None = None
@@ -457,15 +458,9 @@ class Forecaster:
         return table
 
 
-# Each round narrows the grid to two of its cells: after four the step is far below what losses resolve.
-_ROUNDS = 5
-# More free fields than this leave too few values for each.
-_FREE_FIELDS = 6
-
-
 def _check_level(level: float) -> None:
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1")
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= MOST_LEVEL:
+        raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
 
 
 def _one(config: Any) -> Mapping[str, Any]:
@@ -475,39 +470,3 @@ def _one(config: Any) -> Mapping[str, Any]:
     if not isinstance(rows[0], Mapping):
         raise ValueError(f"config: got {rows[0]!r}, expected a mapping of fields to values")
     return rows[0]
-
-
-def _range(name: str, limits: Any) -> tuple[float, float]:
-    field = FIELDS.get(name)
-    if field is not None and field.kind not in ("number", "count"):
-        raise ValueError(f"{name}: not a number, expected a numeric field to optimise; sweep compares values of others")
-    try:
-        low, high = map(float, limits)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: got {limits!r}, expected two numbers (low, high)") from None
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{name}: got {limits!r}, expected two finite numbers, the lower first")
-    if field is not None and field.kind == "count" and math.ceil(low) > math.floor(high):
-        raise ValueError(f"{name}: got {limits!r}, expected bounds with a whole number between them")
-    return low, high
-
-
-def _spaced(name: str, low: float, high: float, points: int) -> list[float]:
-    values = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
-    # Rounding must not leave the bounds.
-    values = np.clip(values, low, high)
-    if name in FIELDS and FIELDS[name].kind == "count":
-        values = np.unique(np.clip(np.rint(values), math.ceil(low), math.floor(high)).astype(int))
-    return values.tolist()
-
-
-def _neighbours(values: Sequence[float], best: float) -> tuple[float, float]:
-    """The value below the best and the one above."""
-    at = list(values).index(best)
-    return values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
-
-
-def _best(forecasts: pd.DataFrame, expected: np.ndarray) -> int:
-    """The row with the lowest expected loss of those that will rather not diverge, of all where there are none."""
-    stable = ~(forecasts["divergence"].to_numpy(dtype=float) > 0.5)
-    return int(np.where(stable, expected, np.inf if stable.any() else expected).argmin())

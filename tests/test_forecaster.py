@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +135,10 @@ def test_optimize_finds_what_a_fine_grid_finds(forecaster):
         best = forecaster.optimize(ADAMW, bounds)
         again = forecaster.optimize(ADAMW, bounds)
     pd.testing.assert_series_equal(best, again)
-    assert list(best.index) == ["learning rate", "batch size", *COLUMNS]
+    assert list(best.index)[:7] == ["learning rate", "batch size", *COLUMNS]
+    assert best["learning rate low"] <= best["learning rate"] <= best["learning rate high"]
+    edge = forecaster.predict({**ADAMW, "batch size": best["batch size"], "learning rate": best["learning rate low"]})
+    assert edge["loss"].item() <= best["loss"] + 0.002 + 1e-5
     assert isinstance(best["batch size"], int)
     assert all(low <= best[name] <= high for name, (low, high) in bounds.items())
     rng = np.random.default_rng(0)
@@ -186,22 +188,35 @@ def test_a_calibrated_checkpoint_says_how_far_it_is_to_be_trusted(calibrated):
     assert forecast["extrapolation"][1] > 1
 
 
-def test_optimize_bets_on_forecast_and_risk(calibrated):
+def test_optimize_obeys_its_constraints_and_chooses(calibrated):
     forecaster = Forecaster.from_pretrained(calibrated)
-    assert forecaster.calibration is not None
-    law = forecaster.calibration.law
-    # The best rate is known to within a factor of two.
-    unsure = np.diag([0.4 if name == "lr" else 0.0 for _, _, name in law.columns])
-    forecaster.calibration = replace(forecaster.calibration, law=replace(law, posterior=unsure))
+    bounds = {"learning rate": (2e-4, 5e-2), "batch size": (32, 500), "weight decay": [0.1, 0.2]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        best = forecaster.optimize(ADAMW, {"learning rate": (2e-4, 2e-2)})
-        fine = forecaster.sweep(ADAMW, {"learning rate": np.geomspace(2e-4, 2e-2, 300).tolist()})
-    configs = [ADAMW | {"learning rate": rate} for rate in [*fine["learning rate"], best["learning rate"]]]
-    risk = forecaster.calibration.law.risk(configs)
-    stable = fine["divergence"] <= 0.5
-    assert best["loss"] + risk[-1] <= (fine["loss"] + risk[:-1])[stable].min() + 1e-5
-    assert best["loss"] > fine["loss"][stable].min() + 1e-4
+        best = forecaster.optimize(ADAMW, bounds, constraints={"batch size": 48, "divergence": 0.2})
+        grid = {"learning rate": np.geomspace(2e-4, 5e-2, 60).tolist(), "batch size": list(range(48, 500, 48))}
+        tried = forecaster.sweep(ADAMW, grid | {"weight decay": [0.1, 0.2]})
+    assert best["batch size"] % 48 == 0
+    assert best["divergence"] <= 0.2
+    assert best["loss"] <= tried["loss"][tried["divergence"] <= 0.2].min() + 1e-5
+    chosen = ADAMW | {name: best[name] for name in bounds}
+    assert forecaster.calibration is not None
+    assert best["risk"] == pytest.approx(forecaster.calibration.law.risk([chosen])[0], abs=1e-7)
+    assert best["expected"] == best["loss"] + best["risk"]
+
+
+@pytest.mark.parametrize(
+    ("constraints", "message"),
+    [
+        ({"divergance": 0.1}, "did you mean 'divergence'"),
+        ({"divergence": 2}, "expected a probability"),
+        ({"batch size": 0.5}, "expected the whole number"),
+        ({"batch size": 1000}, "batch size: no multiple of 1000 between 32 and 500"),
+    ],
+)
+def test_optimize_refuses_constraints(forecaster, constraints, message):
+    with pytest.raises(ValueError, match=message):
+        forecaster.optimize(ADAMW, {"batch size": (32, 500)}, constraints=constraints)
 
 
 def test_the_command_shows_intervals_and_what_is_extrapolated(calibrated, capsys):
