@@ -249,3 +249,13 @@ def test_commands(tmp_path):
 def test_knots_end_at_the_end():
     assert KNOTS[-1] == 1.0
     assert list(KNOTS) == sorted(KNOTS)
+
+
+def test_a_learning_rate_may_be_pairs_of_steps_and_rates(forecaster):
+    pairs = [(0, 0.0), (1000, 4e-3), (11444, 0.0)]
+    by_pairs = forecaster.curve(
+        {name: value for name, value in CONFIG.items() if name != "learning rate"} | {"lr": pairs}
+    )
+    linear = forecaster.curve(CONFIG | {"lr_schedule": "linear", "min_lr_ratio": 0.0})
+    shape, plain = (table["loss"] - table["loss"].iloc[-1] for table in (by_pairs, linear))
+    np.testing.assert_allclose(shape, plain, atol=1e-3)
