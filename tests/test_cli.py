@@ -302,3 +302,13 @@ def test_benchmarks_refuses(arguments, message, capsys):
     status, _, err = run("benchmarks", *arguments, capsys=capsys)
     assert status == 2
     assert message in err
+
+
+def test_train_takes_the_packages_recipes_by_name(capsys):
+    status, out, err = run("train", "quickstrat", capsys=capsys)
+    assert (status, out) == (2, "")
+    assert "quickstrat: no such file; accepted: a YAML file, or " in err
+    assert "quickstart" in err
+    status, _, err = run("train", "quickstart", "--trainig.x", "3", capsys=capsys)
+    assert status == 2
+    assert "trainig" in err

@@ -1,12 +1,9 @@
 """A lab's own runs: reading them, adapting to them, what to run next."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from ncpl.commands.shared import ROWS, Json, absent, app, cell, check_folder, note, print_json, print_table, records
 
