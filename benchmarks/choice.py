@@ -1,0 +1,135 @@
+"""Which learning rate a forecast says to choose, against what was logged: where it lies, and what choosing by it costs.
+
+    python benchmarks/choice.py --output benchmarks/results/choice.json
+
+Of every cell (optimizer, size, data size) of all splits: the rate with the lowest forecast, the other fields as in the
+best logged run. `ood_val` is read for its logged rates alone; its regret is printed and chooses nothing.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from datasets_scripts.runs import load_runs
+from laws_ncpl import StepLaw
+from ncpl import Forecaster
+from ncpl.record import provenance
+
+SOURCES = ("marin", "steplaw")
+SPLITS = ("train", "in_val", "ood_val")
+RATES = np.geomspace(5e-5, 0.3, 88)
+# A second minimum counts from this depth, in nats.
+DEPTH = 0.002
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="folder with steplaw/ and marin/")
+    parser.add_argument("--checkpoint", help="folder, name or Hub id; the embedded default when absent")
+    args = parser.parse_args()
+    forecaster = Forecaster.from_pretrained(args.checkpoint)
+    result: dict[str, Any] = provenance()
+    for source in SOURCES:
+        splits = load_runs(source, args.data_dir)
+        rows = [row for split in SPLITS for row in splits[split]]
+        result[source] = {"cells": recommended(forecaster, rows), "grid": grid_minima(forecaster, rows, source)}
+        result[source]["regret"] = {
+            split: regrets(forecaster, list(splits[split]), list(splits["train"])) for split in ("in_val", "ood_val")
+        }
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({source: result[source] for source in SOURCES}, indent=1))
+
+
+def cells(rows: Sequence[Any]) -> dict[tuple[Any, ...], list[Any]]:
+    found: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    for row in rows:
+        conf = row["conf"]
+        found[conf["optimizer"], conf["model size"], conf["data size"]].append(row)
+    return found
+
+
+def best_run(rows: Sequence[Any]) -> Any:
+    return min(rows, key=lambda row: row["final_loss"])
+
+
+def second_minimum(losses: np.ndarray) -> float:
+    """How far the curve falls again on its way out from its lowest point, in nats."""
+    foot = int(losses.argmin())
+    sides = losses[foot:], losses[: foot + 1][::-1]
+    return float(max((np.maximum.accumulate(side) - side).max() for side in sides))
+
+
+def recommended(forecaster: Forecaster, rows: Sequence[Any]) -> dict[str, int]:
+    """Cells whose recommended rate lies outside the logged ones by 1.5x, or 2x off the best; with two minima."""
+    outside, far, double, groups = 0, 0, 0, cells(rows)
+    for own in groups.values():
+        conf = best_run(own)["conf"]
+        losses = forecaster.predict_checked([{**conf, "learning rate": float(rate)} for rate in RATES])["loss"]
+        chosen, logged = RATES[int(losses.to_numpy().argmin())], [row["conf"]["learning rate"] for row in own]
+        outside += max(min(logged) / chosen, chosen / max(logged)) > 1.5
+        far += abs(np.log(chosen / conf["learning rate"])) > np.log(2)
+        double += second_minimum(losses.to_numpy()) > DEPTH
+    return {"cells": len(groups), "outside by 1.5x": outside, "2x off": far, "two minima": double}
+
+
+def grid_minima(forecaster: Forecaster, rows: Sequence[Any], source: str) -> dict[str, int]:
+    """How many cells of a grid beyond the logged ones have two minima over the learning rate."""
+    names = sorted({row["conf"]["optimizer"] for row in rows})[:10]
+    sizes = (134.2, 302.0, 536.9, 1000.0, 3000.0) if source == "marin" else (215.0, 268.0, 429.0, 537.0, 1e3, 3e3)
+    data = (3.0, 20.0, 100.0) if source == "marin" else (5.0, 10.0, 25.0, 50.0, 100.0)
+    double, count = 0, 0
+    for optimizer in names:
+        for size in sizes:
+            for tokens in data:
+                conf = {"source": source, "optimizer": optimizer, "model size": size, "data size": tokens}
+                conf |= {"batch size": 128 if source == "marin" else 256}
+                losses = forecaster.predict_checked([{**conf, "learning rate": float(rate)} for rate in RATES])["loss"]
+                double, count = double + (second_minimum(losses.to_numpy()) > DEPTH), count + 1
+    return {"cells": count, "two minima": double}
+
+
+def regrets(forecaster: Forecaster, rows: Sequence[Any], train: Sequence[Any]) -> dict[str, float]:
+    """Mean over cells of three runs and more: the loss of the logged run that a rule chooses, over the cell's lowest.
+
+    Runs that a rule cannot tell apart count by their mean.
+    """
+    step, known = StepLaw(), cells(train)
+    found: dict[str, list[float]] = defaultdict(list)
+    for (optimizer, size, data), own in cells(rows).items():
+        if len(own) < 3:
+            continue
+        confs, losses = [row["conf"] for row in own], np.array([row["final_loss"] for row in own])
+        rates = np.log([conf["learning rate"] for conf in confs])
+        batches = np.log([conf["batch size"] for conf in confs])
+        near = min(
+            (key for key in known if key[0] == optimizer and key != (optimizer, size, data)),
+            key=lambda key: abs(np.log(key[1] / size)) + abs(np.log(key[2] / data)),
+            default=None,
+        )
+        scores = {
+            "ours": forecaster.predict_checked(confs)["loss"].to_numpy(),
+            "Step Law": (rates - np.log(step.learning_rate(confs))) ** 2
+            + (batches - np.log(step.batch_size(confs))) ** 2,
+            "middle of the logged range": np.abs(rates - (rates.min() + rates.max()) / 2),
+        }
+        if near is not None:
+            conf = best_run(known[near])["conf"]
+            scores["nearest cell's best"] = (rates - np.log(conf["learning rate"])) ** 2 + (
+                batches - np.log(conf["batch size"])
+            ) ** 2
+        for name, score in scores.items():
+            found[name].append(float(losses[score <= score.min() + 1e-9].mean() - losses.min()))
+    return {name: float(np.mean(values)) for name, values in found.items()} | {"cells": len(found["ours"])}
+
+
+if __name__ == "__main__":
+    main()
