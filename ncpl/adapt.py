@@ -65,6 +65,8 @@ HEIGHTS = tuple(
     for noise, heights in ((0.002, (0.01, 0.02, 0.04, 0.08)), (0.01, (0.02, 0.04, 0.08)), (0.04, (0.04, 0.08)))
     for height in heights
 )
+# What a run is taken to be trained with where its log does not say.
+DEFAULT_OPTIMIZER = "adamw"
 # Growth of a run's noise with its excess.
 NOISE_SLOPE = 0.03
 SCALES = {"g0": 0.0018, "g1": 0.08, "v1": 1.0, "lu": 0.7, "lb": 0.9, "v2": 0.0, "lu2": 1.0, "lb2": 1.0, "ln": 1.0}
@@ -199,7 +201,8 @@ class _State:
         offsets: np.ndarray | float = 0.0,
     ) -> "_State":
         deviating = [name for name, prior in base.priors.items() if prior.optimizer]
-        strange = {str(run.get("optimizer")) for run in runs} - set(base.optimizers)
+        runs = [{**run, "optimizer": run.get("optimizer") or DEFAULT_OPTIMIZER} for run in runs]
+        strange = {str(run["optimizer"]) for run in runs} - set(base.optimizers)
         law = replace(
             base,
             optimizers={**base.optimizers, **{name: dict.fromkeys(deviating, 0.0) for name in sorted(strange)}},
@@ -270,7 +273,7 @@ def _usual(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
         usual[name] = float(np.median(given)) if given else default
     if "batch size" in usual:
         usual["batch size"] = round(usual["batch size"])
-    optimizers = {str(run["optimizer"]) for run in runs if run.get("optimizer")}
+    optimizers = {str(run.get("optimizer") or DEFAULT_OPTIMIZER) for run in runs}
     return usual | ({"optimizer": optimizers.pop()} if len(optimizers) == 1 else {})
 
 

@@ -1,0 +1,94 @@
+"""Commands for a lab's own runs: adapt, compare, suggest."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ncpl.commands.shared import Configs, Json, Level, Model, app, cell, load, note, print_json, print_table, records
+
+
+@app.command()
+def adapt(
+    runs: Annotated[
+        str, typer.Argument(metavar="RUNS", help="Finished runs: a file or folder as `ncpl import` reads it.")
+    ],
+    source: Annotated[str, typer.Option(help="The name by which forecasts ask for these runs' lab.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapted checkpoint.")],
+    parent: Annotated[str | None, typer.Option(help="An adapted source of the same lab.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt the forecaster to a lab's own runs, in seconds.
+
+    \b
+    Example:
+      ncpl adapt runs.csv --source acme --out outputs/acme
+    """
+    adapted = load(model).adapt(runs, source, parent=parent)
+    adapted.save_pretrained(out)
+    report = adapted.report
+    if as_json:
+        print_json(report)
+        return
+    print(f"{source}: learnt from {report['runs']} runs, believe forecasts up to {report['believed_up_to']:.2g} FLOPs")
+    held_out = report["largest_size_out"] or {}
+    skipped = ("runs", "model size", "inside_90")
+    print_table([{"method": name, "error": cell(value)} for name, value in held_out.items() if name not in skipped])
+    for sentence in report["warnings"]:
+        note(sentence)
+    print(f"written to {out}; forecast with ncpl predict ... --model {out}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A configuration's file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    model: Model = None,
+    level: Level = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Forecast the difference of two configurations' losses, in which what both share cancels.
+
+    \b
+    Example:
+      ncpl compare muon.yaml adamw.yaml
+    """
+    from ncpl.configs import read_configs
+
+    rows = [row for path in (first, second) for row in read_configs([path])[0]]
+    if len(rows) != 2:
+        raise ValueError(f"configurations: got {len(rows)}, expected two, one in each file")
+    found = load(model).compare(rows[0], rows[1], level)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_table([{str(name): cell(value) for name, value in found.items()}])
+
+
+@app.command()
+def suggest(
+    configs: Configs,
+    budget: Annotated[float, typer.Option(help="FLOPs (6ND) for all suggested runs together.")],
+    model: Model = None,
+    level: Level = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Say which of some candidate runs to make next for a target: the candidates beyond the budget, or the dearest one.
+
+    \b
+    Example:
+      ncpl suggest candidates.csv --budget 1e21 --model outputs/acme
+    """
+    from ncpl.configs import read_configs
+
+    found = load(model).suggest(read_configs(configs)[0], budget, level=level)
+    if as_json:
+        print_json([{"candidate": int(i), **row} for i, row in zip(found.index, records(found), strict=True)])
+        return
+    names = ("model size", "data size", "flops", "why")
+    rows = [
+        {"candidate": i, **{name: row[name] for name in names}}
+        for i, row in zip(found.index, records(found), strict=True)
+    ]
+    print_table([{name: cell(value) for name, value in row.items()} for row in rows])
