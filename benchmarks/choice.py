@@ -78,7 +78,7 @@ def recommended(forecaster: Forecaster, rows: Sequence[Any]) -> dict[str, int]:
         outside += max(min(logged) / chosen, chosen / max(logged)) > 1.5
         far += abs(np.log(chosen / conf["learning rate"])) > np.log(2)
         double += second_minimum(losses.to_numpy()) > DEPTH
-    return {"cells": len(groups), "outside by 1.5x": outside, "2x off": far, "two minima": double}
+    return {"cells": len(groups), "outside by 1.5x": int(outside), "2x off": int(far), "two minima": int(double)}
 
 
 def grid_minima(forecaster: Forecaster, rows: Sequence[Any], source: str) -> dict[str, int]:
@@ -94,7 +94,7 @@ def grid_minima(forecaster: Forecaster, rows: Sequence[Any], source: str) -> dic
                 conf |= {"batch size": 128 if source == "marin" else 256}
                 losses = forecaster.predict_checked([{**conf, "learning rate": float(rate)} for rate in RATES])["loss"]
                 double, count = double + (second_minimum(losses.to_numpy()) > DEPTH), count + 1
-    return {"cells": count, "two minima": double}
+    return {"cells": count, "two minima": int(double)}
 
 
 def regrets(forecaster: Forecaster, rows: Sequence[Any], train: Sequence[Any]) -> dict[str, float]:
