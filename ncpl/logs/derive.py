@@ -24,6 +24,9 @@ TEXTS = {"optimizer", "schedule", "tail", "activation", "name", "state", "durati
 TEXTS |= {"gated", "source", "multi_query", "unknown_attention", "warmup_in_units", "decay_in_units"}
 COUNTED = {"params", "params_head", "params_body", "params_active", "tokens", "tokens_seen", "flops", "batch_tokens"}
 COUNTED |= {"samples", "device_batch_tokens", "warmup_tokens"}
+POSITIVE = COUNTED - {"warmup_tokens", "tokens_seen"} | {"batch", "device_batch", "accumulation", "devices", "steps"}
+POSITIVE |= {"layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "vocab_rows", "seq_len", "lr"}
+"""Quantities of which frameworks write -1 or 0 for unset."""
 SMALLEST_COUNT = 1e4
 """Parameters and tokens below this are in an unknown unit: no model has 134 of them."""
 

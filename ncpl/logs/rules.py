@@ -127,6 +127,11 @@ def _torchtitan(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     if share is not None:
         facts["decay_share"] = share
     facts["gated"] = True
+    width, factor = facts.get("width"), values.get("ffn_dim_multiplier")
+    if width and "ffn" not in facts and "multiple_of" in values:
+        wide = int(int(8 * width / 3) * (factor or 1))
+        facts["ffn"] = -(-wide // values["multiple_of"]) * values["multiple_of"]
+        return {"ffn": "8/3 of the width x ffn_dim_multiplier, up to multiple_of"}
     return {}
 
 
@@ -136,7 +141,13 @@ def _litgpt(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
         facts.setdefault("ffn", 4 * facts["width"])
     if facts.get("experts") == 0:
         del facts["experts"]
-    return {}
+    told = {}
+    if facts.get("complete") and str(values.get("optimizer", "")).lower() == "adamw":
+        # Named without arguments, it has PyTorch's.
+        for name, value in {"lr": 1e-3, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}.items():
+            if name not in facts and not (name.startswith("beta") and "betas" in facts):
+                facts[name], told[name] = value, "default of torch.optim.AdamW"
+    return told
 
 
 def _levanter(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fields_ncpl import FIELDS, field_name, unknown_field
 from ncpl.errors import one_line, short
-from ncpl.logs.derive import COUNTED, FACT_OF, SCALED, SMALLEST_COUNT, TEXTS, derive, missing, number_of
+from ncpl.logs.derive import COUNTED, FACT_OF, POSITIVE, SCALED, SMALLEST_COUNT, TEXTS, derive, missing, number_of
 from ncpl.logs.frameworks import GENERIC, QUANTITIES, Framework, matches, plain_name, recognise
 from ncpl.logs.rules import Facts
 
@@ -59,6 +59,8 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> flatten({"model": {"d_model": 64}, "betas": [0.9, 0.95]})
     {'model.d_model': 64, 'betas': [0.9, 0.95]}
+    >>> flatten({"length": 2048, "model": {"max_seq_len": "${length}"}})
+    {'length': 2048, 'model.max_seq_len': 2048}
     """
     flat: dict[str, Any] = {}
 
@@ -78,7 +80,20 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key != "_wandb":
             walk(str(key), value)
-    return flat
+    return {name: _reference(value, flat) for name, value in flat.items()}
+
+
+_REFERENCE = re.compile(r"\$\{(?:\.*)([\w.\-]+)\}")
+
+
+def _reference(value: Any, flat: Mapping[str, Any]) -> Any:
+    """What `${section.name}` stands for: OmegaConf's way to write one value once."""
+    for _ in range(8):
+        found = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            return value
+        value = flat.get(found[1], flat.get(f"variables.{found[1]}"))
+    return None
 
 
 def read_names(names: Iterable[str], given: Mapping[str, str] | None = None) -> Reading:
@@ -198,6 +213,8 @@ def read_facts(values: Mapping[str, Any], reading: Reading) -> tuple[Facts, dict
             refused[name] = (
                 f"{short(value, 40)} is no number" if not isinstance(value, list) else "a list, not one number"
             )
+        elif number <= 0 and quantity in POSITIVE:
+            refused[name] = f"{number:g} says that it is not set"
         elif quantity in COUNTED and 0 < number * factor < SMALLEST_COUNT and quantity != "batch_tokens":
             refused[name] = f"{number:g} is too small for a count and its unit is unknown; rename it, such as {name}_m"
         else:
