@@ -182,7 +182,7 @@ class _Table:
         names = list(dict.fromkeys(name for run in runs for name in (*run.values, *run.curves)))
         losses = [name for name in names if is_loss(name)]
         loss_map = {theirs: ours for theirs, ours in given.items() if plain_name(ours) == "final_loss"}
-        self.reading = read_names(names, given)
+        self.reading = _reading(names, runs, given)
         self.losses, self.other_losses = _loss_columns(losses, self.reading, loss_map, chosen)
         for name in losses:
             self.reading.ignored.pop(name, None)
@@ -201,7 +201,10 @@ class _Table:
         if against:
             self.notes.append(f"{one_line(name or self.origin, 60)}: {against}; check their units")
         state = _STATES.get(str(facts.get("state", "")).strip().lower())
-        if (column in run.curves and run.curves[column].diverged) or (loss is not None and not math.isfinite(loss)):
+        trained = [
+            curve for logged, curve in run.curves.items() if logged == column or _TRAIN.search(plain_name(logged))
+        ]
+        if any(curve.diverged for curve in trained) or (loss is not None and not math.isfinite(loss)):
             state, loss = "diverged" if state in (None, "finished") else state, None
         last = number_of(run.values.get(self.reading.names.get("step", ("", 0))[0]))
         return {
@@ -261,7 +264,21 @@ class _Table:
         return None, None
 
 
+def _reading(names: list[str], runs: list[Logged], given: Mapping[str, str]) -> Reading:
+    """Which names mean what, where some were logged as the run went: those tell its progress, not its plan."""
+    changed = {name for run in runs for name in run.changed}
+    reading = read_names(names, given, changed)
+    for planned, seen in (("tokens", "tokens_seen"), ("samples", "samples_seen"), ("steps", "step")):
+        column = reading.names.get(planned, ("", 1.0))
+        if column[0] in changed:
+            del reading.names[planned]
+            reading.names.setdefault(seen, column)
+    return reading
+
+
 # ------------------------------------------------------------------------------------------------ losses
+
+_TRAIN = re.compile(r"(^|[._])train|^(ce_|lm_)?loss$")
 
 
 def _kind(plain: str) -> str:

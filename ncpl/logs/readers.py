@@ -78,6 +78,7 @@ class Logged:
         values: flattened configuration, and the last value of each logged column.
         curves: name of a logged loss -> its curve.
         peaks: name of a logged learning rate -> its largest value.
+        changed: names whose value changed while the run was logged, which no configuration's does.
         points: how many points were logged; 0 where the log holds one row a run.
         complete: whether the values hold a whole configuration, in which an absent key has its default.
         origin: file or folder.
@@ -87,6 +88,7 @@ class Logged:
     values: dict[str, Any]
     curves: dict[str, Curve] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
     points: int = 0
     origin: str = ""
     complete: bool = False
@@ -140,9 +142,13 @@ def _of_document(document: Any, stem: str, origin: str) -> Iterator[Logged]:
     if not all(isinstance(row, dict) for row in rows) or not rows or rows == [{}]:
         raise ValueError(f"{one_line(origin, 100)}: holds no runs, expected mappings of names to values")
     if len(rows) == 1:
-        yield Logged(None, _unpacked(rows[0]), origin=origin, complete=True)
+        yield _with_curves(Logged(None, _unpacked(rows[0]), origin=origin, complete=True))
         return
     yield from _table(iter(rows), stem, origin)
+
+
+# A wrapper around the configuration or the results of a run is no part of a name.
+_WRAPPER = re.compile(r"^((mlflow|data)\.)?(conf|config|summary|params|metrics|hyperparameters)\.")
 
 
 def _unpacked(row: Row) -> Row:
@@ -156,8 +162,7 @@ def _unpacked(row: Row) -> Row:
                 continue
     flat: Row = {}
     for name, value in flatten(row).items():
-        # A wrapper around the configuration is no part of a name.
-        bare = re.sub(r"^(conf|config|summary|params|metrics|hyperparameters|data\.params|data\.metrics)\.", "", name)
+        bare = _WRAPPER.sub("", name)
         flat.setdefault(bare if bare not in row else name, value)
     return flat
 
@@ -184,9 +189,28 @@ def _table(rows: Iterator[Row], stem: str, origin: str) -> Iterator[Logged]:
     step, run = _step_and_run(head, names)
     if step is None:
         for row in everything:
-            yield Logged(_text(row.get(run)) if run else None, row, origin=origin)
+            yield _with_curves(Logged(_text(row.get(run)) if run else None, row, origin=origin))
         return
     yield from _points(everything, step, run, stem, origin)
+
+
+def _with_curves(logged: Logged) -> Logged:
+    """One row's lists of points as curves: `{"steps": [...], "losses": [...]}`, or a list of `{"step", "value"}`."""
+    values = logged.values
+    steps, losses = (values.get(f"curve.{name}") for name in ("steps", "losses"))
+    if isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses):
+        del values["curve.steps"], values["curve.losses"]
+        values["curve.loss"] = [{"step": step, "value": loss} for step, loss in zip(steps, losses, strict=True)]
+    for name, points in list(values.items()):
+        if not (is_loss(name) and isinstance(points, list) and points and isinstance(points[0], dict)):
+            continue
+        del values[name]
+        for point in points:
+            loss = _loss_value(point.get("value")) if isinstance(point, dict) else None
+            step = number_of(point.get("step")) if loss is not None else None
+            if loss is not None and step is not None:
+                logged.curves.setdefault(name, Curve()).add(step, loss)
+    return logged
 
 
 def _step_and_run(head: list[Row], names: list[str]) -> tuple[str | None, str | None]:
@@ -253,7 +277,19 @@ def _add_point(logged: Logged, row: Row, step: float | None) -> None:
         if _RATE.search(plain_name(name)):
             # The largest learning rate that was logged is the peak.
             logged.peaks[name] = max(float(number_of(value) or 0), logged.peaks.get(name, 0.0))
-        logged.values[name] = value
+        if logged.values.setdefault(name, value) != value:
+            logged.changed.add(name)
+            logged.values[name] = value
+
+
+def _configured(logged: Logged, values: Row) -> Logged:
+    """The run with its configuration: what that says of a name comes before what was logged under it."""
+    values = {name: value for name, value in values.items() if value is not None}
+    logged.values.update(values)
+    logged.changed -= values.keys()
+    for name in values:
+        logged.peaks.pop(name, None)
+    return logged
 
 
 def _loss_value(value: Any) -> float | None:
@@ -302,8 +338,7 @@ def _history_of(history: list[Any], values: Row, stem: str, origin: str) -> Logg
         if isinstance(row, dict):
             # The mean over the whole run, which the last row gives, is no final loss.
             _add_point(logged, flatten({k: v for k, v in row.items() if k != "train_loss"}), number_of(row.get("step")))
-    logged.values = values | logged.values
-    return logged
+    return _configured(logged, values)
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -332,22 +367,51 @@ def _folder(folder: Path, depth: int = 0) -> Iterator[Logged]:
         logged.name, logged.origin = folder.name, str(folder)
         yield logged
         entries = [entry for entry in entries if entry not in checkpoints and not _config(entry)]
-    found = False
+    found: list[Logged] = []
+    nested = False
     trackio = [entry for entry in entries if entry.name.endswith("_configs.parquet")]
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
             yield from _folder(entry, depth + 1)
-            found = True
+            nested = True
         elif entry.is_file() and KINDS.get(entry.suffix.lower()) and not _PASSED.search(entry.name):
             if entry.name.endswith(("_system.parquet", "_configs.parquet")):
                 continue
             if any(entry.name == config.name.replace("_configs.parquet", ".parquet") for config in trackio):
-                yield from _trackio_parquet(entry)
+                found += _trackio_parquet(entry)
             else:
-                yield from read_runs(entry)
-            found = True
-    if depth == 0 and not found and not checkpoints:
-        raise ValueError(f"{one_line(folder, 100)}: holds no runs, expected files: {', '.join(sorted(KINDS))}")
+                found += read_runs(entry)
+    yield from _joined(found, folder)
+    if depth == 0 and not (nested or found or checkpoints):
+        raise ValueError(f"{one_line(folder, 100)}: holds no runs, {_binary(entries)}")
+
+
+def _binary(entries: list[Path]) -> str:
+    """What to do with files of which no other program makes a table."""
+    names = " ".join(entry.name for entry in entries)
+    if ".wandb" in names:
+        return "its .wandb file is binary: `wandb sync` it and export the run as CSV"
+    if "events.out.tfevents" in names:
+        return "its TensorBoard events are binary: export the scalars as CSV"
+    return f"expected files: {', '.join(sorted(KINDS))}"
+
+
+def _joined(found: list[Logged], folder: Path) -> list[Logged]:
+    """A folder's only configuration and its only run's history, in several files, are one run."""
+    configs = [logged for logged in found if logged.complete and not logged.points and not logged.curves]
+    histories = [logged for logged in found if logged.points and logged.name == _stem(logged.origin)]
+    if len(configs) != 1 or not histories or len(configs) + len(histories) < len(found):
+        return found
+    run = Logged(folder.name, {}, origin=str(folder), complete=True)
+    for history in histories:
+        # Two files may use one name, such as train.csv and val.csv with a column `loss`.
+        clashing = len(histories) > 1 and bool({"loss", *run.curves} & history.curves.keys())
+        run.curves.update({f"{history.name}.{k}" if clashing else k: v for k, v in history.curves.items()})
+        run.values.update(history.values)
+        run.changed |= history.changed
+        run.peaks.update(history.peaks)
+        run.points += history.points
+    return [_configured(run, configs[0].values)]
 
 
 def _config(entry: Path) -> bool:
@@ -381,7 +445,9 @@ def _run_folder(folder: Path) -> Logged:
     summary = folder / "wandb-summary.json"
     if summary.is_file():
         document = read_document(summary)
-        logged.values.update(flatten(document) if isinstance(document, dict) else {})
+        last = _unpacked(document) if isinstance(document, dict) else {}
+        logged.values = last | values
+        logged.changed |= last.keys() - values.keys()
     return logged
 
 
@@ -406,8 +472,7 @@ def _trackio(path: Path) -> Iterator[Logged]:
                 logged = runs.setdefault(name, Logged(name, {}, origin=str(path)))
                 _add_point(logged, {"step": step} | flatten(_json_row(text)), step)
             for name, logged in runs.items():
-                logged.values = flatten(configs.get(name, {})) | logged.values
-                yield logged
+                yield _configured(logged, flatten(configs.get(name, {})))
     except sqlite3.Error as error:
         raise ValueError(f"{one_line(path, 100)}: a database that cannot be read ({error})") from None
 
@@ -423,5 +488,4 @@ def _trackio_parquet(path: Path) -> Iterator[Logged]:
         for row in read_rows(path.with_name(path.name.replace(".parquet", "_configs.parquet")))
     }
     for logged in _points((_unpacked(row) for row in read_rows(path)), "step", "run_name", path.stem, str(path)):
-        logged.values = configs.get(str(logged.name), {}) | logged.values
-        yield logged
+        yield _configured(logged, configs.get(str(logged.name), {}))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,12 +97,18 @@ def _reference(value: Any, flat: Mapping[str, Any]) -> Any:
     return None
 
 
-def read_names(names: Iterable[str], given: Mapping[str, str] | None = None) -> Reading:
+_PROGRESS = {"step", "tokens_seen", "samples_seen", "lr_now"}
+
+
+def read_names(
+    names: Iterable[str], given: Mapping[str, str] | None = None, changed: AbstractSet[str] = frozenset()
+) -> Reading:
     """Which of a file's names stand for which quantities.
 
     Args:
         names: of the flattened values.
         given: their name -> field of the registry or quantity, as the user says; comes first.
+        changed: names whose value changed while the run was logged; what stayed the same tells a plan better.
 
     Raises:
         ValueError: a given name that the file does not hold, or a field that does not exist.
@@ -119,12 +126,34 @@ def read_names(names: Iterable[str], given: Mapping[str, str] | None = None) -> 
             if ours is not None and ours not in reading.fields and plain[name] not in ("status", "name"):
                 reading.fields[ours] = name
                 taken.add(name)
+    _apply_given(reading, given, plain, taken)
+    claimed: dict[str, str] = {}
+    own_fields = bool(reading.fields) and reading.framework is GENERIC and not given
+    for framework in (reading.framework, GENERIC):
+        for quantity, words in framework.names.items():
+            if quantity in reading.names or _mapped(quantity) in reading.fields or (own_fields and quantity == "step"):
+                continue
+            column = None
+            if quantity not in _PROGRESS and changed:
+                column = _find(words.split(), originals, plain, taken | changed, quantity)
+            column = column or _find(words.split(), originals, plain, taken, quantity)
+            if column is not None and not (framework is GENERIC and claimed.get(column[0])):
+                reading.names[quantity] = column
+                taken.add(column[0])
+        if framework is not GENERIC:
+            # What the framework's own words claim is no other quantity, even where it was not needed.
+            own = [*framework.quantities(), *framework.never.split()]
+            claimed = {name: "claimed" for name in originals if any(matches(plain[name], word) for word in own)}
+    _ignore(reading, originals, taken, claimed)
+    return reading
+
+
+def _apply_given(reading: Reading, given: Mapping[str, str], plain: Mapping[str, str], taken: set[str]) -> None:
+    """What the user says that names stand for."""
     for theirs, ours in given.items():
-        found = next((name for name in originals if name == theirs or plain[name] == plain_name(theirs)), None)
+        found = next((name for name in plain if name == theirs or plain[name] == plain_name(theirs)), None)
         if found is None:
-            raise ValueError(
-                f"map: {short(theirs)} is not in the file, its names: {one_line(', '.join(originals), 150)}"
-            )
+            raise ValueError(f"map: {short(theirs)} is not in the file, its names: {one_line(', '.join(plain), 150)}")
         target = field_name(ours) or (ours if ours in QUANTITIES else None)
         if target is None:
             raise ValueError(
@@ -137,22 +166,6 @@ def read_names(names: Iterable[str], given: Mapping[str, str] | None = None) -> 
         else:
             reading.names[target] = (found, 1.0)
         taken.add(found)
-    claimed: dict[str, str] = {}
-    own_fields = bool(reading.fields) and reading.framework is GENERIC and not given
-    for framework in (reading.framework, GENERIC):
-        for quantity, words in framework.names.items():
-            if quantity in reading.names or _mapped(quantity) in reading.fields or (own_fields and quantity == "step"):
-                continue
-            column = _find(words.split(), originals, plain, taken, quantity)
-            if column is not None and not (framework is GENERIC and claimed.get(column[0])):
-                reading.names[quantity] = column
-                taken.add(column[0])
-        if framework is not GENERIC:
-            # What the framework's own words claim is no other quantity, even where it was not needed.
-            own = [*framework.quantities(), *framework.never.split()]
-            claimed = {name: "claimed" for name in originals if any(matches(plain[name], word) for word in own)}
-    _ignore(reading, originals, taken, claimed)
-    return reading
 
 
 def _ignore(reading: Reading, originals: list[str], taken: set[str], claimed: Mapping[str, str]) -> None:
@@ -170,7 +183,7 @@ def _mapped(quantity: str) -> str | None:
 
 
 def _find(
-    words: list[str], originals: list[str], plain: Mapping[str, str], taken: set[str], quantity: str
+    words: list[str], originals: list[str], plain: Mapping[str, str], taken: AbstractSet[str], quantity: str
 ) -> tuple[str, float] | None:
     """The first of a quantity's words that the file holds, the shortest name first, and the factor of its unit."""
     for word in words:
