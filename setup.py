@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # Beside the package a wheel has no repository root, so that `ncpl.share` looks for these in `ncpl/root_files`.
-ROOT_FILES = ("handler.py", "run_train.py", "recipes", "examples", "model_cards")
+ROOT_FILES = ("handler.py", "run_train.py", "recipes", "examples", "model_cards", "space")
 
 
 class BuildWithRootFiles(build_py):

@@ -1,51 +1,207 @@
-"""The Space: a form, a forecast and a sweep. `python app.py` runs it locally.
+"""The app: a form, and a tab for each question. `ncpl app` runs it, and so does `python app.py` in a Space.
 
-Layout alone; what it shows comes from `ncpl.Forecaster`.
+Layout alone; what it shows comes from `ncpl.views`.
 """
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
-import pandas as pd
-import yaml
 
-from ncpl import Forecaster
-from ncpl.hub.cards import EXAMPLES
+from fields_ncpl import FIELDS
+from ncpl import Forecaster, views
+from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, form_help, from_query, label
 
 FORECASTER = Forecaster.from_pretrained()
-EXAMPLE = next(iter(EXAMPLES.values()))
+TITLE = "NCPL scaling forecasts"
+CSS = """
+.ncpl-headline { font-size: 1.25rem; margin: 0.25rem 0 0.5rem; }
+.ncpl-answer strong { font-weight: 700; }
+.ncpl-answer figure { margin: 0.5rem 0; }
+.ncpl-answer svg { width: 100%; height: auto; max-width: 42rem; }
+.ncpl-notes { border-left: 4px solid #b35900; padding: 0.25rem 0 0.25rem 1.75rem; margin: 0.5rem 0; list-style: disc; }
+.ncpl-error { border-left: 4px solid #c00000; padding: 0.5rem 0.75rem; font-weight: 600; }
+.ncpl-table { overflow-x: auto; max-height: 24rem; }
+.ncpl-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.ncpl-table th, .ncpl-table td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #88888855; }
+.ncpl-answer dt { font-weight: 600; } .ncpl-answer dd { margin: 0 0 0.4rem 1rem; }
+.ncpl-answer pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 0.5rem; }
+.ncpl-answer summary { cursor: pointer; padding: 0.4rem 0; font-weight: 600; }
+.ncpl-link { text-decoration: underline; margin-right: 1rem; display: inline-block; padding: 0.25rem 0; }
+"""
+# Keeps the page's address up to date, in a Space's frame too.
+ADDRESS = """(query) => {
+    history.replaceState(null, "", "?" + query);
+    if (window.parent !== window) window.parent.postMessage({ queryString: query }, "https://huggingface.co");
+}"""
+
+Made = dict[str, Any]
 
 
-def forecast(text: str, level: float) -> pd.DataFrame:
-    """The forecast of a configuration written as `field: value` lines."""
-    return shown(lambda config: FORECASTER.predict(config, level), text)
+def build() -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+        gr.Markdown(
+            "# What loss will this pretraining run give?\n"
+            "Forecasts before the run, in nats per token on the source's own evaluation set."
+        )
+        made: Made = {}
+        query, opened = gr.Textbox(visible="hidden", elem_id="query"), {}
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                read = _form(made)
+            with gr.Column(scale=3, min_width=320), gr.Tabs(overflow_behavior="wrap") as tabs:
+                for title, tab, controls in TABS:
+                    with gr.Tab(title, id=tab):
+                        button, files = controls(made)
+                        opened[tab] = (gr.HTML(), button, files)
+        inputs = [made[name] for name in INPUTS]
+        for tab, (shown, button, files) in opened.items():
+            own = [made[name] for name in INPUTS if name.startswith(f"{tab}.")]
+            own += [made[name] for name in (*FORM, "level")] if tab == "forecast" else []
+            entered = [box.submit for box in own if isinstance(box, gr.Textbox) and box.lines == 1]
+            more = [] if files is None else [files]
+            gr.on([button.click, *entered], _answering(tab), [*more, *inputs], [shown, query], api_name=tab).then(
+                None, [query], None, js=ADDRESS
+            )
+        read(inputs, opened["forecast"][0], query, tabs)
+        app.load(
+            _opening(list(opened)), None, [tabs, *inputs, *(shown for shown, *_ in opened.values())], api_name="open"
+        )
+    return app
 
 
-def sweep(text: str, field: str, values: str) -> pd.DataFrame:
-    """The forecast at each of a field's values."""
-    return shown(lambda config: FORECASTER.sweep(config, {field: yaml.safe_load(f"[{values}]")}), text)
+def _answering(tab: str) -> Callable[..., tuple[str, str]]:
+    def answering(*values: Any) -> tuple[str, str]:
+        files, texts = values[: len(values) - len(INPUTS)], values[len(values) - len(INPUTS) :]
+        answer = views.answer(tab, FORECASTER, dict(zip(INPUTS, map(str, texts), strict=True)), *files)
+        return answer.html, answer.query
+
+    return answering
 
 
-def shown(answer: Callable[[dict], pd.DataFrame], text: str) -> pd.DataFrame:
-    """What is wrong with a configuration is told in the page, as on the command line."""
-    try:
-        return answer(yaml.safe_load(text)).round(4)
-    except (ValueError, yaml.YAMLError) as error:
-        raise gr.Error(" ".join(str(error).split())) from error
+def _opening(tabs: list[str]) -> Callable[[gr.Request], list[Any]]:
+    """What an address asks for: its inputs, its tab, and that tab's answer."""
+
+    def opening(request: gr.Request) -> list[Any]:
+        tab, inputs = from_query(str(request.query_params))
+        shown = [views.answer(tab, FORECASTER, inputs).html if tab == name else "" for name in tabs]
+        return [gr.Tabs(selected=tab), *(inputs[name] for name in INPUTS), *shown]
+
+    return opening
 
 
-with gr.Blocks(title="NCPL scaling forecasts") as app:
-    gr.Markdown(
-        "# What loss will this pretraining run give?\nLosses are nats per token on the source's own evaluation set."
+def _form(made: Made) -> Callable[..., None]:
+    """The configuration, which all tabs share; gives what connects its file reader."""
+    presets = gr.Dropdown(list(PRESETS), value=None, label="Start from an example")
+    choices = {"source": views.sources(), "optimizer": views.optimizers(FORECASTER)}
+    for pair in (("source", "optimizer"), ("model size", "data size"), ("learning rate", "batch size")):
+        with gr.Row():
+            for name in pair:
+                if name in choices:
+                    made[name] = gr.Dropdown(choices[name], label=label(name), allow_custom_value=True, min_width=140)
+                else:
+                    made[name] = gr.Textbox(label=label(name), info=form_help(name), min_width=140, max_lines=1)
+    made[MORE] = gr.Textbox(
+        label="Further fields", info="one a line, such as lr_schedule: cosine", lines=3, max_lines=12
     )
-    config = gr.Textbox(yaml.safe_dump(EXAMPLE, sort_keys=False), lines=10, label="Configuration (field: value)")
-    gr.Examples([[yaml.safe_dump(example, sort_keys=False)] for example in EXAMPLES.values()], [config])
-    level = gr.Slider(0.5, 0.99, 0.9, label="Coverage of the interval")
-    gr.Button("Forecast", variant="primary").click(forecast, [config, level], gr.Dataframe(label="Forecast"))
+    made["level"] = gr.Textbox("0.9", label="Coverage of the intervals", info="between 0 and 1", max_lines=1)
+    with gr.Accordion("Paste or upload a configuration", open=False):
+        text = gr.Textbox(label="Any framework's configuration", info="YAML, JSON, CSV, …", lines=4, max_lines=12)
+        file = gr.File(label="or a file", type="filepath", height=120)
+        button = gr.Button("Read and forecast")
+    with gr.Accordion("All fields", open=False):
+        gr.HTML(f'<div class="ncpl-answer">{views.fields_html()}</div>')
+
+    def connect(inputs: list[Any], shown: Any, query: Any, tabs: Any) -> None:
+        presets.input(views.preset, [presets], [made[name] for name in (*FORM, MORE)], api_name="preset")
+        button.click(_reading, [file, text, *inputs], [tabs, shown, query, *inputs], api_name="read").then(
+            None, [query], None, js=ADDRESS
+        )
+
+    return connect
+
+
+def _reading(file: str | None, text: str, *values: str) -> list[Any]:
+    inputs = dict(zip(INPUTS, map(str, values), strict=True))
+    answer = views.answer("forecasts", FORECASTER, inputs, file, text)
+    return [gr.Tabs(selected="forecast"), answer.html, answer.query, *(answer.inputs[name] for name in INPUTS)]
+
+
+def _forecast_tab(made: Made) -> tuple[Any, Any]:
+    return gr.Button("Forecast", variant="primary"), None
+
+
+def _curve_tab(made: Made) -> tuple[Any, Any]:
+    with gr.Accordion("Is it running already?", open=False):
+        made["curve.observed"] = gr.Textbox(
+            label="Log of its first part", info="CSV or JSON lines with step and loss", lines=4, max_lines=10
+        )
+        files = gr.File(label="or a file", type="filepath", height=120)
+    return gr.Button("Forecast the curve", variant="primary"), files
+
+
+def _sweep_tab(made: Made) -> tuple[Any, Any]:
+    fields = [name for name in FIELDS if name != "max step"]
+    for number, title in (("", "Field"), (" 2", "Second field, if any")):
+        with gr.Row():
+            name = f"sweep.field{number}"
+            made[name] = gr.Dropdown(fields, value=OPTIONS[name], label=title, min_width=140)
+            made[f"sweep.values{number}"] = gr.Textbox(
+                OPTIONS[f"sweep.values{number}"],
+                label=f"Values of the {'second ' if number else ''}field",
+                info="low:high:count, or a list",
+                min_width=140,
+                max_lines=1,
+            )
+    return gr.Button("Sweep", variant="primary"), None
+
+
+def _benchmarks_tab(made: Made) -> tuple[Any, Any]:
     with gr.Row():
-        field = gr.Textbox("learning rate", label="Field to sweep")
-        values = gr.Textbox("5.0e-4, 1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3", label="Values")
-    gr.Button("Sweep").click(sweep, [config, field, values], gr.Dataframe(label="Sweep"))
+        for name, title, info in (
+            ("params", "Parameters", "7B"), ("tokens", "Tokens", "2T"), ("like", "As good as family", "if any"),
+        ):  # fmt: skip
+            made[f"benchmarks.{name}"] = gr.Textbox(
+                OPTIONS[f"benchmarks.{name}"], label=title, info=info, min_width=120, max_lines=1
+            )
+    return gr.Button("Forecast the scores", variant="primary"), None
+
+
+TABS = (
+    ("Forecast", "forecast", _forecast_tab),
+    ("Curve", "curve", _curve_tab),
+    ("Sweep", "sweep", _sweep_tab),
+    ("Benchmarks", "benchmarks", _benchmarks_tab),
+)
+
+
+def theme() -> Any:
+    """No fonts from elsewhere, and grey text that is dark enough to read."""
+    base = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    grey = {"block_info_text_color": "*neutral_600", "body_text_color_subdued": "*neutral_600"}
+    dark = {f"{name}_dark": "*neutral_300" for name in grey}
+    return base.set(**grey, **dark, button_primary_background_fill="*primary_700")
+
+
+def launch(**where: Any) -> None:
+    """Serves the page.
+
+    Args:
+        where: Gradio's `server_name`, `server_port`, ...
+    """
+    # Nobody's first question has to wait for what is imported once.
+    threading.Thread(target=views.warm_up, args=(FORECASTER,), daemon=True).start()
+    app = build().queue(default_concurrency_limit=8)
+    app.launch(
+        theme=theme(),
+        css=CSS,
+        max_file_size="64mb",
+        footer_links=[],
+        **where,
+    )
+
 
 if __name__ == "__main__":
-    app.launch()
+    launch()

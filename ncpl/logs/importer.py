@@ -133,7 +133,7 @@ def write_runs(runs: pd.DataFrame, path: str | Path) -> None:
     path = Path(path)
     kind = path.suffix.lower()
     if kind == ".csv":
-        table = runs.apply(lambda column: column.map(_no_formula) if column.dtype == object else column)
+        table = runs.apply(lambda column: column.map(no_formula) if column.dtype == object else column)
         write_text(path, table.to_csv(index=False))
     elif kind == ".jsonl":
         write_text(path, runs.to_json(orient="records", lines=True))
@@ -146,7 +146,7 @@ def write_runs(runs: pd.DataFrame, path: str | Path) -> None:
         raise ValueError(f"{one_line(path, 150)}: a file of kind {kind!r}, accepted: .csv, .jsonl, .parquet")
 
 
-def _no_formula(value: Any) -> Any:
+def no_formula(value: Any) -> Any:
     return (
         f"'{value}"
         if isinstance(value, str) and re.match(r"[=+@\-\t\r]", value) and number_of(value) is None

@@ -1,0 +1,383 @@
+"""What the app shows: parts of a page, made from what stands in its inputs. Nothing here knows of Gradio.
+
+Every input of the page is a text with a name of `INPUTS`. A view takes all of them and gives an `Answer`; what is wrong
+with them is an answer too, so that a page never loses what was typed.
+"""
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fields_ncpl import FIELDS, SOURCES, field_name
+from ncpl.configs import check_configs, read_configs, read_grid
+from ncpl.errors import one_line
+from ncpl.views import charts
+from ncpl.views.inputs import (
+    PRESETS,
+    Inputs,
+    config_of,
+    from_query,
+    given,
+    inputs_of,
+    label,
+    query_of,
+    written,
+)
+from ncpl.views.page import Page, error_html, shown, table_html
+
+if TYPE_CHECKING:
+    from ncpl.forecaster import Forecaster
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A part of the page, and what belongs to it.
+
+    Args:
+        html: the part.
+        inputs: what is to stand in the page's inputs; an uploaded configuration changes it.
+        view: whose answer it is.
+    """
+
+    html: str
+    inputs: Inputs
+    view: str
+
+    @property
+    def query(self) -> str:
+        """The URL's query that brings the inputs and this answer back."""
+        return query_of("forecast" if self.view == "forecasts" else self.view, self.inputs)
+
+
+# ------------------------------------------------------------------------------------------------ views
+
+MOST_COMBINATIONS = 10_000
+"""Forecasts of one sweep in the page."""
+SLIGHT = 0.05
+"""Logarithm of a factor beyond the training runs that nobody need be told of."""
+
+_LOCK = threading.Lock()
+
+
+def answer(view: str, forecaster: "Forecaster", inputs: Inputs, *more: Any) -> Answer:
+    """A view's answer to the page's inputs, or what is wrong with them in its place.
+
+    Args:
+        view: a name of `VIEWS`.
+        forecaster: makes the forecasts.
+        inputs: name of `INPUTS` -> text.
+        more: uploaded files, where the view takes them.
+    """
+    # Warnings are the process's, and so are matplotlib's settings: one answer at a time.
+    with _LOCK, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            page = VIEWS[view](forecaster, inputs, *more)
+        except ValueError as error:
+            return Answer(error_html(error), inputs, view)
+        page.notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
+        return Answer(page.html(), {**inputs, **page.inputs}, view)
+
+
+def preset(title: str | None) -> list[str]:
+    """What to write into the form for a preset, in the order of its inputs."""
+    return list(inputs_of(PRESETS[title or next(iter(PRESETS))]).values())
+
+
+def warm_up(forecaster: "Forecaster") -> None:
+    """Imports and reads what the answers need, so that the first one is as fast as the others."""
+    _, inputs = from_query("")
+    # Answers wait for each other, but not for this.
+    import ncpl.nsp.benchmarks  # noqa: F401
+
+    for view in ("forecast", "curve", "sweep", "benchmarks"):
+        answer(view, forecaster, inputs)
+
+
+def forecast(forecaster: "Forecaster", inputs: Inputs) -> Page:
+    """The loss of one configuration, in its valley over the learning rate."""
+    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], _level(inputs)
+    table = forecaster.predict(config, level)
+    row = table.iloc[0]
+    rate = float(config["learning rate"])
+    limits = FIELDS["learning rate"]
+    rates = np.geomspace(max(rate / 8, limits.low), min(rate * 8, limits.high), 49)
+    valley = forecaster.sweep(config, {"learning rate": [float(f"{value:.4g}") for value in rates]}, level)
+    lowest = valley.iloc[int(valley["loss"].argmin())]
+    gain = float(row["loss"] - lowest["loss"])
+    notes = _notes(forecaster, [config], table)
+    if gain > 0.002:
+        beyond = {valley.index[0]: " or less", valley.index[-1]: " or more"}.get(lowest.name, "")
+        notes.append(f"A learning rate of {lowest['learning rate']:.3g}{beyond} would give {gain:.3f} nats less.")
+    chart = charts.band(
+        valley["learning rate"],
+        valley,
+        label("learning rate"),
+        f"Forecast loss against the learning rate: {row['loss']:.3f} at {rate:.3g}, lowest {lowest['loss']:.3f} at "
+        f"{lowest['learning rate']:.3g}.",
+        mark=(rate, float(row["loss"])),
+        best=(float(lowest["learning rate"]), float(lowest["loss"])),
+    )
+    return Page(_headline(row, level), chart, table, ["ncpl", "predict", *_words(config), *_level_words(level)], notes)
+
+
+def forecasts(forecaster: "Forecaster", inputs: Inputs, file: str | None, text: str = "") -> Page:
+    """The losses of the configurations of an uploaded file or a pasted text, whose first goes into the form."""
+    with given(file, text) as path:
+        rows, origins = read_configs([str(path)])
+    level = _level(inputs)
+    names = [one_line(origin.replace(str(path), path.name), 60) for origin in origins]
+    checked = check_configs(rows, forecaster.strict, names if len(rows) > 1 else None)
+    table = forecaster.predict(checked, level)
+    table.insert(0, "configuration", names)
+    few = table.head(40)
+    best = table.iloc[int(table["loss"].argmin())]
+    chart = charts.bars(
+        names[:40], few, "loss", charts.LOSS,
+        f"Forecast losses of {len(few)} configurations with their intervals; the lowest is {best['loss']:.3f}.",
+    )  # fmt: skip
+    headline = (
+        _headline(table.iloc[0], level)
+        if len(table) == 1
+        else (
+            f"<strong>{len(table)} configurations</strong>, the lowest loss is <strong>{best['loss']:.4f}</strong> "
+            f"({escape(str(best['configuration']))})"
+        )
+    )
+    command = ["ncpl", "predict", path.name, *_level_words(level)]
+    notes = _notes(forecaster, checked, table)
+    return Page(headline, chart, table, command, notes, "forecasts", inputs=inputs_of(rows[0]))
+
+
+def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> Page:
+    """The loss along the run, from the start or from what is seen of it."""
+    from ncpl.curves import read_log, spoken
+
+    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], _level(inputs)
+    seen = None
+    text = inputs.get("curve.observed", "")
+    if file is not None or text.strip():
+        with given(file, text, "observed.csv") as path:
+            seen = read_log(path)
+    table = forecaster.curve(config, 60, seen, level)
+    end = table.iloc[-1]
+    a_step = float(end["tokens"]) / float(end["step"])
+    points = None if seen is None else ([step * a_step for step in seen["step"]], seen["loss"])
+    late = table[table["step"] >= 0.05 * end["step"]]
+    chart = charts.band(
+        late["tokens"], late, "tokens (billions)",
+        f"Forecast loss along the run, {late['loss'].iloc[0]:.3f} at {late['tokens'].iloc[0]:.3g} billion tokens, "
+        f"{end['loss']:.3f} at its end.",
+        log=False, seen=points,
+    )  # fmt: skip
+    notes = _notes(forecaster, [config], forecaster.predict(config, level))
+    if said := spoken(table.attrs.get("report")):
+        notes.insert(0, said)
+    command = ["ncpl", "curve", *_words(config), "--points", "60", *_level_words(level)]
+    if seen is not None:
+        command += ["--observed", path.name]
+    headline = (
+        f"Ends at <strong>{end['loss']:.4f}</strong> nats per token after {int(end['step']):,} steps, "
+        f"{level * 100:g} % interval {end['lower']:.4f} to {end['upper']:.4f}"
+    )
+    return Page(headline, chart, table, command, notes, "curve")
+
+
+def sweep(forecaster: "Forecaster", inputs: Inputs) -> Page:
+    """The losses over the values of one field or two."""
+    config, level = config_of(inputs), _level(inputs)
+    asked = _swept(inputs)
+    words = [f"{name}={values}" if set(values) & set(",:") else f"{name}={values},{values}" for name, values in asked]
+    fixed = {name: value for name, value in config.items() if name not in dict(asked)}
+    grid = {
+        name: list(dict.fromkeys(values))
+        for name, values in read_grid([f"source={config.get('source', '')}", *words])[1].items()
+    }
+    count = math.prod(len(values) for values in grid.values())
+    if count > MOST_COMBINATIONS:
+        raise ValueError(
+            f"sweep values: make {count:,} combinations, expected at most {MOST_COMBINATIONS:,}; the command "
+            "line takes more"
+        )
+    base = {**fixed, **{name: values[0] for name, values in grid.items()}}
+    checked = check_configs([base], forecaster.strict)[0]
+    table = forecaster.sweep(checked, grid, level)
+    best = table.iloc[int(table["loss"].argmin())]
+    at = ", ".join(f"{name} {shown(best[name])}" for name in grid)
+    headline = (
+        f"Lowest at <strong>{escape(at)}</strong>: <strong>{best['loss']:.4f}</strong> nats per token, "
+        f"{level * 100:g} % interval {best['lower']:.4f} to {best['upper']:.4f}"
+    )
+    notes = _notes(forecaster, [{**checked, **{name: best[name] for name in grid}}], pd.DataFrame([best]))
+    for name, values in grid.items():
+        if len(values) > 2 and best[name] in (values[0], values[-1]):
+            notes.append(
+                f"{name}: the best value, {shown(best[name])}, is the sweep's end; better ones may lie beyond."
+            )
+    described = f"Forecast losses over {' and '.join(grid)}; the lowest is {best['loss']:.3f} at {at}."
+    command = ["ncpl", "sweep", *_words(fixed), *words, *_level_words(level)]
+    return Page(headline, _sweep_chart(table, grid, described), table, command, notes, "sweep")
+
+
+def _swept(inputs: Inputs) -> list[tuple[str, str]]:
+    """The swept fields, and the texts of their values."""
+    asked: list[tuple[str, str]] = []
+    for number in ("", " 2"):
+        given_name, values = inputs.get(f"sweep.field{number}", ""), inputs.get(f"sweep.values{number}", "").strip()
+        if values:
+            name = field_name(given_name)
+            if name is None:
+                raise ValueError(
+                    f"sweep field: got {one_line(given_name, 60)!r}, expected a field, such as learning rate"
+                )
+            asked.append((name, values))
+    if not asked:
+        raise ValueError("sweep values: missing, expected low:high:count or a list such as 1e-3, 2e-3, 4e-3")
+    return asked
+
+
+def _sweep_chart(table: pd.DataFrame, grid: Mapping[str, Sequence[Any]], described: str) -> str:
+    names = list(grid)
+    labels = [label(name) for name in names]
+    if len(names) == 2:
+        losses = table["loss"].to_numpy().reshape(len(grid[names[0]]), len(grid[names[1]])).T
+        return charts.heat(grid[names[0]], grid[names[1]], losses, (labels[0], labels[1]), described)
+    values = grid[names[0]]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and len(values) > 1:
+        best = table.iloc[int(table["loss"].argmin())]
+        table = table.sort_values(names[0])
+        spread = min(values) > 0 and max(values) / min(values) > 3
+        return charts.band(
+            table[names[0]], table, labels[0], described, log=spread, best=(float(best[names[0]]), float(best["loss"]))
+        )
+    return charts.bars(list(map(shown, values)), table, "loss", charts.LOSS, described)
+
+
+def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
+    """The benchmark scores of a model by its size and tokens."""
+    from text_ncpl import parse_count, read_number
+
+    level, model = _level(inputs), {}
+    for name in ("params", "tokens"):
+        text = inputs.get(f"benchmarks.{name}", "")
+        number = read_number(text)
+        number = parse_count(text) if number is None else number
+        if number is None:
+            raise ValueError(f"{name}: got {one_line(text, 40)!r}, expected a count such as 7B, 2T or 7e9")
+        model[name] = float(number)
+    like = inputs.get("benchmarks.like", "").strip() or None
+    found = forecaster.benchmarks([model], like, level).iloc[0]
+    tasks = [name.removesuffix("_lower") for name in found.index if str(name).endswith("_lower")]
+    rows = [
+        {
+            "task": task,
+            "score": float(found[task]),
+            "lower": float(found[f"{task}_lower"]),
+            "upper": float(found[f"{task}_upper"]),
+            "above chance": float(found.get(f"{task}_emergence", math.nan)),
+        }
+        for task in tasks
+        if task in found and pd.notna(found[task])
+    ]
+    table = pd.DataFrame(rows)
+    chart = charts.bars(
+        list(table["task"]), table, "score", f"score, with {level * 100:g} % intervals",
+        "Forecast scores: " + ", ".join(f"{row['task']} {row['score']:.2f}" for row in rows) + ".",
+    )  # fmt: skip
+    notes = ["These sizes lie outside those of the models it was trained on."] if found.get("extrapolation") else []
+    headline = (
+        f"<strong>{len(rows)} benchmarks</strong> for {model['params']:.3g} parameters and {model['tokens']:.3g} tokens"
+    )
+    command = ["ncpl", "benchmarks", "--params", f"{model['params']:g}", "--tokens", f"{model['tokens']:g}"]
+    command += (["--like", like] if like else []) + _level_words(level)
+    return Page(headline, chart, table, command, notes, "benchmarks")
+
+
+VIEWS: dict[str, Callable[..., Page]] = {
+    "forecast": forecast,
+    "forecasts": forecasts,
+    "curve": curve,
+    "sweep": sweep,
+    "benchmarks": benchmarks,
+}
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def _level(inputs: Inputs) -> float:
+    text = inputs.get("level", "0.9")
+    try:
+        level = float(text)
+    except ValueError:
+        level = math.nan
+    if not 0 < level < 1:
+        raise ValueError(f"level: got {one_line(text, 40)!r}, expected a coverage between 0 and 1, such as 0.9")
+    return level
+
+
+def _level_words(level: float) -> list[str]:
+    return [] if level == 0.9 else ["--level", f"{level:g}"]
+
+
+def _words(config: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={written(value)}" for name, value in config.items()]
+
+
+def _headline(row: Any, level: float) -> str:
+    headline = f"<strong>{row['loss']:.4f}</strong> nats per token"
+    if pd.notna(row["lower"]):
+        headline += (
+            f", {level * 100:g} % interval {row['lower']:.4f} to {row['upper']:.4f}; "
+            f"diverges with probability {_share(row['divergence'])}"
+        )
+    return headline
+
+
+def _share(probability: float) -> str:
+    return "under 1 %" if probability < 0.01 else f"{probability * 100:.0f} %"
+
+
+def _notes(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
+    """What the forecaster says of the configurations, what is far from the training runs, and what may diverge."""
+    notes = list(dict.fromkeys([*table.attrs.get("notes", []), *forecaster.notes(configs)]))
+    if forecaster.calibration is None:
+        return notes
+    worst = float(table["divergence"].max())
+    if worst >= 0.2:
+        which = "This run" if len(configs) == 1 else "At least one of these runs"
+        notes.append(f"{which} may diverge: the probability is {_share(worst)}.")
+    for far in {tuple(far.items()) for far in forecaster.calibration.extrapolation_by_field(configs) if far}:
+        fields = [
+            f"{name} (unknown)"
+            if name in ("source", "optimizer")
+            else f"{name} ({math.exp(distance):.2g} times beyond)"
+            for name, distance in far
+            if distance > SLIGHT
+        ]
+        if fields:
+            notes.append(f"Outside the training runs in {', '.join(fields)}: the interval is less sure there.")
+    return notes[:12]
+
+
+def fields_html() -> str:
+    """All fields with what is accepted, as the form's help."""
+    rows = pd.DataFrame([{"field": name, "accepted": known.accepted} for name, known in FIELDS.items()])
+    return table_html(rows)
+
+
+def sources() -> list[str]:
+    """The sources that the form offers."""
+    return list(SOURCES)
+
+
+def optimizers(forecaster: "Forecaster") -> list[str]:
+    """The optimizers whose runs the forecaster knows."""
+    return sorted(getattr(forecaster.law, "optimizers", ()))

@@ -1,0 +1,116 @@
+"""A part of the app's page: the number, what concerns it, the chart, and behind them the table and the command."""
+
+import base64
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from fields_ncpl import FIELDS
+from ncpl.errors import one_line
+
+EXPLAINED = {
+    "loss": "forecast of the final loss, nats per token on the source's own evaluation set; losses of two sources do "
+    "not compare",
+    "lower": "lower end of the interval, nats per token",
+    "upper": "upper end of the interval, nats per token",
+    "divergence": "probability that the run diverges: ends without a loss, or more than 0.3 nats above the best run of "
+    "its size and data size",
+    "extrapolation": "distance from the training runs, 0 among them; 1 is a factor of 2.7 in one field",
+    "step": "training step",
+    "tokens": "billion tokens seen",
+    "difference": "loss of the first less that of the second, nats per token; below 0 the first is better",
+    "p_better": "probability that the first ends lower than the second",
+    "score": "median forecast of the benchmark's score, a share of right answers unless its name says otherwise",
+    "above chance": "probability that the score has left chance",
+    "configuration": "which configuration of the file",
+}
+"""Column -> what it means, beside the registry's fields."""
+
+
+@dataclass
+class Page:
+    """What a view has found; `html` writes it."""
+
+    headline: str
+    chart: str
+    table: pd.DataFrame
+    command: Sequence[str]
+    notes: list[str] = field(default_factory=list)
+    name: str = "forecast"
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def html(self) -> str:
+        """The number first, what concerns it, the chart, and behind them the table and the command."""
+        notes = "".join(f"<li>{escape(one_line(note, 1000))}</li>" for note in dict.fromkeys(self.notes))
+        command = " ".join(shlex.quote(word) for word in self.command)
+        files = {
+            "Table (CSV)": (f"{self.name}.csv", _csv(self.table)),
+            "Figure (SVG)": (f"{self.name}.svg", self.chart.replace("currentColor", "#222222").encode()),
+        }
+        links = " ".join(_link(label, *file) for label, file in files.items() if file[1])
+        return (
+            f'<section class="ncpl-answer"><p class="ncpl-headline" role="status">{self.headline}</p>'
+            + (f'<ul class="ncpl-notes" aria-label="To be known of this forecast">{notes}</ul>' if notes else "")
+            + f"<figure>{self.chart}</figure><p>{links}</p>"
+            + f"<details><summary>Table</summary>{table_html(self.table)}</details>"
+            + "<details><summary>The same from the command line</summary>"
+            + f'<pre tabindex="0"><code>{escape(command)}</code></pre></details></section>'
+        )
+
+
+def error_html(error: ValueError) -> str:
+    """What is wrong, which screen readers say at once."""
+    return f'<p class="ncpl-error" role="alert">{escape(one_line(error))}</p>'
+
+
+def explanation(column: str) -> str:
+    """What a column of a table means; empty where nothing is to be said.
+
+    >>> explanation("model size")
+    'million non-embedding parameters'
+    """
+    return EXPLAINED.get(column) or (FIELDS[column].unit if column in FIELDS else "")
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table_html(table: pd.DataFrame) -> str:
+    head = "".join(
+        f'<th scope="col" title="{escape(explanation(str(name)), quote=True)}">{escape(str(name))}</th>'
+        for name in table.columns
+    )
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(one_line(shown(value), 200))}</td>" for value in row) + "</tr>"
+        for row in table.head(500).itertuples(index=False, name=None)
+    )
+    said = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(explanation(str(name)))}</dd>"
+        for name in table.columns
+        if explanation(str(name))
+    )
+    rest = f"<p>and {len(table) - 500:,} further rows, which the CSV holds</p>" if len(table) > 500 else ""
+    return (
+        f'<div class="ncpl-table" tabindex="0" role="region" aria-label="Table"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{rest}" + (f"<dl>{said}</dl>" if said else "")
+    )
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    from ncpl.logs.importer import no_formula
+
+    safe = table.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(no_formula))
+    return safe.to_csv(index=False).encode()
+
+
+def _link(label: str, name: str, data: bytes) -> str:
+    kind = {"csv": "text/csv", "svg": "image/svg+xml", "zip": "application/zip"}.get(
+        name.rpartition(".")[2], "text/plain"
+    )
+    encoded = base64.b64encode(data).decode()
+    return f'<a class="ncpl-link" download="{escape(name, quote=True)}" href="data:{kind};base64,{encoded}">{label}</a>'
