@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import io
 import os
 import re
 import socket
@@ -39,11 +40,11 @@ def shown(answer):
 
 
 def command(answer):
-    return unescape(re.search(r"<code>(.*?)</code>", answer.html, re.S)[1])
+    return unescape(re.findall(r"<code>(.*?)</code>", answer.html, re.S)[0])
 
 
 def download(answer, name):
-    return base64.b64decode(re.search(rf'download="{name}" href="data:[^,]+,([^"]+)"', answer.html)[1])
+    return base64.b64decode(re.findall(rf'download="{name}" href="data:[^,]+,([^"]+)"', answer.html)[0])
 
 
 @pytest.mark.parametrize("config", [*PRESETS.values(), {"lr": 1e-3, "nesterov": True, "warmup": 100}])
@@ -76,7 +77,7 @@ def test_a_forecast_is_the_forecasters(default, inputs):
     answer = views.answer("forecast", default, inputs)
     expected = default.predict(next(iter(PRESETS.values())), 0.9).iloc[0]
     assert f"{expected['loss']:.4f} nats per token, 90 % interval {expected['lower']:.4f}" in shown(answer)
-    table = pd.read_csv(pd.io.common.BytesIO(download(answer, "forecast.csv")))
+    table = pd.read_csv(io.BytesIO(download(answer, "forecast.csv")))
     assert table.iloc[0].to_dict() == pytest.approx(expected.to_dict())
     assert download(answer, "forecast.svg").startswith(b"<svg")
     assert 'role="img" aria-label="Forecast loss against the learning rate' in answer.html
@@ -113,7 +114,7 @@ def test_the_command_gives_the_same(view, default, inputs, capsys):
     told = told["curve"] if isinstance(told, dict) and "curve" in told else told
     told = told["sweep"] if isinstance(told, dict) and "sweep" in told else told
     name = {"forecast": "forecast.csv"}.get(view, f"{view}.csv")
-    table = pd.read_csv(pd.io.common.BytesIO(download(answer, name)))
+    table = pd.read_csv(io.BytesIO(download(answer, name)))
     assert len(told) == len(table)
     assert [row["loss"] for row in told] == pytest.approx(table["loss"].tolist(), abs=1e-6)
 
@@ -191,7 +192,7 @@ def test_nothing_typed_becomes_markup(default, inputs, tmp_path):
     file.write_text(f"source,model size,data size,optimizer,lr,batch size\n'=1+1',134,2.7,\"{evil}\",2e-3,128\n")
     assert "<img" not in views.answer("forecasts", default, inputs, str(file)).html
     page = Page("x", "", pd.DataFrame({"name": ["=1+1", evil]}), ["ncpl"])
-    assert b"'=1+1" in base64.b64decode(re.search(r'\.csv" href="data:[^,]+,([^"]+)"', page.html())[1])
+    assert b"'=1+1" in base64.b64decode(re.findall(r'\.csv" href="data:[^,]+,([^"]+)"', page.html())[0])
     assert "<img" not in page.html()
 
 
@@ -238,7 +239,7 @@ def test_the_spaces_requirements_are_the_packages():
 def test_a_missing_gradio_is_told(monkeypatch, capsys):
     import ncpl_cli
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     monkeypatch.setattr(sys, "argv", ["ncpl", "app"])
     with pytest.raises(SystemExit) as exit_:
         ncpl_cli.main()
@@ -284,13 +285,16 @@ def test_the_app_over_http(address, default, inputs, tmp_path):
         *["abc" if name == "learning rate" else inputs[name] for name in INPUTS], api_name="/forecast"
     )
     assert "learning rate: got" in html
-    assert client.predict("Marin, Muon, 302M parameters, 12B tokens", api_name="/preset")[FORM.index("optimizer")] == "muon"
+    assert (
+        client.predict("Marin, Muon, 302M parameters, 12B tokens", api_name="/preset")[FORM.index("optimizer")]
+        == "muon"
+    )
     file = tmp_path / "one.json"
     file.write_text(
         '{"source": "marin", "model size": 134, "data size": 2.7, "optimizer": "muon", "lr": 0.004, "batch size": 128}'
     )
     read = client.predict(handle_file(str(file)), "", *values, api_name="/read")
-    assert "nats per token" in read[1]
+    assert any("nats per token" in str(part) for part in read)
     assert "134" in read
     opened = client.predict(api_name="/open")
     assert any("nats per token" in str(part) for part in opened)
