@@ -61,7 +61,7 @@ def _constant(node: ast.expr, names: dict[str, Any]) -> Any:
     if isinstance(node, ast.Dict):
         pairs = [(key, item) for key, item in zip(node.keys, node.values, strict=True) if isinstance(key, ast.Constant)]
         return {str(key.value): _constant(item, names) for key, item in pairs}
-    if isinstance(node, ast.Call) and not node.args:
+    if isinstance(node, ast.Call) and node.keywords and not node.args:
         # Configurations in Python are nested calls of classes with named arguments.
         return {word.arg: _constant(word.value, names) for word in node.keywords if word.arg is not None}
     raise _NotConstantError

@@ -39,7 +39,7 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     Raises:
         ValueError: no finished run, or one that is not accepted; says which.
 
-    >>> read_runs([{"model size": 50, "tokens": 1, "final_loss": 3.5}], "mine")
+    >>> read_runs([{"model size": 50, "data size": 1, "final_loss": 3.5}], "mine")
     [{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}]
     """
     if isinstance(runs, str | Path):
