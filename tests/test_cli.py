@@ -82,6 +82,33 @@ def test_help_waits_for_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+def test_a_silent_networks_forecasts_import_no_torch():
+    """From the shell and from Python: forecast, sweep, optimum, curve and comparison."""
+    code = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import ncpl_cli
+sys.argv = ["ncpl", "predict", "examples/marin-1b.yaml", "--json"]
+try:
+    ncpl_cli.main()
+except SystemExit as end:
+    assert not end.code
+from ncpl import Forecaster
+forecaster = Forecaster.from_pretrained()
+config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3}
+config["batch size"] = 128
+forecaster.predict(config)
+forecaster.sweep(config, {"learning rate": [1e-3, 2e-3]})
+forecaster.optimize(config, {"learning rate": (1e-3, 1e-2)})
+forecaster.curve(config, points=5)
+forecaster.compare(config, config | {"optimizer": "muon"})
+print(sorted({"torch", "transformers", "accelerate", "datasets"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_predict_json_is_what_python_gives(forecaster, folder, capsys, tmp_path):
     file = tmp_path / "configs.json"
     file.write_text(json.dumps(CONFIGS))
