@@ -246,7 +246,19 @@ def _bytes(path: str | Path) -> "Iterator[io.BufferedReader[Any]]":
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror}), accepted: {ACCEPTED}") from None
     with stream:
+        head = stream.peek(512)[:512].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+        for start, what in _NOT_OURS.items():
+            if head.startswith(start):
+                raise ValueError(f"{name}: {what}, expected {ACCEPTED}")
         yield stream
+
+
+_NOT_OURS = {
+    b"<!doctype": "is a web page, perhaps a sign-in form, not the file itself",
+    b"<html": "is a web page, perhaps a sign-in form, not the file itself",
+    b"pk\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save it as CSV",
+    b"\x1f\x8b": "is compressed by gzip; unpack it",
+}
 
 
 def _encoding(head: bytes) -> str:
@@ -475,7 +487,7 @@ def _separator(header: str) -> str:
 
 def _csv(stream: IO[str]) -> Iterator[Row]:
     lines = _lines(stream)
-    first = next((line for line in lines if line.strip()), "")
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     separator = _separator(first)
     if first.lower().startswith("sep=") and len(first.strip()) <= 5:
         # Spreadsheets name the separator in a line of its own.
@@ -485,11 +497,18 @@ def _csv(stream: IO[str]) -> Iterator[Row]:
         reader = csv.reader(_chain(first, lines), delimiter=separator)
         header = [name.strip() for name in next(reader, [])]
         _check_header(header)
+        # Spreadsheets end every line with a separator; data frames number the rows in a first column.
+        unnamed = [column for column, name in enumerate(header) if column and not name]
         for number, cells in enumerate(reader, 1):
             if not any(cell.strip() for cell in cells):
                 continue
+            while len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()
             if len(cells) != len(header):
                 raise ValueError(f"row {number} has {len(cells)} cells, expected {len(header)}, one for each column")
+            for column in unnamed:
+                if cells[column].strip():
+                    raise ValueError(f"column {column + 1} has no name, expected a field's")
             named = ((name, _cell(cell, separator)) for name, cell in zip(header, cells, strict=True))
             yield {name: value for name, value in named if value is not None}
     except csv.Error as error:
@@ -511,10 +530,6 @@ def _check_header(header: list[str]) -> None:
         raise ValueError(f"{one_line(twice[0], 60)}: there are two columns of this name, expected one")
     if header and all(isinstance(parse_value(name), int | float) for name in header if name):
         raise ValueError("the first row holds numbers alone, expected the names of the columns")
-    for column, name in enumerate(header, 1):
-        # Data frames are written with a first column that numbers the rows.
-        if not name and column > 1:
-            raise ValueError(f"column {column} has no name, expected a field's")
 
 
 def _cell(text: str, separator: str) -> Any:

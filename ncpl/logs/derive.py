@@ -24,7 +24,16 @@ TEXTS = {"optimizer", "schedule", "tail", "activation", "name", "state", "durati
 TEXTS |= {"gated", "source", "multi_query", "unknown_attention", "warmup_in_units", "decay_in_units"}
 COUNTED = {"params", "params_head", "params_body", "params_active", "tokens", "tokens_seen", "flops", "batch_tokens"}
 COUNTED |= {"samples", "device_batch_tokens", "warmup_tokens"}
-POSITIVE = COUNTED - {"warmup_tokens", "tokens_seen"} | {"batch", "device_batch", "accumulation", "devices", "steps"}
+SUFFIXED = {"steps", "step", "batch", "seq_len", "vocab", "vocab_rows", "warmup_steps"}
+"""Quantities that people write as 10k or 2M; small ones are not in an unknown unit."""
+POSITIVE = COUNTED - {"warmup_tokens", "tokens_seen"} | {
+    "batch",
+    "batch_unknown",
+    "device_batch",
+    "accumulation",
+    "devices",
+    "steps",
+}
 POSITIVE |= {"layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "vocab_rows", "seq_len", "lr"}
 """Quantities of which frameworks write -1 or 0 for unset."""
 SMALLEST_COUNT = 1e4
@@ -65,6 +74,9 @@ def duration_of(value: Any, unit: str) -> tuple[float, str] | None:
     """
     if isinstance(value, Mapping) and {"value", "unit"} <= value.keys():
         value, unit = value["value"], _DURATION_UNITS.get(str(value["unit"]).lower().rpartition(".")[2], unit)
+    if isinstance(value, str) and value.strip().endswith("%"):
+        number = number_of(value.strip()[:-1])
+        return (number / 100, "share") if number is not None else None
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
         if found is None:
@@ -439,7 +451,9 @@ def missing(fields: Mapping[str, Any], facts: Facts) -> list[str]:
                 needs.append("seq len (tokens a sequence)")
                 asked_seq = True
         else:
-            needs.append("batch size (sequences a step, of all devices)")
+            unclear = facts.get("batch_unknown")
+            what = f"; {unclear:g} may be of one device, or tokens" if unclear else ""
+            needs.append(f"batch size (sequences a step, of all devices{what})")
     if not asked_seq and not facts.get("seq_len") and ("data size" not in fields or "max step" not in fields):
         needs.append("seq len (tokens a sequence)")
     if "data size" not in fields and "steps" not in facts and "samples" not in facts:

@@ -34,6 +34,7 @@ QUANTITIES = {
     "params_active": "active non-embedding parameters",
     "batch": "sequences a step, of all devices",
     "batch_tokens": "tokens a step, of all devices",
+    "batch_unknown": "sequences or tokens a step, of one device or of all",
     "device_batch": "sequences a device and micro-step",
     "device_batch_tokens": "tokens a device and micro-step",
     "accumulation": "micro-steps a step, on each device",

@@ -31,6 +31,9 @@ STATUSES = {
 DIVERGED_NATS = 0.3
 """A run diverged when its loss is this far above the best run of the same source, size and data."""
 
+WORST_NATS = 12.0
+"""Guessing one of 160,000 tokens: above it no loss is in nats per token."""
+
 FINISHED_SHARE = 0.98
 """Share of its horizon that a finished run has reached; the last step is often logged one interval early."""
 
@@ -73,6 +76,12 @@ def import_runs(path: str | Path, map: Mapping[str, str] | None = None, eval: st
     if not by_origin:
         raise ValueError(f"{one_line(path, 120)}: holds no runs, expected configurations or logs of training runs")
     tables = [_Table(origin, runs, given, eval) for origin, runs in by_origin.items()]
+    if not any(table.reading.names or table.reading.fields or table.losses for table in tables):
+        names = ", ".join(name for table in tables for name in table.reading.ignored)
+        raise ValueError(
+            f"{one_line(path, 100)}: knows none of the names {one_line(names or 'it holds', 100)}; "
+            "map THEIRS=OURS says what they are, `ncpl fields` lists ours"
+        )
     rows = [row for table in tables for row in table.rows]
     _name(rows)
     for row in rows:
@@ -183,9 +192,9 @@ class _Table:
         losses = [name for name in names if is_loss(name)]
         loss_map = {theirs: ours for theirs, ours in given.items() if plain_name(ours) == "final_loss"}
         self.reading = _reading(names, runs, given)
-        self.losses, self.other_losses = _loss_columns(losses, self.reading, loss_map, chosen)
         for name in losses:
             self.reading.ignored.pop(name, None)
+        self.losses, self.other_losses = _loss_columns(losses, self.reading, loss_map, chosen)
         embedding = _embedding_rows([run.values for run in runs], self.reading)
         self.notes: list[str] = []
         self.translations: list[Translation] = []
@@ -206,7 +215,13 @@ class _Table:
         ]
         if any(curve.diverged for curve in trained) or (loss is not None and not math.isfinite(loss)):
             state, loss = "diverged" if state in (None, "finished") else state, None
-        last = number_of(run.values.get(self.reading.names.get("step", ("", 0))[0]))
+        if loss is not None and loss > WORST_NATS:
+            self.notes.append(
+                f"{one_line(name or self.origin, 60)}: {column} {loss:g} nats is worse than guessing any of 160,000 "
+                "tokens; is it a perplexity? Rename the column perplexity"
+            )
+            state = state or "diverged"
+        last = self._number(run, "step")
         return {
             **{field: value for field, value in found.fields.items() if field in FIELDS},
             "name": None if name is None else str(name),
@@ -214,9 +229,13 @@ class _Table:
             "_state": None if state == "finished" else state,
             "_horizon": facts.get("steps") if "steps" not in self._logged(run, embedding) else None,
             "_last": last if run.points or "state" not in facts else None,
-            "_curve": run.curves[column].points if column in run.curves else None,
+            "_curve": sorted(dict(run.curves[column].points).items()) if column in run.curves else None,
             "_stem": Path(run.origin).stem,
         }
+
+    def _number(self, run: Logged, quantity: str) -> float | None:
+        name = self.reading.names.get(quantity)
+        return number_of(run.values.get(name[0]), counted=True) if name else None
 
     def _logged(self, run: Logged, embedding: float | None) -> dict[str, tuple[Any, str]]:
         """Quantities that the log of a run's progress gives where its configuration does not."""
@@ -230,7 +249,7 @@ class _Table:
         planned = planned or any(field in self.reading.fields for field in ("max step", "data size"))
         if not planned:
             for logged, quantity in (("step", "steps"), ("tokens_seen", "tokens")):
-                number = number_of(values.get(names[logged][0]), counted=True) if logged in names else None
+                number = self._number(run, logged)
                 if number:
                     extra[quantity] = (number, "the last logged value")
         peaks = [
@@ -257,6 +276,8 @@ class _Table:
                     value = math.nan
             number = value if isinstance(value, float) and not math.isfinite(value) else number_of(value)
             if number is None:
+                if value is not None:
+                    self.notes.append(f"{one_line(run.name or self.origin, 60)}: {name} {short(value, 40)} is no loss")
                 continue
             if kind == "perplexity":
                 return (math.log(number) if number > 0 else math.nan), name

@@ -41,24 +41,29 @@ class Curve:
 
     Args:
         points: [(step, loss), ...], evenly spread.
-        last: the last finite value; None before there is one.
+        last: the finite value of the largest step; None before there is one.
+        at: the largest step so far.
         finite, nans: how many values were numbers, and how many were not.
         broken: whether NaN or infinity was logged after the last finite value.
     """
 
     points: list[tuple[float, float]] = field(default_factory=list)
     last: float | None = None
+    at: float = -math.inf
     finite: int = 0
     nans: int = 0
     broken: bool = False
 
     def add(self, step: float, loss: float) -> None:
+        late = step >= self.at
+        self.at = max(step, self.at)
         if not math.isfinite(loss):
             self.nans += 1
-            self.broken = True
+            self.broken = self.broken or late
             return
         self.finite += 1
-        self.last, self.broken = loss, False
+        if late or self.last is None:
+            self.last, self.broken = loss, False
         self.points.append((step, loss))
         if len(self.points) > 2 * CURVE_POINTS:
             del self.points[:-1:2]
@@ -79,6 +84,7 @@ class Logged:
         curves: name of a logged loss -> its curve.
         peaks: name of a logged learning rate -> its largest value.
         changed: names whose value changed while the run was logged, which no configuration's does.
+        at: the largest logged step.
         points: how many points were logged; 0 where the log holds one row a run.
         complete: whether the values hold a whole configuration, in which an absent key has its default.
         origin: file or folder.
@@ -89,6 +95,7 @@ class Logged:
     curves: dict[str, Curve] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    at: float = -math.inf
     points: int = 0
     origin: str = ""
     complete: bool = False
@@ -229,7 +236,7 @@ def _step_and_run(head: list[Row], names: list[str]) -> tuple[str | None, str | 
     if not several:
         return None, run
     for rows in several:
-        steps = [number_of(row.get(step)) for row in rows]
+        steps = [number_of(row.get(step), counted=True) for row in rows]
         known = [number for number in steps if number is not None]
         if (
             len(known) < len(rows) / 2
@@ -258,12 +265,16 @@ def _points(rows: Iterable[Row], step: str, run: str | None, stem: str, origin: 
             continue
         if key not in runs:
             runs[key] = Logged(_text(key) if run else stem, {}, origin=origin)
-        _add_point(runs[key], row, number_of(row.get(step)))
+        _add_point(runs[key], row, number_of(row.get(step), counted=True))
     yield from runs.values()
 
 
 def _add_point(logged: Logged, row: Row, step: float | None) -> None:
     logged.points += 1
+    # Tables are not always sorted, and a run that starts again goes back: the largest step is the last.
+    late = step is None or step >= logged.at
+    if step is not None:
+        logged.at = max(step, logged.at)
     for name, value in row.items():
         if value is None or value == "":
             continue
@@ -279,7 +290,8 @@ def _add_point(logged: Logged, row: Row, step: float | None) -> None:
             logged.peaks[name] = max(float(number_of(value) or 0), logged.peaks.get(name, 0.0))
         if logged.values.setdefault(name, value) != value:
             logged.changed.add(name)
-            logged.values[name] = value
+            if late:
+                logged.values[name] = value
 
 
 def _configured(logged: Logged, values: Row) -> Logged:
@@ -327,7 +339,7 @@ def _panel(rows: Iterable[Row], names: list[str], origin: str) -> Iterator[Logge
         for run, point in grouped.items():
             logged = runs.setdefault(run, Logged(run, {}, origin=origin))
             point.setdefault("_step", row.get(step))
-            _add_point(logged, point, number_of(row.get(step)))
+            _add_point(logged, point, number_of(row.get(step), counted=True))
     yield from runs.values()
 
 

@@ -226,6 +226,18 @@ def _shape_in_name(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     return {"width": "the model's name", "layers": "the model's name", "heads": "the model's name"}
 
 
+def _general(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    told = _shape_in_name(facts, values)
+    batch, seq, tokens, steps = (facts.get(name) for name in ("batch_unknown", "seq_len", "tokens", "steps"))
+    if batch and tokens and steps and not {"batch", "batch_tokens", "device_batch"} & facts.keys():
+        # Steps and tokens say whose batch it is.
+        for quantity, a_step in (("batch", batch * (seq or 0)), ("batch_tokens", batch)):
+            if abs(a_step * steps / tokens - 1) < 0.02:
+                facts[quantity] = batch
+                told[quantity] = f"{batch:g} x {steps:g} steps makes the {tokens:.4g} tokens"
+    return told
+
+
 def _foundry(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     told = {}
     facts["gated"] = "glu" in str(values.get("ffn_type", "mptmlp")).lower()
@@ -364,6 +376,6 @@ RULES: dict[str, Callable[[Facts, Mapping[str, Any]], dict[str, str]]] = {
     "MaxText": _maxtext,
     "Hugging Face Trainer": _transformers,
     "Step Law": _steplaw,
-    "general": _shape_in_name,
+    "general": _general,
 }
 """Framework -> its rules."""

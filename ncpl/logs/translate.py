@@ -8,8 +8,19 @@ from typing import Any
 
 from fields_ncpl import FIELDS, field_name, unknown_field
 from ncpl.errors import one_line, short
-from ncpl.logs.derive import COUNTED, FACT_OF, POSITIVE, SCALED, SMALLEST_COUNT, TEXTS, derive, missing, number_of
-from ncpl.logs.frameworks import GENERIC, QUANTITIES, Framework, matches, plain_name, recognise
+from ncpl.logs.derive import (
+    COUNTED,
+    FACT_OF,
+    POSITIVE,
+    SCALED,
+    SMALLEST_COUNT,
+    SUFFIXED,
+    TEXTS,
+    derive,
+    missing,
+    number_of,
+)
+from ncpl.logs.frameworks import FRAMEWORKS, GENERIC, QUANTITIES, Framework, matches, plain_name, recognise
 from ncpl.logs.rules import Facts
 
 UNSEEN_SOURCE = "other"
@@ -113,15 +124,16 @@ def read_names(
     Raises:
         ValueError: a given name that the file does not hold, or a field that does not exist.
     """
-    originals = list(names)
-    plain = {name: plain_name(name) for name in originals}
+    everything = list(names)
+    plain = {name: plain_name(name) for name in everything}
+    originals = [name for name in everything if _is_known(plain[name])]
     given = dict(given or {})
-    reading = Reading(recognise(plain.values()))
+    reading = Reading(recognise(plain[name] for name in originals))
     taken: set[str] = set()
-    if {"model size", "data size"} & {field_name(name) for name in originals}:
+    if {"model size", "data size"} & {field_name(name) for name in everything}:
         # The registry's own names: other names in general use may mean something else beside them.
         reading.framework = GENERIC
-        for name in originals:
+        for name in everything:
             ours = field_name(name)
             if ours is not None and ours not in reading.fields and plain[name] not in ("status", "name"):
                 reading.fields[ours] = name
@@ -144,8 +156,22 @@ def read_names(
             # What the framework's own words claim is no other quantity, even where it was not needed.
             own = [*framework.quantities(), *framework.never.split()]
             claimed = {name: "claimed" for name in originals if any(matches(plain[name], word) for word in own)}
-    _ignore(reading, originals, taken, claimed)
+    _ignore(reading, everything, taken, claimed)
     return reading
+
+
+_WORDS = {
+    part
+    for framework in (*FRAMEWORKS, GENERIC)
+    for word in (*framework.quantities(), *framework.marks.split(), *framework.weak.split(), *framework.never.split())
+    for part in word.split(".")
+}
+
+
+def _is_known(plain: str) -> bool:
+    """Whether a name may mean anything; a table may have thousands of columns that do not."""
+    parts = plain.split(".")
+    return not _WORDS.isdisjoint((*parts, *(_UNIT_SUFFIX.sub("", part) for part in parts[-1:])))
 
 
 def _apply_given(reading: Reading, given: Mapping[str, str], plain: Mapping[str, str], taken: set[str]) -> None:
@@ -168,12 +194,13 @@ def _apply_given(reading: Reading, given: Mapping[str, str], plain: Mapping[str,
         taken.add(found)
 
 
+_PLAIN_REASONS = ("no known quantity", "its framework uses it for something else")
+
+
 def _ignore(reading: Reading, originals: list[str], taken: set[str], claimed: Mapping[str, str]) -> None:
     for name in originals:
         if name not in taken:
-            reading.ignored[name] = (
-                "its framework uses it for something else" if name in claimed else "no known quantity"
-            )
+            reading.ignored[name] = _PLAIN_REASONS[name in claimed]
 
 
 def _mapped(quantity: str) -> str | None:
@@ -221,7 +248,7 @@ def read_facts(values: Mapping[str, Any], reading: Reading) -> tuple[Facts, dict
             if not (quantity in ("optimizer", "schedule") and not isinstance(value, str)):
                 facts[quantity] = value
             continue
-        number = number_of(value, quantity in COUNTED)
+        number = number_of(value, quantity in COUNTED or quantity in SUFFIXED)
         if number is None:
             refused[name] = (
                 f"{short(value, 40)} is no number" if not isinstance(value, list) else "a list, not one number"
@@ -400,6 +427,9 @@ def describe(found: Translation) -> list[str]:
     if found.derived:
         told = (f"{name}{_value(found.fields.get(name))} ({how})" for name, how in found.derived.items())
         lines.append("derived: " + "; ".join(told))
+    refused = [f"{name} ({why})" for name, why in reading.ignored.items() if why not in _PLAIN_REASONS]
+    if refused:
+        lines.append(f"not taken: {'; '.join(refused[:10])}")
     if reading.ignored:
         more = f" and {len(reading.ignored) - 20} more" if len(reading.ignored) > 20 else ""
         lines.append(f"left out: {', '.join(list(reading.ignored)[:20])}{more}")
