@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: embedded forecast test test-newest test-lowest test-slow hardening test-install conformance lint lock ncpl-mini tables clean
+.PHONY: embedded forecast test test-newest test-lowest test-slow hardening test-install conformance lint lock ncpl-mini tables docs notebooks clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -81,8 +81,20 @@ ncpl-mini: $(VENV)/.dev
 embedded: $(BIN)/ncpl
 	$(BIN)/python -m ncpl.hub.embed
 
+# Tables of README and docs from result files, and what the pages' commands print.
 tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m tests.pages
+
+# The documentation as a site, in `site/`; every command in it is run by tests/test_docs.py.
+docs: $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+# The notebooks, executed in place.
+notebooks: $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 --nbmake --overwrite notebooks
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest build dist *.egg-info

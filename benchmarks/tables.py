@@ -1,13 +1,21 @@
-"""Writes `RESULTS.md` from the results of the speed benchmarks, and the tables of the README.
+"""Writes `RESULTS.md` from the results of the speed benchmarks, and the generated tables of README and docs.
 
 python benchmarks/tables.py
 """
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+# As a script, this file's folder stands first on the path, not the repository.
+sys.path.insert(0, str(FOLDER.parent))
+
+from benchmarks.definitions import coefficients_table, curve_coefficients_table, scales_table  # noqa: E402
+
+CHECKPOINT = FOLDER.parent / "ncpl" / "checkpoints" / "ncpl-mini"
 BENCHMARKS = ("training_throughput", "sweep", "startup", "serving")
 
 
@@ -123,6 +131,17 @@ def scores_table() -> str:
     return "\n".join([*lines, f"| in its 90 % interval | {' | '.join(coverage)} |"])
 
 
+def coverage_table() -> str:
+    """What the shipped forecaster's 90 % intervals hold of held-out runs, and how wide they are."""
+    report = json.loads((CHECKPOINT / "evaluation.json").read_text(encoding="utf-8"))
+    lines = ["| runs | count | mean absolute error | bias | in the 90 % interval | mean width |", "|---" * 6 + "|"]
+    for cell in report["cells"]:
+        errors = cell["errors"]["model"]
+        figures = f"{errors['mae']:.4f} | {errors['bias']:+.4f} | {cell['coverage']:.1%} | {cell['width']:.4f}"
+        lines.append(f"| {cell['source']} {cell['split']} | {cell['runs']} | {figures} |")
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, generated: str) -> str:
     """A text with what stands between a generated part's marks replaced.
 
@@ -134,14 +153,41 @@ def fill(text: str, name: str, generated: str) -> str:
     return f"{head}{start}\n{generated}\n{end}{rest.split(end)[1]}"
 
 
-def main() -> None:
+TABLES: dict[str, Callable[[], str]] = {
+    "accuracy": accuracy_table,
+    "choice": choice_table,
+    "scores": scores_table,
+    "coverage": coverage_table,
+    "coefficients": coefficients_table,
+    "scales": scales_table,
+    "curve coefficients": curve_coefficients_table,
+}
+"""Name of a page's generated part -> what writes it."""
+
+
+def speed_page() -> str:
+    """`RESULTS.md`."""
     head = "# Speed\n\nWritten by `python benchmarks/tables.py` from `results/`; medians, with the range in brackets.\n"
     found = [name for name in BENCHMARKS if (FOLDER / "results" / f"{name}.json").exists()]
-    (FOLDER / "RESULTS.md").write_text("\n".join([head, *map(table, found)]), encoding="utf-8")
-    readme = FOLDER.parent / "README.md"
-    text = fill(readme.read_text(encoding="utf-8"), "accuracy", accuracy_table())
-    text = fill(text, "choice", choice_table())
-    readme.write_text(fill(text, "scores", scores_table()), encoding="utf-8")
+    return "\n".join([head, *map(table, found)])
+
+
+def pages() -> dict[Path, str]:
+    """Every page with generated parts, as it should be."""
+    made = {}
+    for page in [FOLDER.parent / "README.md", *sorted((FOLDER.parent / "docs").rglob("*.md"))]:
+        text = whole = page.read_text(encoding="utf-8")
+        for name, generate in TABLES.items():
+            if f"<!-- generated:{name} -->" in text:
+                whole = fill(whole, name, generate())
+        if "<!-- generated:" in text:
+            made[page] = whole
+    return made
+
+
+def main() -> None:
+    for page, text in (pages() | {FOLDER / "RESULTS.md": speed_page()}).items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
