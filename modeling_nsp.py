@@ -178,8 +178,8 @@ class NSPModel(NSPPreTrainedModel):
 
         Args:
             features: (batch, 4) ln(params / 1e9), ln(tokens / 1e12), code, moe; or the extractor's whole output; or
-            what
-                the extractor reads: a mapping such as `{"params": 7e9, "tokens": 2e12}`, a list, a DataFrame, a config.
+                what the extractor reads: a mapping such as `{"params": 7e9, "tokens": 2e12}`, a list, a DataFrame, a
+                config.
             feature_mask: (batch, 4), 1 where known; all known when absent.
             family_ids: (batch,), index into `config.families`, -1 for a new family.
             score_values: (batch, scores), known accuracies; tasks, mask and features are needed with them.

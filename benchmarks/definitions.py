@@ -79,7 +79,10 @@ def _prior(prior: Prior) -> str:
 
 def coefficients_table() -> str:
     """Every coefficient of the closed form with its prior."""
-    lines = ["| coefficient | unit | meaning | prior mean | sd | sd of a source | sd of an optimizer |", "|---" * 7 + "|"]
+    lines = [
+        "| coefficient | unit | meaning | prior mean | sd | sd of a source | sd of an optimizer |",
+        "|---" * 7 + "|",
+    ]
     for name, prior in PRIORS.items():
         lines.append(f"| `{name}` | {' | '.join(definition(name))} | {_prior(prior)} |")
     return "\n".join(lines)

@@ -142,6 +142,16 @@ def coverage_table() -> str:
     return "\n".join(lines)
 
 
+def curves_table() -> str:
+    """Errors of forecast loss curves, before a run and from its first part."""
+    result = json.loads((FOLDER / "results" / "curves.json").read_text(encoding="utf-8"))
+    lines = ["| figure | plain | ours | target |", "|---" * 4 + "|"]
+    for row in result["rows"]:
+        target = row.get("target", "")
+        lines.append(f"| {row['figure']} | {number(row.get('plain'))} | {number(row['ours'])} | {target} |")
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, generated: str) -> str:
     """A text with what stands between a generated part's marks replaced.
 
@@ -158,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "choice": choice_table,
     "scores": scores_table,
     "coverage": coverage_table,
+    "curves": curves_table,
     "coefficients": coefficients_table,
     "scales": scales_table,
     "curve coefficients": curve_coefficients_table,

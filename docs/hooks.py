@@ -1,7 +1,8 @@
 """mkdocs hooks: references that the code itself gives."""
 
-import contextlib
-import io
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,13 @@ sys.path.insert(0, str(ROOT))
 
 def commands() -> str:
     """The help of every command."""
-    import typer
+    ncpl = shutil.which("ncpl", path=Path(sys.executable).parent) or "ncpl"
 
-    import ncpl_cli
+    def helped(*names: str) -> str:
+        return subprocess.run([ncpl, *names, "--help"], capture_output=True, text=True, check=True).stdout.strip()
 
-    command = typer.main.get_command(ncpl_cli.app)
-    sections = []
-    for name in command.commands:  # type: ignore[attr-defined]
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            ncpl_cli.app([name, "--help"], prog_name="ncpl")
-        sections.append(f"## ncpl {name}\n\n```text\n{out.getvalue().strip()}\n```\n")
+    names = re.findall(r"^  ([a-z]+) {2,}", helped().partition("Commands:")[2], re.MULTILINE)
+    sections = [f"## ncpl {name}\n\n```text\n{helped(name)}\n```\n" for name in names]
     return "\n".join(sections)
 
 

@@ -1,7 +1,7 @@
 """Write this folder's made-up logs, of which no run happened: `python examples/made_up.py`.
 
-`acme-runs.csv` is a lab's table of finished runs, `marin-1b-so-far.csv` the first third of the log of `marin-1b.yaml`. The
-losses are those of the law at its prior means, in a lab of its own, with Gaussian noise.
+`acme-runs.csv` is a lab's table of finished runs, `marin-1b-so-far.csv` the first third of the log of
+`marin-1b.yaml`. The losses are those of the law at its prior means, in a lab of its own, with Gaussian noise.
 """
 
 import csv
@@ -27,7 +27,17 @@ def acme_runs() -> Iterable[list[object]]:
     random = np.random.default_rng(1)
     law = ConfigurationLaw.example()
     law = replace(law, common={**law.common, "E": 1.75, "logA": -0.5, "beta": 0.36, "lr": -0.2})
-    yield ["name", "n_layers", "d_model", "params_no_embed", "tokens", "seq_len", "global_batch_size", "optimizer", "lr"]
+    yield [
+        "name",
+        "n_layers",
+        "d_model",
+        "params_no_embed",
+        "tokens",
+        "seq_len",
+        "global_batch_size",
+        "optimizer",
+        "lr",
+    ]
     for millions, layers, width in SHAPES:
         for tokens in (2.0, 6.0):
             for rate in (5e-4, 1e-3, 2e-3, 4e-3):
@@ -43,7 +53,18 @@ def acme_runs() -> Iterable[list[object]]:
                 }
                 loss = law.closed_form([config])[0] + random.normal(0, NOISE)
                 name = f"{millions:.0f}m-{tokens:.0f}b-lr{rate:g}"
-                yield [name, layers, width, int(millions * 1e6), int(tokens * 1e9), SEQ_LEN, 256, "adamw", rate, f"{loss:.4f}"]
+                yield [
+                    name,
+                    layers,
+                    width,
+                    int(millions * 1e6),
+                    int(tokens * 1e9),
+                    SEQ_LEN,
+                    256,
+                    "adamw",
+                    rate,
+                    f"{loss:.4f}",
+                ]
 
 
 def run_so_far() -> Iterable[list[object]]:

@@ -294,7 +294,7 @@ class Forecaster:
         >>> runs = [{"model size": n, "data size": d, "final_loss": 3 + 20 / n + 0.4 / d}
         ...         for n in (50, 100) for d in (1, 2, 4)]
         >>> lab = Forecaster.from_pretrained().adapt(runs, source="mine")
-        >>> bool(lab.predict({"source": "mine", "model size": 200, "data size": 8})["loss"][0] < 3.3)
+        >>> bool(lab.predict({"source": "mine", "model size": 200, "data size": 8})["loss"].iloc[0] < 3.3)
         True
         """
         from ncpl.own_runs import adapted, read_runs

@@ -1,8 +1,8 @@
 """Runs the shell commands and Python blocks of README and docs: page by page, in order, in one folder a page.
 
-A `text` block that follows a block is what it prints; `python -m tests.pages [PAGE ...]` writes it anew. A line `...` in
-it stands for any lines. Numbers may differ by a thousandth, because processors round differently. A block before which
-`<!-- not executed: REASON -->` stands is only checked: commands, options and files in it must exist.
+A `text` block that follows a block is what it prints; `python -m tests.pages [PAGE ...]` writes it anew. A line `...`
+in it stands for any lines. Numbers may differ by a thousandth, because processors round differently. A block before
+which `<!-- not executed: REASON -->` stands is only checked: commands, options and files in it must exist.
 """
 
 import ast
@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
 import ncpl_cli
+from ncpl.commands.shared import app
 
 ROOT = Path(__file__).parent.parent
 # What lies where a page's commands run, as in a clone of the repository.
@@ -139,14 +142,16 @@ def run_ncpl(words: list[str], fails: bool = False) -> str:
     if ">" in words:
         words, target = words[: words.index(">")], words[words.index(">") + 1]
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    status: Any = None
     sys.argv = ["ncpl", *words]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             ncpl_cli.main()
     except SystemExit as end:
-        assert (end.code in (None, 0)) is not fails, f"ncpl {shlex.join(words)}: {err.getvalue()}"
+        status = end.code
     finally:
         sys.argv = argv
+    assert status == 2 if fails else not status, f"ncpl {shlex.join(words)}: {err.getvalue()}"
     if target is not None:
         Path(target).write_text(out.getvalue(), encoding="utf-8")
         return ""
@@ -158,7 +163,7 @@ def check_line(words: list[str], block: Block) -> None:
     program = words[0]
     if program == "ncpl":
         # A parse without a call: unknown options raise.
-        command = ncpl_cli.typer.main.get_command(ncpl_cli.app)
+        command: Any = typer.main.get_command(app)
         command.commands[words[1]].make_context(words[1], [w for w in words[2:] if w != ">"])
     elif program == "make":
         targets = re.findall(r"^([\w-]+(?: [\w-]+)*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -194,12 +199,14 @@ def tidy(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
 
 
-def agree(shown: str, printed: str) -> bool:
-    """Whether a page shows what was printed.
+def agree(shown: str | None, printed: str) -> bool:
+    """Whether a page shows what was printed; one that shows nothing agrees.
 
     >>> agree("loss 2.8892\\n...\\nend\\n", "loss 2.8893\\na\\nb\\nend\\n"), agree("loss 2.9\\n", "loss 2.8\\n")
     (True, False)
     """
+    if shown is None:
+        return True
     parts = [part.split() for part in re.split(r"^\.\.\.$", tidy(shown), flags=re.MULTILINE)]
     words = tidy(printed).split()
     if len(parts) == 1:
