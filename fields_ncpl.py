@@ -17,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 try:
+    from .names_ncpl import WITHOUT_DECAY, optimizer_name, schedule_name, shape_name
     from .text_ncpl import one_line, parse_count, read_number, short
 except ImportError:
+    from names_ncpl import WITHOUT_DECAY, optimizer_name, schedule_name, shape_name
     from text_ncpl import one_line, parse_count, read_number, short
 
 Config = Mapping[str, Any]
@@ -308,6 +310,8 @@ def _check_config(config: Config, strict: bool) -> dict[str, Any]:
             # A rate for each of some steps: the schedule, and its peak.
             checked["lr points"], value = value, _peak(value)
         checked[name] = _check_value(FIELDS[name], value, strict)
+    if checked.get("weight decay") == 0 and checked.get("optimizer") in WITHOUT_DECAY:
+        checked["optimizer"] = WITHOUT_DECAY[checked["optimizer"]]
     missing = [name for name in (REQUIRED if strict else PRIOR_NEEDS) if name not in checked]
     if missing:
         units = ", ".join(f"{name} ({FIELDS[name].unit})" for name in missing)
@@ -360,7 +364,7 @@ def _check_value(field: Field, value: Any, strict: bool) -> Any:
         value = value.item()
     refused = f"{field.name}: got {short(value)}, expected {field.accepted}"
     if field.kind in ("text", "flag"):
-        return _check_text(field, value, refused)
+        return _check_text(field, value, refused, strict)
     number = _number(field, value, refused)
     if field.kind == "count" and number == int(number):
         # Tables make whole numbers floats where a cell is missing; as text, 128.0 is not 128.
@@ -390,7 +394,11 @@ def is_code(name: str) -> bool:
     return re.search(r"(?<!de)(?<!en)code", name, re.IGNORECASE) is not None
 
 
-def _check_text(field: Field, value: Any, refused: str) -> Any:
+# Fields with a closed list of names.
+_NAMED = {"lr_schedule": schedule_name, "cooldown shape": shape_name}
+
+
+def _check_text(field: Field, value: Any, refused: str, strict: bool) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
         raise ValueError(refused)
     if field.kind == "flag":
@@ -407,7 +415,13 @@ def _check_text(field: Field, value: Any, refused: str) -> Any:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(refused)
         # The logs write names in lower case; "AdamW" would be another word to the model.
-        return value.strip().lower()
+        return optimizer_name(value) if field.name == "optimizer" else value.strip().lower()
+    if field.name in _NAMED:
+        try:
+            return _NAMED[field.name](value)
+        except ValueError:
+            if strict:
+                raise
     return value
 
 

@@ -12,11 +12,13 @@ import numpy as np
 
 try:
     from .gradients_ncpl import gradient as differentiate
-    from .schedules_ncpl import Schedule, final_annealing, schedule_name
+    from .names_ncpl import schedule_name
+    from .schedules_ncpl import Schedule, final_annealing
     from .upgrade_ncpl import closed_form_0_1
 except ImportError:
     from gradients_ncpl import gradient as differentiate
-    from schedules_ncpl import Schedule, final_annealing, schedule_name
+    from names_ncpl import schedule_name
+    from schedules_ncpl import Schedule, final_annealing
     from upgrade_ncpl import closed_form_0_1
 
 # Where the logarithms of the configuration-aware law are zero.

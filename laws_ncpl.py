@@ -30,6 +30,7 @@ try:
         schedule_effect,
         schedules_of,
     )
+    from .names_ncpl import not_fitted
     from .residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
     from .upgrade_ncpl import upgrade_law
 except ImportError:
@@ -47,6 +48,7 @@ except ImportError:
         schedule_effect,
         schedules_of,
     )
+    from names_ncpl import not_fitted
     from residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
     from upgrade_ncpl import upgrade_law
 
@@ -454,11 +456,9 @@ class ConfigurationLaw:
 
     def fallbacks(self, config: Mapping[str, Any]) -> list[str]:
         """Says where a configuration gets common values because its source or optimizer is not among the fitted."""
-        return [
-            f"{name}: {config.get(name)!r} is not among the fitted ({', '.join(sorted(known))}); common values stand in"
-            for name, known in (("source", self.sources), ("optimizer", self.optimizers))
-            if known and str(config.get(name)) not in known
-        ]
+        kinds = (("source", self.sources), ("optimizer", self.optimizers))
+        said = (not_fitted(name, config.get(name), known) for name, known in kinds)
+        return [note for note in said if note]
 
     def _by_source(self, at: Evaluation) -> Iterator[tuple[np.ndarray, KernelResidual, dict[str, np.ndarray]]]:
         """The configurations of each source with a residual: which they are, the residual, their coordinates."""

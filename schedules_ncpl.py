@@ -7,83 +7,30 @@ rate share one `Schedule`, which is hashable and cached. Nothing here grows with
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-# Name of a schedule -> share of the run in which its rate decays (None: all after warmup), the decay's shape, and the
-# final rate over the peak where a configuration does not say.
+try:
+    from .names_ncpl import schedule_name, shape_name
+except ImportError:
+    from names_ncpl import schedule_name, shape_name
+
+# Name of a schedule (`names_ncpl.SCHEDULE_NAMES`) -> share of the run in which its rate decays (None: all after
+# warmup), the decay's shape, and the final rate over the peak where a configuration does not say.
 SCHEDULES: dict[str, tuple[float | None, str, float]] = {
     "cosine": (None, "cosine", 0.1),
     "linear": (None, "linear", 0.0),
+    "sqrt": (None, "sqrt", 0.0),
+    "exponential": (None, "exponential", 0.1),
     "wsd": (0.1, "linear", 0.0),
     "constant": (0.0, "linear", 0.0),
     "inverse square root": (0.0, "linear", 0.0),
     "two-stage": (0.2, "step", 0.1),
 }
-SHAPES = ("linear", "cosine", "sqrt", "exponential", "step")
-
-# As frameworks write them (Megatron, DeepSpeed, OLMo, Levanter, Composer, transformers, torchtitan, MaxText), without
-# spaces, signs and the words that every name may carry.
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "cosine": ("cos", "cosineannealing", "cosineannealinglr", "cosinedecay", "cosineminlr", "cosinelr"),
-    "linear": ("lineardecay", "lineartozero", "linearlr", "decaylr", "polynomial"),
-    "wsd": ("warmupstabledecay", "stabledecay", "trapezoid", "trapezoidal", "constantcooldown", "constcooldown"),
-    "constant": ("const", "constantlr", "lr", "none"),
-    "inverse square root": ("inversesqrt", "invsqrt", "rsqrt", "inversesquareroot"),
-    "two-stage": ("step", "multistep", "wsdcon", "twostage"),
-}
-_SHAPE_ALIASES: dict[str, tuple[str, ...]] = {
-    "linear": ("lin",),
-    "cosine": ("cos",),
-    "sqrt": ("minussqrt", "1sqrt", "oneminussqrt", "squareroot"),
-    "exponential": ("exp",),
-    "step": ("constant", "drop"),
-}
 # Lowest relative rate that enters a logarithm or a power.
 _TINY = 1e-4
-
-
-def _plain(name: Any) -> str:
-    text = "".join(letter for letter in str(name).lower() if letter.isalnum())
-    for word in ("withwarmup", "with", "warmup", "scheduler", "schedule"):
-        text = text.replace(word, "") if text != "warmupstabledecay" else text
-    return text
-
-
-def _named(field: str, value: Any, aliases: Mapping[str, tuple[str, ...]]) -> str:
-    known = {_plain(alias): name for name, others in aliases.items() for alias in (name, *others)}
-    if _plain(value) in known:
-        return known[_plain(value)]
-    near = get_close_matches(_plain(value), known, 1, 0.4)
-    hint = f"; did you mean {known[near[0]]!r}?" if near else ""
-    raise ValueError(f"{field}: got {value!r}, expected one of {', '.join(aliases)}{hint}")
-
-
-def schedule_name(value: Any) -> str:
-    """The name in `SCHEDULES` of a schedule as a framework writes it.
-
-    Raises:
-        ValueError: an unknown schedule; says the nearest.
-
-    >>> schedule_name("cosine_with_warmup"), schedule_name("WSD"), schedule_name("inverse_sqrt")
-    ('cosine', 'wsd', 'inverse square root')
-    """
-    return _named("lr_schedule", value, _ALIASES)
-
-
-def shape_name(value: Any) -> str:
-    """The name in `SHAPES` of a cooldown's shape as a framework writes it.
-
-    Raises:
-        ValueError: an unknown shape; says the nearest.
-
-    >>> shape_name("minus_sqrt")
-    'sqrt'
-    """
-    return _named("cooldown shape", value, _SHAPE_ALIASES)
 
 
 @dataclass(frozen=True)
@@ -93,7 +40,7 @@ class Schedule:
     Args:
         warmup: share of the run in which the rate rises linearly from 0 to its peak.
         decay: share of the run, at its end, in which the rate falls to `end`; it starts after warmup at the earliest.
-        shape: of the decay, one of `SHAPES`; `step` falls at once.
+        shape: of the decay, one of `names_ncpl.SHAPE_NAMES`; `step` falls at once.
         end: final rate over the peak.
         root: whether the body falls as one over the square root of the step.
         points: (share of the run, rate over the peak) in order, between which the rate is linear; two points of one

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schedules_ncpl import SCHEDULES, Schedule, annealing, final_annealing, schedule_name, shape_name
+from names_ncpl import SCHEDULE_NAMES, SHAPE_NAMES, schedule_name, shape_name
+from schedules_ncpl import SCHEDULES, Schedule, annealing, final_annealing
 
 STEPS = 20_000
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -79,6 +80,7 @@ def test_final_rate_is_a_ratio_or_absolute():
         ("linear_decay_with_warmup", "linear"), ("constant_with_warmup", "constant"), ("WarmupLR", "constant"),
         ("warmup_stable_decay", "wsd"), ("WSD", "wsd"), ("inverse-square-root", "inverse square root"),
         ("inv_sqrt_with_warmup", "inverse square root"), ("two_stage", "two-stage"),
+        ("torch.optim.lr_scheduler.CosineAnnealingLR", "cosine"), ("1-sqrt", "sqrt"),
     ],
 )  # fmt: skip
 def test_names_as_frameworks_write_them(written, name):
@@ -99,6 +101,12 @@ def test_names_as_frameworks_write_them(written, name):
 def test_a_schedule_that_is_not_one_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         Schedule.of(config, 1000)
+
+
+def test_every_name_has_its_schedule_and_every_shape_is_one():
+    assert set(SCHEDULE_NAMES) == set(SCHEDULES)
+    for shape in SHAPE_NAMES:
+        assert Schedule.of({"lr_schedule": "wsd", "cooldown shape": shape}, 1000).shape == shape
 
 
 def test_shapes_have_aliases():

@@ -25,6 +25,7 @@ MOST_FUNCTION_LINES = 60
 # What a checkpoint forecasts with where its network is silent: numpy alone, each only what stands before it.
 NUMPY_ALONE = (
     "text_ncpl",
+    "names_ncpl",
     "fields_ncpl",
     "schedules_ncpl",
     "gradients_ncpl",

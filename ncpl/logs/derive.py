@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from names_ncpl import optimizer_name
 from ncpl.logs.rules import Facts
 
 Told = dict[str, str]
@@ -315,24 +316,6 @@ def _schedule_name(given: str, tail: Any) -> str:
     if re.search(_SCHEDULES[0][0], text) and isinstance(tail, str):
         text = tail.lower()
     return next((name for pattern, name in _SCHEDULES if re.search(pattern, text)), text)
-
-
-_OPTIMIZER = re.compile(
-    r"(?:skip_?step|decoupled_?|fused_?|torch_?|paged_?|distributed_?|apex_?|te_)*"
-    r"(adamw|adam|lion|muon|dion|soap|sgd|adafactor|sophia|mars|scion|kron|shampoo|nadamw|lamb)"
-    r"(?:w(?=$|_)|config|_?(?:torch|fused|bnb|apex|npu|xla|anyprecision|8bit|4bit|32bit|hf|pax|with_\w+|mini))*"
-)
-
-
-def optimizer_name(given: str) -> str:
-    """One name for an optimizer, in lower case, without the words of its implementation.
-
-    >>> [optimizer_name(name) for name in ("adamw_torch_fused", "optim.SkipStepAdamWConfig", "lionw", "NAdamW")]
-    ['adamw', 'adamw', 'lion', 'nadamw']
-    """
-    text = given.strip().lower().rpartition(".")[2]
-    found = _OPTIMIZER.fullmatch(text)
-    return found[1] if found else text
 
 
 # ------------------------------------------------------------------------------------------------ fields
