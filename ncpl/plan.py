@@ -1,0 +1,552 @@
+"""From a budget or a target loss to a run: how large a model, on how many tokens, with which shape and hyperparameters.
+
+Along a budget every model size leaves so many tokens; learning rate and batch size are tuned at each, and the size of
+the lowest loss is the plan. Sizes that cost less than 0.005 nats more make the valley: how well the optimum is known.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fields_ncpl import FIELDS, SOURCES, TOKENS_PER_PARAMETER, known_seq_len, training_order
+from laws_ncpl import StepLaw
+from ncpl.configs import by_name
+from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
+from ncpl.hardware import shape_of as model_shape
+
+Config = Mapping[str, Any]
+Losses = Callable[[Sequence[Config]], np.ndarray]
+# Sizes whose loss is at most this far above the lowest, in nats per token, are as good as the best.
+VALLEY = 0.005
+# Non-embedding parameters and tokens that the registry's fields can hold.
+SIZES = (FIELDS["model size"].low * 1e6, FIELDS["model size"].high * 1e6)
+TOKENS = (FIELDS["data size"].low * 1e9, FIELDS["data size"].high * 1e9)
+_SHAPE = ("num layers", "num heads", "hidden dim", "ffn dim", "expert dim", "shared expert dim", "max step")
+# Repetition of data (Muennighoff et al. 2023, arXiv 2305.16264, table of fitted constants).
+_R_D, _R_N = 15.387756, 5.309743
+_UNIQUE_RATIO = (521 / 1488) ** (1 / 0.3526596)
+# Largest and smallest budgets that a target loss is looked for in, in FLOPs.
+_BUDGETS = (1e15, 1e29)
+BASE = {"source": "steplaw", "optimizer": "adamw"}
+
+
+def effective_tokens(tokens: float, unique: float | None) -> float:
+    """What repeated tokens are worth in fresh ones (arXiv 2305.16264, equation 5): after 4 epochs 93 %.
+
+    >>> round(effective_tokens(4e9, 1e9) / 4e9, 2)
+    0.93
+    """
+    if unique is None or tokens <= unique:
+        return tokens
+    return unique + unique * _R_D * (1 - math.exp(-(tokens / unique - 1) / _R_D))
+
+
+def effective_params(params: float, unique: float | None) -> float:
+    """What parameters are worth that are more than the unique tokens suffice for (arXiv 2305.16264, equation 6)."""
+    enough = params if unique is None else _UNIQUE_RATIO * unique
+    if params <= enough:
+        return params
+    return enough + enough * _R_N * (1 - math.exp(-(params / enough - 1) / _R_N))
+
+
+@dataclass(frozen=True)
+class Search:
+    """The space that a plan is looked for in.
+
+    Args:
+        losses: checked configurations -> expected losses in nats per token.
+        base: source, optimizer and whatever else is kept; sizes, rates and shape are found.
+        per_token: non-embedding parameters -> what a token costs, in FLOPs or any other unit.
+        params: non-embedding parameters, where they are fixed.
+        tokens_per_param: tokens for each non-embedding parameter, where that is fixed.
+        unique_tokens: how many tokens there are; more are repetitions.
+        inference_tokens: to be served over the model's life, at a third of a training token's cost each.
+    """
+
+    losses: Losses
+    base: Config
+    per_token: Callable[[float], float]
+    params: float | None = None
+    tokens_per_param: float | None = None
+    unique_tokens: float | None = None
+    inference_tokens: float = 0.0
+
+    def tokens(self, params: float, budget: float) -> float:
+        """Tokens that a budget leaves a model of this size, inference paid first."""
+        return budget / self.per_token(params) - self.inference_tokens / 3
+
+    def budget(self, params: float, tokens: float) -> float:
+        """What training on so many tokens costs, with inference."""
+        return (tokens + self.inference_tokens / 3) * self.per_token(params)
+
+    def config(self, params: float, tokens: float, rate: float, batch: float) -> dict[str, Any]:
+        """The configuration of a run: real proportions, a warmup of at most a twentieth of the run."""
+        base = {name: value for name, value in self.base.items() if name not in _SHAPE}
+        sizes: dict[str, Any] = {"model size": params / 1e6, "data size": tokens / 1e9}
+        if "num experts" in base:
+            sizes["active size"] = params / 1e6 * _active_share(self.base)
+        else:
+            shape = nearest_shape(params)
+            sizes |= {"num layers": shape.layers, "num heads": shape.heads}
+            sizes |= {"hidden dim": shape.width, "ffn dim": shape.ffn}
+        if "adam_lr" in base and "learning rate" in base:
+            sizes["adam_lr"] = rate * base["adam_lr"] / base["learning rate"]
+        steps = max(1, int(tokens / (batch * self.seq_len)))
+        source = SOURCES.get(str(base["source"]))
+        warmup = base.get("warmup", source.warmup if source and source.warmup is not None else 2000)
+        sizes |= {"learning rate": rate, "batch size": batch, "max step": steps, "warmup": min(warmup, steps // 20)}
+        return training_order(base | sizes)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens a sequence."""
+        return int(known_seq_len(self.base) or 2048)
+
+    def tuned(self, pairs: Sequence[tuple[float, float]]) -> list[tuple[float, dict[str, Any]]]:
+        """The lowest loss at each (parameters, tokens), and the configuration that gives it."""
+        rates, batches = self._start(pairs)
+        for rate_steps, batch_steps in (_COARSE, _FINE, _FINER):
+            grid = [
+                [
+                    (rates[i] * rate_step, _whole_batch(batches[i] * batch_step, pair[1], self.seq_len))
+                    for rate_step in rate_steps
+                    for batch_step in batch_steps
+                ]
+                for i, pair in enumerate(pairs)
+            ]
+            losses = self._losses([(*pair, *point) for pair, points in zip(pairs, grid, strict=True) for point in points])
+            best = losses.reshape(len(pairs), -1).argmin(1)
+            rates = [points[i][0] for points, i in zip(grid, best, strict=True)]
+            batches = [points[i][1] for points, i in zip(grid, best, strict=True)]
+        lowest = losses.reshape(len(pairs), -1).min(1)
+        return [
+            (float(loss), self.config(*pair, rate, batch))
+            for loss, pair, rate, batch in zip(lowest, pairs, rates, batches, strict=True)
+        ]
+
+    def _start(self, pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+        """Step Law's learning rates and batch sizes."""
+        share = _active_share(self.base)
+        rows = [{"model size": n * share / 1e6, "data size": d / 1e9, "seq len": self.seq_len} for n, d in pairs]
+        step_law = StepLaw()
+        return step_law.learning_rate(rows).tolist(), step_law.batch_size(rows).tolist()
+
+    def _losses(self, points: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
+        """Losses at (parameters, tokens, learning rate, batch size), repetition of data discounted."""
+        low, high = FIELDS["learning rate"].low, FIELDS["learning rate"].high
+        configs = [
+            self.config(
+                effective_params(n, self.unique_tokens),
+                effective_tokens(d, self.unique_tokens),
+                min(max(rate, low), high),
+                batch,
+            )
+            for n, d, rate, batch in points
+        ]
+        return np.asarray(self.losses(configs), dtype=float)
+
+    def sizes(self, budget: float, points: int) -> np.ndarray:
+        """Sizes that the budget and the registry's ranges allow, evenly over their logarithms."""
+        every = np.geomspace(*SIZES, 241)
+        ratio = max(1.0, TOKENS_PER_PARAMETER[0])
+        allowed = [
+            n for n in every if max(TOKENS[0], ratio * n) <= self.tokens(n, budget) <= min(TOKENS[1], 1e5 * n)
+        ]
+        if not allowed:
+            raise ValueError(
+                f"budget: got {budget:.3g}, expected one that trains a model of {SIZES[0]:.0e} to {SIZES[1]:.0e} "
+                f"parameters on {TOKENS[0]:.0e} to {TOKENS[1]:.0e} tokens"
+            )
+        return np.geomspace(allowed[0], allowed[-1], points)
+
+    def best(self, budget: float, points: int = 21, rounds: int = 4) -> tuple[float, float, float, dict[str, Any]]:
+        """The lowest loss that a budget buys: (loss, parameters, tokens, configuration)."""
+        if self.params is not None or self.tokens_per_param is not None:
+            sizes = np.array([self._fixed(budget)])
+        else:
+            sizes = self.sizes(budget, points)
+        for _ in range(rounds):
+            pairs = [(n, self.tokens(n, budget)) for n in sizes.tolist()]
+            tuned = self.tuned(pairs)
+            at = int(np.argmin([loss for loss, _ in tuned]))
+            if len(sizes) == 1:
+                break
+            low, high = sizes[max(0, at - 1)], sizes[min(len(sizes) - 1, at + 1)]
+            sizes = np.geomspace(low, high, 9)
+        return (tuned[at][0], *pairs[at], tuned[at][1])
+
+    def _fixed(self, budget: float) -> float:
+        """The one size that a fixed size or a fixed number of tokens per parameter leaves."""
+        if self.params is not None:
+            size = self.params
+        else:
+            every = np.geomspace(*SIZES, 4001)
+            ratio = np.array([self.tokens(n, budget) / n for n in every])
+            size = float(np.exp(np.interp(-self.tokens_per_param, -ratio, np.log(every))))  # type: ignore[operator]
+        tokens = self.tokens(size, budget)
+        if not TOKENS[0] <= tokens <= TOKENS[1]:
+            raise ValueError(
+                f"budget: got {budget:.3g}, which leaves {size:.3g} parameters {tokens:.3g} tokens, expected "
+                f"{TOKENS[0]:.0e} to {TOKENS[1]:.0e}"
+            )
+        return size
+
+    def cheapest(self, target: float, budgets: tuple[float, float]) -> float:
+        """The least budget whose best run reaches a loss, by bisection on the logarithm.
+
+        Raises:
+            ValueError: no budget does.
+        """
+        low, high = (self._usable(end, toward) for end, toward in (budgets, budgets[::-1]))
+        lowest = self.best(high, 11, 2)[0]
+        if lowest > target:
+            raise ValueError(
+                f"target_loss: got {target:g}, expected at least {lowest:.4g}, the lowest loss that this law gives any "
+                "run within the ranges of model size and data size"
+            )
+        if self.best(low, 11, 2)[0] <= target:
+            return low
+        while high / low > 1.01:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.best(middle, 11, 3)[0] <= target else (middle, high)
+        return high
+
+    def _usable(self, end: float, toward: float) -> float:
+        """The budget nearest to an end that trains any allowed model at all."""
+        for budget in np.geomspace(end, toward, 401):
+            try:
+                if self.params is not None or self.tokens_per_param is not None:
+                    self._fixed(float(budget))
+                else:
+                    self.sizes(float(budget), 2)
+            except ValueError:
+                continue
+            return float(budget)
+        raise ValueError(f"budget: none trains {self.params or self.tokens_per_param:g} within the fields' ranges")
+
+
+_COARSE = tuple(2.0**i for i in range(-4, 6)), tuple(2.0**i for i in (-4, -2, 0, 2))
+_FINE = tuple(2.0**i for i in (-0.6, -0.3, 0, 0.3, 0.6)), tuple(2.0**i for i in (-1, 0, 1))
+_FINER = tuple(2.0**i for i in (-0.2, -0.1, 0, 0.1, 0.2)), tuple(2.0**i for i in (-0.5, 0, 0.5))
+
+
+def _active_share(base: Config) -> float:
+    return float(base["active size"]) / float(base["model size"]) if {"active size", "model size"} <= base.keys() else 1.0
+
+
+def _whole_batch(batch: float, tokens: float, seq_len: int) -> int:
+    """Whole sequences: multiples of 8 from 16 on; at least 100 steps."""
+    most = min(FIELDS["batch size"].high, max(1.0, tokens / seq_len / 100))
+    batch = min(max(1.0, batch), most)
+    return int(batch) if batch < 16 else 8 * int(batch / 8)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run for a budget.
+
+    Args:
+        best: the run: `params` (non-embedding) and `params_total`, `tokens`, the fields of its configuration,
+            `loss` with `lower` and `upper`, `params_low` and `params_high` (the valley), and what `cost` gives.
+        config: its configuration.
+        valley: sizes along the budget: `params`, `tokens`, `loss`, `excess` over the lowest.
+        references: what published laws give for the same FLOPs.
+        optimizers: the lowest loss of each optimizer, and the share of the compute that it would save.
+        notes: what has to be known of it, a sentence each.
+    """
+
+    best: pd.Series
+    config: dict[str, Any]
+    valley: pd.DataFrame
+    references: pd.DataFrame
+    optimizers: pd.DataFrame
+    notes: tuple[str, ...]
+    search: Search = field(repr=False)
+    budget: float = field(repr=False)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.best[name]
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """The best run of budgets from a thirtieth to thirty times this one: `flops`, `params`, `tokens`, `loss`."""
+        rows = []
+        for factor in np.geomspace(1 / 30, 30, 11):
+            try:
+                loss, params, tokens, config = self.search.best(self.budget * factor, 13, 3)
+            except ValueError:
+                # Beyond the ranges of the fields.
+                continue
+            rows.append({"flops": train_flops(config), "params": params, "tokens": tokens, "loss": loss})
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def iso_loss(self) -> pd.DataFrame:
+        """Lines of equal loss: for five losses and every size, the `tokens` and `flops` that reach it."""
+        sizes = np.geomspace(self.best["params"] / 10, min(SIZES[1], self.best["params"] * 10), 13)
+        data = np.geomspace(max(TOKENS[0], self.best["tokens"] / 30), min(TOKENS[1], self.best["tokens"] * 30), 13)
+        pairs = [(n, d) for n in sizes.tolist() for d in data.tolist()]
+        losses = np.array([loss for loss, _ in self.search.tuned(pairs)]).reshape(len(sizes), -1)
+        rows = []
+        for level in self.best["loss"] + np.array([-0.1, -0.05, 0, 0.05, 0.1]):
+            for size, line in zip(sizes, losses, strict=True):
+                falling = np.minimum.accumulate(line)
+                if falling[-1] <= level <= falling[0]:
+                    tokens = float(np.exp(np.interp(-level, -falling, np.log(data))))
+                    flops = train_flops(self.search.config(size, tokens, 1e-3, 256))
+                    rows.append({"loss": level, "params": size, "tokens": tokens, "flops": flops})
+        return pd.DataFrame(rows, columns=["loss", "params", "tokens", "flops"])
+
+    def plot(self, path: Any, theme: str = "light") -> None:
+        """Saves a picture of the valley, the frontier and lines of equal loss (`ncpl.figures.plan_figure`)."""
+        from importlib import import_module
+
+        import_module("ncpl.figures").plan_figure(self, path, theme)
+
+    def to_dict(self, curves: bool = False) -> dict[str, Any]:
+        """Everything as plain values; with `curves` the frontier and the lines of equal loss too."""
+        tables = {"valley": self.valley, "references": self.references, "optimizers": self.optimizers}
+        if curves:
+            tables |= {"frontier": self.frontier, "iso_loss": self.iso_loss}
+        plain = {name: table.to_dict("records") for name, table in tables.items()}
+        return {"best": self.best.to_dict(), "config": self.config, **plain, "notes": list(self.notes)}
+
+
+def train_flops(config: Config) -> float:
+    """Training FLOPs of a configuration, by its shape."""
+    return model_shape(config).flops_per_token() * float(config["data size"]) * 1e9
+
+
+def plan(
+    losses: Losses,
+    base: Config | None = None,
+    *,
+    flops: float | None = None,
+    gpu_hours: float | None = None,
+    cost_usd: float | None = None,
+    days: float | None = None,
+    target_loss: float | None = None,
+    gpu: str = "h100",
+    count: int = 64,
+    utilisation: float | None = None,
+    params: float | None = None,
+    tokens_per_param: float | None = None,
+    optimizers: Sequence[str] = (),
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+    forecast: Callable[[Sequence[Config]], pd.DataFrame] | None = None,
+    hardware: Hardware | None = None,
+) -> Plan:
+    """The best run for a budget, or the cheapest for a loss.
+
+    Args:
+        losses: checked configurations -> expected losses in nats per token.
+        base: fields that are kept, `source` and `optimizer` above all; StepLaw's recipe with AdamW if absent.
+        flops, gpu_hours, cost_usd, days, target_loss: exactly one of them. Days are of `count` accelerators.
+        gpu, count, utilisation: what it runs on (`ncpl.hardware.cost`).
+        params: non-embedding parameters, where they are fixed.
+        tokens_per_param: tokens for each non-embedding parameter, where that is fixed.
+        optimizers: others to compare.
+        inference_tokens: to be served over the model's life; their FLOPs come out of the budget.
+        unique_tokens: how many tokens there are; more are repetitions.
+        forecast: checked configurations -> `loss`, `lower`, `upper`, `divergence`, `extrapolation`.
+        hardware: facts; ours if absent.
+
+    Raises:
+        ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
+    """
+    hardware = hardware or read_hardware()
+    base = {**BASE, **by_name(base or {})}
+    limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
+    given = {name: value for name, value in limits.items() if value is not None}
+    _check(given, {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens})
+    check_count(count)
+    if not 0 <= inference_tokens < math.inf:
+        raise ValueError(f"inference_tokens: got {inference_tokens!r}, expected a number of tokens, at least 0")
+    accelerator = hardware.find(gpu)
+    share = None if utilisation is None else check_utilisation(utilisation)
+    search = Search(losses, base, _flops_per_token(base), params, tokens_per_param, unique_tokens, inference_tokens)
+    unit, value = next(iter(given.items()))
+    if unit in ("gpu_hours", "cost", "days"):
+        hours = value * {"gpu_hours": 1, "cost": 1 / accelerator.price_usd_h, "days": 24 * count}[unit]
+        search, budget = replace(search, per_token=_hours_per_token(base, accelerator, share)), hours
+    else:
+        budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
+    loss, size, tokens, config = search.best(budget)
+    config = _rounded(config)
+    costs = cost(config, gpu, count, utilisation, hardware)
+    valley = _valley(search, budget, loss, size)
+    near = valley.loc[valley["excess"] <= VALLEY, "params"]
+    table = forecast([config]).iloc[0].to_dict() if forecast is not None and unique_tokens is None else {"loss": loss}
+    ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
+    ends = {"params_low": min(near.min(), size), "params_high": max(near.max(), size)}
+    shown = {name: config[name] for name in _SHOWN if name in config}
+    best = pd.Series({**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}, dtype=object)
+    notes = _notes(search, config, tokens, costs, accelerator, count)
+    references = reference_allocations(costs["flops"], size, tokens, search.seq_len)
+    compared = _compare(search, budget, loss, optimizers)
+    return Plan(best, config, valley, references, compared, tuple(notes), search, budget)
+
+
+_SHOWN = (
+    *("active size", "num layers", "num heads", "hidden dim", "ffn dim", "optimizer"),
+    *("learning rate", "batch size", "warmup", "max step"),
+)
+
+
+def _check(given: Mapping[str, Any], constraints: Mapping[str, Any]) -> None:
+    if len(given) != 1:
+        came = ", ".join(given) or "none"
+        raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
+    for name, value in {**given, **constraints}.items():
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (numeric and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: got {value!r}, expected a number above 0")
+    if constraints["params"] is not None and constraints["tokens_per_param"] is not None:
+        raise ValueError(
+            "tokens_per_param: given with params, which together leave a budget nothing to decide; give one of them, or "
+            "ask cost what the run costs"
+        )
+    params = constraints["params"]
+    if params is not None and not SIZES[0] <= params <= SIZES[1]:
+        raise ValueError(f"params: got {params:g}, expected {SIZES[0]:g} to {SIZES[1]:g} non-embedding parameters")
+
+
+def _flops_per_token(base: Config) -> Callable[[float], float]:
+    share = _active_share(base)
+    kept = {name: base[name] for name in ("source", "seq len", "num experts", "top k") if name in base}
+
+    def per_token(params: float) -> float:
+        sizes = {"model size": params / 1e6}
+        if "num experts" in kept:
+            sizes["active size"] = params / 1e6 * share
+        return model_shape(kept | sizes).flops_per_token()
+
+    return per_token
+
+
+def _hours_per_token(base: Config, accelerator: Any, share: float | None) -> Callable[[float], float]:
+    flops = _flops_per_token(base)
+    active = _active_share(base)
+
+    def per_token(params: float) -> float:
+        kept = run_utilisation(accelerator, nearest_shape(params * active)) if share is None else share
+        return flops(params) / (accelerator.bf16_tflops * 1e12 * kept * 3600)
+
+    return per_token
+
+
+def _rounded(config: dict[str, Any]) -> dict[str, Any]:
+    """Values as people write them."""
+    rounded = {name: float(f"{config[name]:.3g}") for name in ("learning rate", "adam_lr") if name in config}
+    return config | rounded
+
+
+def _valley(search: Search, budget: float, loss: float, size: float) -> pd.DataFrame:
+    """Sizes around the best, to a tenth and to ten times of it."""
+    if search.params is not None or search.tokens_per_param is not None:
+        return pd.DataFrame([{"params": size, "tokens": search.tokens(size, budget), "loss": loss, "excess": 0.0}])
+    ends = search.sizes(budget, 2)
+    sizes = np.geomspace(max(ends[0], size / 10), min(ends[1], size * 10), 41)
+    pairs = [(n, search.tokens(n, budget)) for n in sizes.tolist()]
+    rows = [
+        {"params": n, "tokens": d, "loss": found, "excess": max(0.0, found - loss)}
+        for (n, d), (found, _) in zip(pairs, search.tuned(pairs), strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _compare(search: Search, budget: float, loss: float, optimizers: Sequence[str]) -> pd.DataFrame:
+    """Each optimizer's lowest loss with the budget, and the share of it that the base's loss would cost."""
+    rows = []
+    for name in dict.fromkeys((str(search.base["optimizer"]), *(name.strip().lower() for name in optimizers))):
+        own = replace(search, base={**search.base, "optimizer": name})
+        same = name == search.base["optimizer"]
+        lowest = loss if same else own.best(budget, 13, 3)[0]
+        share = 1.0 if same else own.cheapest(loss, (budget / 30, budget * 30)) / budget
+        rows.append({"optimizer": name, "loss": lowest, "compute": share, "saved": 1 - share})
+    return pd.DataFrame(rows)
+
+
+def _notes(
+    search: Search, config: Config, tokens: float, costs: Mapping[str, Any], accelerator: Any, count: int
+) -> list[str]:
+    notes = []
+    if not costs["fits"]:
+        least = costs["smallest_count"]
+        needed = "no count of them holds it" if least is None else f"the least is {least}"
+        notes.append(f"{count} x {accelerator.title} do not hold this run: {needed}")
+    if search.unique_tokens is not None and tokens > search.unique_tokens:
+        notes.append(
+            f"{tokens / search.unique_tokens:.1f} epochs of {search.unique_tokens:.3g} unique tokens, worth "
+            f"{effective_tokens(tokens, search.unique_tokens):.3g} fresh ones (arXiv 2305.16264)"
+        )
+    if search.inference_tokens:
+        share = search.inference_tokens / 3 / (tokens + search.inference_tokens / 3)
+        notes.append(f"serving {search.inference_tokens:.3g} tokens takes {share:.0%} of the FLOPs")
+    return notes
+
+
+@dataclass(frozen=True)
+class AllocationLaw:
+    """A published law `L = E + A N^-alpha + B D^-beta` of all parameters N and tokens D.
+
+    >>> n, d = HOFFMANN.optimum(5.76e23)
+    >>> f"{n:.3g} {d:.3g}"
+    '3.22e+10 2.98e+12'
+    """
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def optimum(self, flops: float) -> tuple[float, float]:
+        """Parameters and tokens of the lowest loss where FLOPs are 6 N D (arXiv 2203.15556, equation 4)."""
+        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        params = g * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        return params, flops / 6 / params
+
+    def loss(self, params: float, tokens: float) -> float:
+        """Nats per token of its own evaluation set."""
+        return self.E + self.A / params**self.alpha + self.B / tokens**self.beta
+
+
+HOFFMANN = AllocationLaw(1.69, 406.4, 410.7, 0.34, 0.28)
+BESIROGLU = AllocationLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+
+
+def kaplan_optimum(flops: float) -> tuple[float, float]:
+    """Non-embedding parameters and tokens (Kaplan et al. 2020, arXiv 2001.08361, section 6): N = 1.3e9 C^0.73."""
+    params = 1.3e9 * (flops / 8.64e19) ** 0.73
+    return params, flops / 6 / params
+
+
+def reference_allocations(flops: float, params: float, tokens: float, seq_len: int) -> pd.DataFrame:
+    """What published laws give for the same FLOPs; Step Law's learning rate and batch for this plan's own size."""
+    optima = {
+        "Chinchilla (Hoffmann et al. 2022, approach 3)": ("all", HOFFMANN.optimum(flops)),
+        "Chinchilla (Besiroglu et al. 2024)": ("all", BESIROGLU.optimum(flops)),
+        "Kaplan et al. 2020": ("non-embedding", kaplan_optimum(flops)),
+    }
+    rows: list[dict[str, Any]] = [
+        {"law": name, "counts": counts, "params": n, "tokens": d, "tokens_per_param": d / n}
+        for name, (counts, (n, d)) in optima.items()
+    ]
+    size = {"model size": params / 1e6, "data size": tokens / 1e9, "seq len": seq_len}
+    step_law = StepLaw()
+    rows.append(
+        {
+            **{"law": "Step Law (Li et al. 2025), for this size", "counts": "non-embedding", "params": params},
+            **{"tokens": tokens, "tokens_per_param": tokens / params},
+            "learning rate": float(step_law.learning_rate([size])[0]),
+            "batch size": float(step_law.batch_size([size])[0]),
+        }
+    )
+    return pd.DataFrame(rows)
