@@ -16,6 +16,8 @@ from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, vary
 from ncpl.errors import CheckpointError
 from ncpl.grid import Grid, named_fields
+from ncpl.hardware import cost, read_hardware
+from ncpl.plan import Plan, plan
 from ncpl.sweep_files import forecast_grid
 
 if TYPE_CHECKING:
@@ -387,6 +389,85 @@ class Forecaster:
             tables.append((check_configs(completed, self.strict) if rows else [], index))
         (pool, index), (targets, _) = tables
         return suggestions(self.calibration, pool, index, targets, budget_flops, level)
+
+    def plan(
+        self,
+        *,
+        flops: float | None = None,
+        gpu_hours: float | None = None,
+        cost: float | None = None,
+        days: float | None = None,
+        target_loss: float | None = None,
+        base: Mapping[str, Any] | None = None,
+        gpu: str = "h100",
+        count: int = 64,
+        hardware: str | Path | None = None,
+        level: float = 0.9,
+        **options: Any,
+    ) -> Plan:
+        """Finds the best run for a budget, or the cheapest for a loss (`ncpl.plan.plan`).
+
+        Args:
+            flops, gpu_hours, cost, days, target_loss: exactly one: training FLOPs, accelerator-hours, US dollars, days
+                of all accelerators, nats per token.
+            base: what is kept of a configuration, its source and optimizer above all; StepLaw with AdamW if absent.
+            gpu, count: accelerators, `ncpl/hardware.toml` names them.
+            hardware: TOML file of your own facts and prices.
+            level: coverage of the loss's interval.
+            options: `utilisation`, `params` (fixed non-embedding parameters), `tokens_per_param`, `optimizers` to
+                compare, `inference_tokens`, `unique_tokens`.
+
+        Raises:
+            ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
+
+        >>> planned = Forecaster.from_pretrained().plan(flops=1e20)
+        >>> 2e8 < planned["params_low"] < planned["params"] < planned["params_high"] < 4e9
+        True
+        """
+        _check_level(level)
+        return plan(
+            self._losses,
+            base,
+            flops=flops,
+            gpu_hours=gpu_hours,
+            cost_usd=cost,
+            days=days,
+            target_loss=target_loss,
+            gpu=gpu,
+            count=count,
+            hardware=read_hardware(hardware),
+            forecast=lambda configs: self.predict_checked(configs, level),
+            strict=self.strict,
+            **options,
+        )
+
+    def cost(
+        self,
+        config: Mapping[str, Any],
+        gpu: str = "h100",
+        count: int = 64,
+        utilisation: float | None = None,
+        hardware: str | Path | None = None,
+    ) -> pd.Series:
+        """What a run costs (`ncpl.hardware.cost`): FLOPs, hours, days, US dollars, energy, memory.
+
+        Args:
+            config: a configuration.
+            gpu, count: accelerators, `ncpl/hardware.toml` names them.
+            utilisation: share of the peak over the whole run; what whole runs usually keep if absent.
+            hardware: TOML file of your own facts and prices.
+
+        Raises:
+            ValueError: what `predict` refuses, an accelerator that is not known, a count or a share that is not one.
+        """
+        (checked,) = check_configs([_one(config)], self.strict)
+        return pd.Series(cost(checked, gpu, count, utilisation, read_hardware(hardware)))
+
+    def _losses(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Losses of checked configurations, without anything else."""
+        if self.network is None:
+            return np.asarray(self.law(configs))
+        return np.asarray(self.law(configs)) + self.network.residuals([training_order(config) for config in configs])
 
     def benchmarks(
         self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = "nsp-base"

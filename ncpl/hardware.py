@@ -296,7 +296,7 @@ def memory_gb(
         state_bytes: bytes a parameter of weights, gradients and moments; 16 for AdamW in mixed precision.
     """
     moments = MOMENTS.get(optimizer, ADAM_MOMENTS)
-    states = {"weights": WEIGHTS, "gradients": GRADIENTS, "optimizer": moments}
+    states: dict[str, float] = {"weights": WEIGHTS, "gradients": GRADIENTS, "optimizer": moments}
     if state_bytes is not None:
         states = {"weights": state_bytes / 4, "gradients": state_bytes / 4, "optimizer": state_bytes / 2}
     held = {name: each * shape.params / gpus for name, each in states.items()}
@@ -321,9 +321,7 @@ def smallest_count(shape: Shape, accelerator: Accelerator, optimizer: str = "ada
     """
     for power in range(21):
         count = 2**power
-        needed = sum(
-            memory_gb(shape, count, recomputation="full", optimizer=optimizer, tensor=min(8, count)).values()
-        )
+        needed = sum(memory_gb(shape, count, recomputation="full", optimizer=optimizer, tensor=min(8, count)).values())
         if needed + _RESERVED_GB <= accelerator.memory_gb:
             return count
     return None

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fields_ncpl import FIELDS, SOURCES, TOKENS_PER_PARAMETER, known_seq_len, training_order
+from fields_ncpl import (
+    FIELDS,
+    SOURCES,
+    TOKENS_PER_PARAMETER,
+    USUAL_TOKENS_PER_PARAMETER,
+    check_config,
+    known_seq_len,
+    training_order,
+)
 from laws_ncpl import StepLaw
 from ncpl.configs import by_name
 from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
@@ -86,7 +94,7 @@ class Search:
 
     def config(self, params: float, tokens: float, rate: float, batch: float) -> dict[str, Any]:
         """The configuration of a run: real proportions, a warmup of at most a twentieth of the run."""
-        base = {name: value for name, value in self.base.items() if name not in _SHAPE}
+        base = self._kept
         sizes: dict[str, Any] = {"model size": params / 1e6, "data size": tokens / 1e9}
         if "num experts" in base:
             sizes["active size"] = params / 1e6 * _active_share(self.base)
@@ -100,17 +108,40 @@ class Search:
         source = SOURCES.get(str(base["source"]))
         warmup = base.get("warmup", source.warmup if source and source.warmup is not None else 2000)
         sizes |= {"learning rate": rate, "batch size": batch, "max step": steps, "warmup": min(warmup, steps // 20)}
-        return training_order(base | sizes)
+        return base | sizes
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {name: value for name, value in self.base.items() if name not in _SHAPE}
+
+    def worth(self, config: Config) -> dict[str, Any]:
+        """The configuration that a run is worth whose data repeat; the same where they do not."""
+        size, data = float(config["model size"]) * 1e6, float(config["data size"]) * 1e9
+        fewer = effective_params(size, self.unique_tokens), effective_tokens(data, self.unique_tokens)
+        if fewer == (size, data):
+            return dict(config)
+        return self.config(*fewer, config["learning rate"], config["batch size"])
 
     @property
     def seq_len(self) -> int:
         """Tokens a sequence."""
         return int(known_seq_len(self.base) or 2048)
 
-    def tuned(self, pairs: Sequence[tuple[float, float]]) -> list[tuple[float, dict[str, Any]]]:
-        """The lowest loss at each (parameters, tokens), and the configuration that gives it."""
-        rates, batches = self._start(pairs)
-        for rate_steps, batch_steps in (_COARSE, _FINE, _FINER):
+    def tuned(
+        self, pairs: Sequence[tuple[float, float]], near: Config | None = None
+    ) -> list[tuple[float, dict[str, Any]]]:
+        """The lowest loss at each (parameters, tokens), and the configuration that gives it.
+
+        Args:
+            pairs: parameters and tokens.
+            near: a configuration whose learning rate and batch size are nearly the best; Step Law's are the start, and
+                the search is wider, if absent.
+        """
+        if near is None:
+            rates, batches = self._start(pairs)
+        else:
+            rates, batches = [near["learning rate"]] * len(pairs), [float(near["batch size"])] * len(pairs)
+        for rate_steps, batch_steps in (_COARSE, _FINE) if near is None else (_FINE, _FINER):
             grid = [
                 [
                     (rates[i] * rate_step, _whole_batch(batches[i] * batch_step, pair[1], self.seq_len))
@@ -119,7 +150,9 @@ class Search:
                 ]
                 for i, pair in enumerate(pairs)
             ]
-            losses = self._losses([(*pair, *point) for pair, points in zip(pairs, grid, strict=True) for point in points])
+            losses = self._losses(
+                [(*pair, *point) for pair, points in zip(pairs, grid, strict=True) for point in points]
+            )
             best = losses.reshape(len(pairs), -1).argmin(1)
             rates = [points[i][0] for points, i in zip(grid, best, strict=True)]
             batches = [points[i][1] for points, i in zip(grid, best, strict=True)]
@@ -153,10 +186,8 @@ class Search:
     def sizes(self, budget: float, points: int) -> np.ndarray:
         """Sizes that the budget and the registry's ranges allow, evenly over their logarithms."""
         every = np.geomspace(*SIZES, 241)
-        ratio = max(1.0, TOKENS_PER_PARAMETER[0])
-        allowed = [
-            n for n in every if max(TOKENS[0], ratio * n) <= self.tokens(n, budget) <= min(TOKENS[1], 1e5 * n)
-        ]
+        least, most = USUAL_TOKENS_PER_PARAMETER
+        allowed = [n for n in every if max(TOKENS[0], least * n) <= self.tokens(n, budget) <= min(TOKENS[1], most * n)]
         if not allowed:
             raise ValueError(
                 f"budget: got {budget:.3g}, expected one that trains a model of {SIZES[0]:.0e} to {SIZES[1]:.0e} "
@@ -170,14 +201,14 @@ class Search:
             sizes = np.array([self._fixed(budget)])
         else:
             sizes = self.sizes(budget, points)
+        near = None
         for _ in range(rounds):
             pairs = [(n, self.tokens(n, budget)) for n in sizes.tolist()]
-            tuned = self.tuned(pairs)
+            tuned = self.tuned(pairs, near)
             at = int(np.argmin([loss for loss, _ in tuned]))
-            if len(sizes) == 1:
-                break
-            low, high = sizes[max(0, at - 1)], sizes[min(len(sizes) - 1, at + 1)]
-            sizes = np.geomspace(low, high, 9)
+            near = tuned[at][1]
+            if len(sizes) > 1:
+                sizes = np.geomspace(sizes[max(0, at - 1)], sizes[min(len(sizes) - 1, at + 1)], 7)
         return (tuned[at][0], *pairs[at], tuned[at][1])
 
     def _fixed(self, budget: float) -> float:
@@ -189,10 +220,12 @@ class Search:
             ratio = np.array([self.tokens(n, budget) / n for n in every])
             size = float(np.exp(np.interp(-self.tokens_per_param, -ratio, np.log(every))))  # type: ignore[operator]
         tokens = self.tokens(size, budget)
-        if not TOKENS[0] <= tokens <= TOKENS[1]:
+        least, most = TOKENS_PER_PARAMETER
+        least, most = max(TOKENS[0], least * size), min(TOKENS[1], most * size)
+        if not least <= tokens <= most:
             raise ValueError(
-                f"budget: got {budget:.3g}, which leaves {size:.3g} parameters {tokens:.3g} tokens, expected "
-                f"{TOKENS[0]:.0e} to {TOKENS[1]:.0e}"
+                f"budget: got {budget:.3g}, which leaves {size:.3g} parameters {max(0, tokens):.3g} tokens, expected "
+                f"{least:.3g} to {most:.3g}"
             )
         return size
 
@@ -236,7 +269,9 @@ _FINER = tuple(2.0**i for i in (-0.2, -0.1, 0, 0.1, 0.2)), tuple(2.0**i for i in
 
 
 def _active_share(base: Config) -> float:
-    return float(base["active size"]) / float(base["model size"]) if {"active size", "model size"} <= base.keys() else 1.0
+    return (
+        float(base["active size"]) / float(base["model size"]) if {"active size", "model size"} <= base.keys() else 1.0
+    )
 
 
 def _whole_batch(batch: float, tokens: float, seq_len: int) -> int:
@@ -302,12 +337,6 @@ class Plan:
                     rows.append({"loss": level, "params": size, "tokens": tokens, "flops": flops})
         return pd.DataFrame(rows, columns=["loss", "params", "tokens", "flops"])
 
-    def plot(self, path: Any, theme: str = "light") -> None:
-        """Saves a picture of the valley, the frontier and lines of equal loss (`ncpl.figures.plan_figure`)."""
-        from importlib import import_module
-
-        import_module("ncpl.figures").plan_figure(self, path, theme)
-
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         """Everything as plain values; with `curves` the frontier and the lines of equal loss too."""
         tables = {"valley": self.valley, "references": self.references, "optimizers": self.optimizers}
@@ -341,6 +370,7 @@ def plan(
     unique_tokens: float | None = None,
     forecast: Callable[[Sequence[Config]], pd.DataFrame] | None = None,
     hardware: Hardware | None = None,
+    strict: bool = True,
 ) -> Plan:
     """The best run for a budget, or the cheapest for a loss.
 
@@ -356,12 +386,13 @@ def plan(
         unique_tokens: how many tokens there are; more are repetitions.
         forecast: checked configurations -> `loss`, `lower`, `upper`, `divergence`, `extrapolation`.
         hardware: facts; ours if absent.
+        strict: whether fields of the base that are not known are errors.
 
     Raises:
         ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
     """
     hardware = hardware or read_hardware()
-    base = {**BASE, **by_name(base or {})}
+    base = _checked_base(base or {}, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
     given = {name: value for name, value in limits.items() if value is not None}
     _check(given, {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens})
@@ -378,15 +409,18 @@ def plan(
     else:
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
     loss, size, tokens, config = search.best(budget)
-    config = _rounded(config)
+    config = training_order(_rounded(config))
     costs = cost(config, gpu, count, utilisation, hardware)
     valley = _valley(search, budget, loss, size)
     near = valley.loc[valley["excess"] <= VALLEY, "params"]
-    table = forecast([config]).iloc[0].to_dict() if forecast is not None and unique_tokens is None else {"loss": loss}
+    table: dict[Any, Any] = {"loss": loss}
+    if forecast is not None:
+        table = forecast([search.worth(config)]).iloc[0].to_dict()
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
     ends = {"params_low": min(near.min(), size), "params_high": max(near.max(), size)}
     shown = {name: config[name] for name in _SHOWN if name in config}
-    best = pd.Series({**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}, dtype=object)
+    values: dict[Any, Any] = {**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}
+    best = pd.Series(values)
     notes = _notes(search, config, tokens, costs, accelerator, count)
     references = reference_allocations(costs["flops"], size, tokens, search.seq_len)
     compared = _compare(search, budget, loss, optimizers)
@@ -409,12 +443,21 @@ def _check(given: Mapping[str, Any], constraints: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: got {value!r}, expected a number above 0")
     if constraints["params"] is not None and constraints["tokens_per_param"] is not None:
         raise ValueError(
-            "tokens_per_param: given with params, which together leave a budget nothing to decide; give one of them, or "
-            "ask cost what the run costs"
+            "tokens_per_param: given with params, which together leave a budget nothing to decide; give one of them, "
+            "or ask cost what the run costs"
         )
     params = constraints["params"]
     if params is not None and not SIZES[0] <= params <= SIZES[1]:
         raise ValueError(f"params: got {params:g}, expected {SIZES[0]:g} to {SIZES[1]:g} non-embedding parameters")
+
+
+def _checked_base(base: Config, strict: bool) -> dict[str, Any]:
+    """The base under the registry's names; source and optimizer are StepLaw's and AdamW where it has none."""
+    named = {**BASE, **by_name(base)}
+    if "model size" not in named:
+        named = {name: value for name, value in named.items() if name not in _SHAPE}
+    stand_in = {"model size": 1000, "data size": 20, "learning rate": 1e-3, "batch size": 256}
+    return {name: value for name, value in check_config(stand_in | named, strict).items() if name in named}
 
 
 def _flops_per_token(base: Config) -> Callable[[float], float]:

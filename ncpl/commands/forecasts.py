@@ -134,6 +134,7 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option(help="File for all rows (.csv, .parquet), of a grid of any size.")
     ] = None,
+    save: Annotated[Path | None, typer.Option(help="Picture of one or two fields (.png, .pdf, .svg, .html).")] = None,
     as_json: Json = False,
 ) -> None:
     """Forecast every combination of some fields' values.
@@ -147,10 +148,17 @@ def sweep(
     from ncpl.configs import read_grid
 
     check_folder(output)
+    check_folder(save)
+    if save is not None and output is not None:
+        raise ValueError("save: given with --output, whose grid may be of any size; expected one of them")
     config, grid = read_grid(configs)
     forecaster = load(model)
     if output is None:
         forecast = forecaster.sweep(config, grid, level)
+        if save is not None:
+            from ncpl.plots import sweep_figure
+
+            sweep_figure(forecast, save)
         shown = forecast if as_json or len(forecast) <= ROWS else forecast.nsmallest(ROWS, "loss")
         if len(shown) < len(forecast):
             note(f"the {ROWS} lowest losses of {len(forecast)}; --output FILE or --json gives all")

@@ -72,6 +72,9 @@ ROWS = 30
 # Configurations whose extrapolation is spelt out.
 NOTES = 5
 
+# Columns of words, which read from the left.
+WORDS = ("", "configuration", "published law", "optimizer")
+
 FORECAST = ("loss", "lower", "upper", "divergence", "extrapolation")
 
 
@@ -147,7 +150,7 @@ def print_table(shown: "list[dict[str, str]] | Table") -> None:
     else:
         table = Table(box=box.SIMPLE_HEAD)
         for name in shown[0]:
-            table.add_column(name, justify="left" if name == "configuration" else "right")
+            table.add_column(name, justify="left" if name in WORDS else "right")
         for row in shown:
             table.add_row(*row.values())
     # A pipe has no width: rows are kept whole.

@@ -1,0 +1,189 @@
+"""What runs cost, and the best run for a budget."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ncpl.commands.shared import (
+    Configs,
+    Json,
+    Level,
+    Model,
+    app,
+    cell,
+    check_folder,
+    load,
+    print_json,
+    print_table,
+    records,
+)
+
+if TYPE_CHECKING:
+    from ncpl.plan import Plan
+
+Gpu = Annotated[str, typer.Option(help="Accelerator: h100, a100, h200, b200, mi300x, tpu-v5p, ...")]
+Count = Annotated[int, typer.Option(help="How many accelerators.")]
+Utilisation = Annotated[float | None, typer.Option(help="Share of the peak over the whole run, 0 to 1.")]
+HardwareFile = Annotated[Path | None, typer.Option(help="TOML file of your own accelerators and prices.")]
+
+
+@app.command()
+def cost(
+    configs: Configs,
+    gpu: Gpu = "h100",
+    count: Count = 64,
+    utilisation: Utilisation = None,
+    hardware: HardwareFile = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """What runs cost: FLOPs, GPU-hours, days, money, energy, memory.
+
+    \b
+    Example:
+      ncpl cost examples/marin-1b.yaml --gpu h100 --count 64
+    """
+    from ncpl.configs import read_configs
+
+    rows, origins = read_configs(configs)
+    forecaster = load(model)
+    found = [forecaster.cost(row, gpu, count, utilisation, hardware).to_dict() for row in rows]
+    if as_json:
+        print_json([{"configuration": origin, **row} for origin, row in zip(origins, found, strict=True)])
+        return
+    for origin, row in zip(origins, found, strict=True):
+        if len(rows) > 1:
+            print(origin)
+        print_table(_pairs(cost_in_words(row, gpu, count)))
+
+
+@app.command()
+def plan(
+    configs: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG]", help="What is kept: a file and FIELD=VALUE.")
+    ] = None,
+    flops: Annotated[str | None, typer.Option(help="Budget: training FLOPs, such as 1e21.")] = None,
+    gpu_hours: Annotated[str | None, typer.Option(help="Budget: accelerator-hours.")] = None,
+    money: Annotated[str | None, typer.Option("--cost", help="Budget: US dollars.")] = None,
+    days: Annotated[str | None, typer.Option(help="Budget: days of all accelerators.")] = None,
+    target_loss: Annotated[str | None, typer.Option(help="Instead: the cheapest run with this loss.")] = None,
+    gpu: Gpu = "h100",
+    count: Count = 64,
+    utilisation: Utilisation = None,
+    hardware: HardwareFile = None,
+    params: Annotated[str | None, typer.Option(help="Fixed non-embedding parameters, such as 7B.")] = None,
+    tokens_per_param: Annotated[str | None, typer.Option(help="Fixed tokens for each of them.")] = None,
+    compare: Annotated[str, typer.Option(help="Other optimizers to compare, such as muon,soap.")] = "",
+    inference_tokens: Annotated[str, typer.Option(help="Tokens to be served over the model's life.")] = "0",
+    unique_tokens: Annotated[str | None, typer.Option(help="Tokens there are; more are repetitions.")] = None,
+    model: Model = None,
+    level: Level = 0.9,
+    save: Annotated[Path | None, typer.Option(help="Picture of the plan (.png, .pdf, .svg, .html).")] = None,
+    as_json: Json = False,
+) -> None:
+    """From a budget or a target loss to a run: size, tokens, shape, hyperparameters, cost.
+
+    \b
+    Examples:
+      ncpl plan --flops 1e21
+      ncpl plan source=marin optimizer=muon --cost 10000 --gpu h100 --count 64
+      ncpl plan --target-loss 2.2 --compare muon
+    """
+    check_folder(save)
+    from ncpl.configs import read_configs
+
+    rows = read_configs(configs)[0] if configs else [{}]
+    if len(rows) > 1:
+        raise ValueError(f"configurations: got {len(rows)}, expected one")
+    texts = {"flops": flops, "gpu_hours": gpu_hours, "cost": money, "days": days, "target_loss": target_loss}
+    texts |= {"params": params, "tokens_per_param": tokens_per_param}
+    texts |= {"inference_tokens": inference_tokens, "unique_tokens": unique_tokens}
+    options: dict[str, Any] = {name: _quantity(name, text) for name, text in texts.items() if text is not None}
+    options |= {"gpu": gpu, "count": count, "utilisation": utilisation, "hardware": hardware}
+    options["optimizers"] = [name for name in compare.split(",") if name.strip()]
+    found = load(model).plan(base=rows[0], level=level, **options)
+    if save is not None:
+        from ncpl.plots import plan_figure
+
+        plan_figure(found, save)
+    if as_json:
+        print_json(found.to_dict(curves=True))
+        return
+    for table in plan_in_words(found, gpu, count, level):
+        print_table(table)
+    for note in found.notes:
+        note(note)
+
+
+def cost_in_words(row: Mapping[Any, Any], gpu: str, count: int) -> dict[str, str]:
+    """What `Forecaster.cost` gives, in people's units."""
+    least = row["smallest_count"]
+    return {
+        "training FLOPs": f"{row['flops']:.3g}",
+        "utilisation (of the bf16 peak, whole run)": f"{row['utilisation']:.0%}",
+        f"{gpu} hours": f"{row['gpu_hours']:,.0f}" if row["gpu_hours"] >= 10 else f"{row['gpu_hours']:.2g}",
+        f"days on {count}": f"{row['days']:.3g}",
+        "cost (US dollars)": f"{row['cost_usd']:,.0f}",
+        "energy (MWh)": f"{row['energy_mwh']:.3g}",
+        "CO2 (tonnes)": f"{row['co2_t']:.3g}",
+        "memory (GB of each)": f"{row['memory_gb_per_gpu']:.1f}, recomputation {row['recomputation']}",
+        "smallest count that holds it": "none" if least is None else str(least),
+        "checkpoint with optimizer (GB)": f"{row['checkpoint_gb']:.3g}",
+    }
+
+
+def plan_in_words(found: "Plan", gpu: str, count: int, level: float) -> list[list[dict[str, str]]]:
+    """The tables that a person is shown of a plan."""
+    best = found.best
+    run = {
+        "parameters (non-embedding)": f"{best['params']:.3g}",
+        "  within 0.005 nats": f"{best['params_low']:.3g} to {best['params_high']:.3g}",
+        "tokens": f"{best['tokens']:.3g} ({best['tokens_per_param']:.3g} for each parameter)",
+        "loss (nats per token)": f"{best['loss']:.4f}",
+    }
+    if "lower" in best:
+        run[f"  {level * 100:g} % interval"] = f"{best['lower']:.4f} to {best['upper']:.4f}"
+    names = ("num layers", "hidden dim", "num heads", "ffn dim", "optimizer", "learning rate", "batch size", "warmup")
+    run |= {name: cell(best[name]) for name in (*names, "max step") if name in best}
+    tables = [_pairs(run), _pairs(cost_in_words(best.to_dict(), gpu, count))]
+    references = [
+        {
+            "published law": row["law"],
+            "counts": row["counts"],
+            "parameters": f"{row['params']:.3g}",
+            "tokens": f"{row['tokens']:.3g}",
+            "lr": "" if math.isnan(row["learning rate"]) else f"{row['learning rate']:.3g}",
+            "batch size": "" if math.isnan(row["batch size"]) else f"{row['batch size']:.0f}",
+        }
+        for row in records(found.references)
+    ]
+    tables.append(references)
+    if len(found.optimizers) > 1:
+        tables.append(
+            [
+                {
+                    "optimizer": row["optimizer"],
+                    "loss with this budget": f"{row['loss']:.4f}",
+                    "compute for the plan's loss": f"{row['compute']:.0%}",
+                }
+                for row in records(found.optimizers)
+            ]
+        )
+    return tables
+
+
+def _pairs(values: dict[str, str]) -> list[dict[str, str]]:
+    return [{"": name, "value": text} for name, text in values.items()]
+
+
+def _quantity(name: str, text: str) -> float:
+    from text_ncpl import parse_count, read_number, short
+
+    number = parse_count(text)
+    number = read_number(text) if number is None else number
+    if number is None:
+        raise ValueError(f"{name}: got {short(text)}, expected a number such as 1e21, 7B or 1.5T")
+    return float(number)
