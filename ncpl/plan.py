@@ -408,9 +408,20 @@ def plan(
         search, budget = replace(search, per_token=_hours_per_token(base, accelerator, share)), hours
     else:
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
+    return _plan(search, budget, optimizers, forecast, lambda config: cost(config, gpu, count, utilisation, hardware))
+
+
+def _plan(
+    search: Search,
+    budget: float,
+    optimizers: Sequence[str],
+    forecast: Callable[[Sequence[Config]], pd.DataFrame] | None,
+    price: Callable[[Config], dict[str, Any]],
+) -> Plan:
+    """The best run of a budget, with everything that is told of it."""
     loss, size, tokens, config = search.best(budget)
     config = training_order(_rounded(config))
-    costs = cost(config, gpu, count, utilisation, hardware)
+    costs = price(config)
     valley = _valley(search, budget, loss, size)
     near = valley.loc[valley["excess"] <= VALLEY, "params"]
     table: dict[Any, Any] = {"loss": loss}
@@ -419,12 +430,11 @@ def plan(
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
     ends = {"params_low": min(near.min(), size), "params_high": max(near.max(), size)}
     shown = {name: config[name] for name in _SHOWN if name in config}
+    notes = tuple(_notes(search, tokens, costs))
     values: dict[Any, Any] = {**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}
-    best = pd.Series(values)
-    notes = _notes(search, config, tokens, costs, accelerator, count)
     references = reference_allocations(costs["flops"], size, tokens, search.seq_len)
     compared = _compare(search, budget, loss, optimizers)
-    return Plan(best, config, valley, references, compared, tuple(notes), search, budget)
+    return Plan(pd.Series(values), config, valley, references, compared, notes, search, budget)
 
 
 _SHOWN = (
@@ -516,14 +526,12 @@ def _compare(search: Search, budget: float, loss: float, optimizers: Sequence[st
     return pd.DataFrame(rows)
 
 
-def _notes(
-    search: Search, config: Config, tokens: float, costs: Mapping[str, Any], accelerator: Any, count: int
-) -> list[str]:
+def _notes(search: Search, tokens: float, costs: Mapping[str, Any]) -> list[str]:
     notes = []
     if not costs["fits"]:
         least = costs["smallest_count"]
-        needed = "no count of them holds it" if least is None else f"the least is {least}"
-        notes.append(f"{count} x {accelerator.title} do not hold this run: {needed}")
+        needed = "no count of them holds it" if least is None else f"the least count is {least}"
+        notes.append(f"these accelerators do not hold the run, {costs['memory_gb_per_gpu']:.0f} GB each: {needed}")
     if search.unique_tokens is not None and tokens > search.unique_tokens:
         notes.append(
             f"{tokens / search.unique_tokens:.1f} epochs of {search.unique_tokens:.3g} unique tokens, worth "

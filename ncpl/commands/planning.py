@@ -114,8 +114,8 @@ def plan(
         return
     for table in plan_in_words(found, gpu, count, level):
         print_table(table)
-    for note in found.notes:
-        note(note)
+    for told in found.notes:
+        note(told)
 
 
 def cost_in_words(row: Mapping[Any, Any], gpu: str, count: int) -> dict[str, str]:
