@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from ncpl.commands import forecasts, hub, labs, page, planning, runs, scores, training  # noqa: F401 (they add commands)
+from ncpl.commands import forecasts, hub, labs, page, planning, runs, scores, training  # noqa: F401 (commands)
 from ncpl.commands.shared import app, fail, note, show_traceback
 
 

@@ -16,6 +16,7 @@ from ncpl.commands.shared import (
     cell,
     check_folder,
     load,
+    note,
     print_json,
     print_table,
     records,
