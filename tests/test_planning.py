@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ncpl import Forecaster
+from ncpl.allocations import BESIROGLU, HOFFMANN, effective_tokens
 from ncpl.hardware import Shape, checkpoint_gb, memory_gb, nearest_shape, read_hardware, shape_of, smallest_count
-from ncpl.plan import BASE, BESIROGLU, HOFFMANN, Search, effective_tokens, plan
+from ncpl.plan import BASE, Search, plan
 from tests.test_cli import as_json, run
 
 # A Llama 7B on 2T tokens.
