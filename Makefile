@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: embedded forecast test test-newest test-lowest test-slow hardening test-install conformance lint lock ncpl-mini tables docs notebooks clean
+.PHONY: embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini tables docs notebooks clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -57,6 +57,12 @@ lock: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# The app in a real browser: Debian's chromium, axe-core for accessibility. Screenshots go to outputs/app.
+app-test: $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[space]" playwright
+	npm install --silent --no-save --prefix outputs/app axe-core
+	$(BIN)/python -m pytest -m slow tests/app
 
 # Slow proofs that nothing is lost: 30 kills of trainings on one and on two processes. Counts go to benchmarks/results.
 hardening: $(VENV)/.dev

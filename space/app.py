@@ -28,7 +28,9 @@ CSS = """
 .ncpl-answer dt { font-weight: 600; } .ncpl-answer dd { margin: 0 0 0.4rem 1rem; }
 .ncpl-answer pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 0.5rem; }
 .ncpl-answer summary { cursor: pointer; padding: 0.4rem 0; font-weight: 600; }
-.ncpl-link { text-decoration: underline; margin-right: 1rem; display: inline-block; padding: 0.25rem 0; }
+.ncpl-link { color: #1e40af; text-decoration: underline; }
+.ncpl-link { margin-right: 1rem; display: inline-block; padding: 0.25rem 0; }
+.dark .ncpl-link { color: #bfdbfe; }
 """
 # Keeps the page's address up to date, in a Space's frame too.
 ADDRESS = """(query) => {
@@ -47,6 +49,7 @@ def build() -> gr.Blocks:
             "Forecasts before the run, in nats per token on the source's own evaluation set."
         )
         made: Made = {}
+        lab = gr.State(None, time_to_live=4 * 3600)
         query, opened = gr.Textbox(visible="hidden", elem_id="query"), {}
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -62,23 +65,31 @@ def build() -> gr.Blocks:
             own += [made[name] for name in (*FORM, "level")] if tab == "forecast" else []
             entered = [box.submit for box in own if isinstance(box, gr.Textbox) and box.lines == 1]
             more = [] if files is None else [files]
-            gr.on([button.click, *entered], _answering(tab), [*more, *inputs], [shown, query], api_name=tab).then(
-                None, [query], None, js=ADDRESS
-            )
-        read(inputs, opened["forecast"][0], query, tabs)
+            gr.on(
+                [button.click, *entered],
+                _answering(tab),
+                [lab, *more, *inputs],
+                [lab, made["source"], shown, query],
+                api_name=tab,
+            ).then(None, [query], None, js=ADDRESS)
+        read(lab, inputs, opened["forecast"][0], query, tabs)
         app.load(
             _opening(list(opened)), None, [tabs, *inputs, *(shown for shown, *_ in opened.values())], api_name="open"
         )
     return app
 
 
-def _answering(tab: str) -> Callable[..., tuple[str, str]]:
-    def answering(*values: Any) -> tuple[str, str]:
+def _answering(tab: str) -> Callable[..., tuple[Any, str, str, str]]:
+    def answering(lab: Forecaster | None, *values: Any) -> tuple[Any, str, str, str]:
         files, texts = values[: len(values) - len(INPUTS)], values[len(values) - len(INPUTS) :]
-        answer = views.answer(tab, FORECASTER, dict(zip(INPUTS, map(str, texts), strict=True)), *files)
-        return answer.html, answer.query
+        answer = views.answer(tab, lab or FORECASTER, _named(texts), *files)
+        return answer.state or lab, answer.inputs["source"], answer.html, answer.query
 
     return answering
+
+
+def _named(texts: Any) -> dict[str, str]:
+    return {name: "" if text is None else str(text) for name, text in zip(INPUTS, texts, strict=True)}
 
 
 def _opening(tabs: list[str]) -> Callable[[gr.Request], list[Any]]:
@@ -86,7 +97,8 @@ def _opening(tabs: list[str]) -> Callable[[gr.Request], list[Any]]:
 
     def opening(request: gr.Request) -> list[Any]:
         tab, inputs = from_query(str(request.query_params))
-        shown = [views.answer(tab, FORECASTER, inputs).html if tab == name else "" for name in tabs]
+        # Uploaded files are no part of an address.
+        shown = [views.answer(tab, FORECASTER, inputs).html if tab == name != "runs" else "" for name in tabs]
         return [gr.Tabs(selected=tab), *(inputs[name] for name in INPUTS), *shown]
 
     return opening
@@ -114,23 +126,42 @@ def _form(made: Made) -> Callable[..., None]:
     with gr.Accordion("All fields", open=False):
         gr.HTML(f'<div class="ncpl-answer">{views.fields_html()}</div>')
 
-    def connect(inputs: list[Any], shown: Any, query: Any, tabs: Any) -> None:
+    def connect(lab: Any, inputs: list[Any], shown: Any, query: Any, tabs: Any) -> None:
         presets.input(views.preset, [presets], [made[name] for name in (*FORM, MORE)], api_name="preset")
-        button.click(_reading, [file, text, *inputs], [tabs, shown, query, *inputs], api_name="read").then(
+        button.click(_reading, [lab, file, text, *inputs], [tabs, shown, query, *inputs], api_name="read").then(
             None, [query], None, js=ADDRESS
         )
 
     return connect
 
 
-def _reading(file: str | None, text: str, *values: str) -> list[Any]:
-    inputs = dict(zip(INPUTS, map(str, values), strict=True))
-    answer = views.answer("forecasts", FORECASTER, inputs, file, text)
+def _reading(lab: Forecaster | None, file: str | None, text: str, *values: str) -> list[Any]:
+    answer = views.answer("forecasts", lab or FORECASTER, _named(values), file, text)
     return [gr.Tabs(selected="forecast"), answer.html, answer.query, *(answer.inputs[name] for name in INPUTS)]
 
 
 def _forecast_tab(made: Made) -> tuple[Any, Any]:
     return gr.Button("Forecast", variant="primary"), None
+
+
+def _compare_tab(made: Made) -> tuple[Any, Any]:
+    made["compare.with"] = gr.Textbox(
+        OPTIONS["compare.with"],
+        label="Compare with the same run, but",
+        info="field: value, one a line",
+        lines=3,
+        max_lines=10,
+    )
+    return gr.Button("Compare", variant="primary"), None
+
+
+def _runs_tab(made: Made) -> tuple[Any, Any]:
+    gr.Markdown("Upload your finished runs: a table, an export of a tracker, configurations with their logs, ...")
+    files = gr.File(label="Runs", type="filepath", file_count="multiple", height=140)
+    made["runs.source"] = gr.Textbox(
+        OPTIONS["runs.source"], label="Name of your lab", info="the source that forecasts ask for", max_lines=1
+    )
+    return gr.Button("Learn from these runs", variant="primary"), files
 
 
 def _curve_tab(made: Made) -> tuple[Any, Any]:
@@ -171,8 +202,10 @@ def _benchmarks_tab(made: Made) -> tuple[Any, Any]:
 
 TABS = (
     ("Forecast", "forecast", _forecast_tab),
+    ("Compare", "compare", _compare_tab),
     ("Curve", "curve", _curve_tab),
     ("Sweep", "sweep", _sweep_tab),
+    ("Your runs", "runs", _runs_tab),
     ("Benchmarks", "benchmarks", _benchmarks_tab),
 )
 

@@ -3,15 +3,11 @@
 import base64
 import importlib.util
 import io
-import os
 import re
-import socket
-import subprocess
 import sys
-import time
+import zipfile
 from html import unescape
 from pathlib import Path
-from urllib.request import urlopen
 
 import pandas as pd
 import pytest
@@ -20,6 +16,7 @@ from ncpl import Forecaster, views
 from ncpl.views import charts
 from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, config_of, from_query, inputs_of, query_of
 from ncpl.views.page import Page
+from tests.app.server import served
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +53,7 @@ def test_a_form_gives_its_configuration_back(config, default):
         assert back == {"learning rate": "0.001", "nesterov": True, "warmup": 100}
 
 
-@pytest.mark.parametrize("tab", ["forecast", "curve", "sweep", "benchmarks"])
+@pytest.mark.parametrize("tab", ["forecast", "compare", "curve", "sweep", "runs", "benchmarks"])
 def test_an_address_brings_everything_back(tab, inputs):
     changed = {**inputs, "learning rate": "1e-3", MORE: "lr_schedule: wsd\ndecay: 0.2", "level": "0.5"}
     changed |= {"sweep.values 2": "64, 128", "benchmarks.like": "a & b=c"}
@@ -130,6 +127,8 @@ def test_the_command_gives_the_same(view, default, inputs, capsys):
         ("forecast", {MORE: "- 1"}, "further fields: got"),
         ("forecast", {"level": "2"}, "level: got '2'"),
         ("curve", {"curve.observed": "a,b\n1,2\n"}, "observed.csv: no column is a step"),
+        ("compare", {"compare.with": ""}, "compare with: missing"),
+        ("compare", {"compare.with": "lr: fast"}, "learning rate: got 'fast'"),
         ("sweep", {"sweep.values": ""}, "sweep values: missing"),
         ("sweep", {"sweep.field": "colour"}, "sweep field: got 'colour'"),
         ("sweep", {"sweep.values": "1e-3:1e-2:100001"}, "at most"),
@@ -207,6 +206,41 @@ def test_a_sweep_of_two_fields_is_a_map(default, inputs):
     assert "Lowest at optimizer" in shown(words)
 
 
+def test_a_comparison_is_the_forecasters(default, inputs):
+    answer = views.answer("compare", default, inputs)
+    first = next(iter(PRESETS.values()))
+    found = default.compare(first, {**first, "optimizer": "muon", "learning rate": 0.008})
+    below = "below" if found["difference"] < 0 else "above"
+    assert f"A ends {abs(found['difference']):.4f} nats {below} B" in shown(answer)
+    assert b"optimizer: muon" in download(answer, "b.yaml")
+    assert command(answer) == "ncpl compare a.yaml b.yaml"
+
+
+OWN_RUNS = "name,params_no_embed,tokens,lr,batch_size,optimizer,val_loss\n" + "".join(
+    f"r{n}_{d},{n}e6,{d}e9,1e-3,128,adamw,{2.2 + 30 / n**0.9 + 0.5 / d**0.5:.4f}\n"
+    for n in (30, 60, 120)
+    for d in (1, 2, 4)
+)
+
+
+def test_a_lab_uploads_its_runs_and_takes_its_forecaster_home(default, inputs, tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text(OWN_RUNS)
+    answer = views.answer("runs", default, {**inputs, "runs.source": "acme"}, [str(file)])
+    assert "acme is learnt from 9 runs" in shown(answer)
+    assert command(answer) == "ncpl adapt own.csv --source acme --out acme"
+    assert answer.inputs["source"] == "acme"
+    later = views.answer("forecast", answer.state, {**answer.inputs, "model size": "240"})
+    with zipfile.ZipFile(io.BytesIO(download(answer, "acme.zip"))) as archive:
+        archive.extractall(tmp_path)
+    home = Forecaster.from_pretrained(tmp_path / "acme")
+    config = config_of({**answer.inputs, "model size": "240"})
+    assert f"{home.predict(config)['loss'].iloc[0]:.4f} nats per token" in shown(later)
+    nothing = views.answer("runs", default, inputs, None)
+    assert "runs: missing, expected a file" in shown(nothing)
+    assert nothing.state is None
+
+
 def test_an_observed_part_moves_the_curve(default, inputs):
     config = config_of(inputs)
     usual = default.curve(config, 60)
@@ -249,28 +283,10 @@ def test_a_missing_gradio_is_told(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def address():
-    """The app as `ncpl app` serves it."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install ncpl[space]")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "import sys; sys.argv = ['ncpl', 'app', '--port', sys.argv[1]]; import ncpl_cli; ncpl_cli.main()"
-    server = subprocess.Popen(
-        [sys.executable, "-c", code, str(port)], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    try:
-        for _ in range(600):
-            try:
-                urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
-                break
-            except OSError:
-                assert server.poll() is None, "the app has ended"
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with served() as found:
+        yield found
 
 
 def test_the_app_over_http(address, default, inputs, tmp_path):
@@ -278,10 +294,10 @@ def test_the_app_over_http(address, default, inputs, tmp_path):
 
     client = Client(address, verbose=False)
     values = [inputs[name] for name in INPUTS]
-    html, query = client.predict(*values, api_name="/forecast")
+    _, html, query = client.predict(*values, api_name="/forecast")
     assert html == views.answer("forecast", default, inputs).html
     assert query.startswith("tab=forecast&source=marin")
-    html, _ = client.predict(
+    _, html, _ = client.predict(
         *["abc" if name == "learning rate" else inputs[name] for name in INPUTS], api_name="/forecast"
     )
     assert "learning rate: got" in html

@@ -16,21 +16,23 @@ import numpy as np
 import pandas as pd
 
 from fields_ncpl import FIELDS, SOURCES, field_name
-from ncpl.configs import check_configs, read_configs, read_grid
+from ncpl.configs import check_configs, read_configs, read_grid, vary
 from ncpl.errors import one_line
 from ncpl.views import charts
 from ncpl.views.inputs import (
     PRESETS,
     Inputs,
     config_of,
+    fields_in,
     from_query,
     given,
     inputs_of,
     label,
     query_of,
-    written,
 )
+from ncpl.views.lab import runs
 from ncpl.views.page import Page, error_html, shown, table_html
+from ncpl.views.words import headline_of, level_words, lines_of, notes_of, read_level, share, words_of
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster
@@ -44,11 +46,13 @@ class Answer:
         html: the part.
         inputs: what is to stand in the page's inputs; an uploaded configuration changes it.
         view: whose answer it is.
+        state: the adapted `Forecaster` that the session's further answers are to come from; None where there is none.
     """
 
     html: str
     inputs: Inputs
     view: str
+    state: Any = None
 
     @property
     def query(self) -> str:
@@ -60,9 +64,6 @@ class Answer:
 
 MOST_COMBINATIONS = 10_000
 """Forecasts of one sweep in the page."""
-SLIGHT = 0.05
-"""Logarithm of a factor beyond the training runs that nobody need be told of."""
-
 _LOCK = threading.Lock()
 
 
@@ -83,7 +84,7 @@ def answer(view: str, forecaster: "Forecaster", inputs: Inputs, *more: Any) -> A
         except ValueError as error:
             return Answer(error_html(error), inputs, view)
         page.notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
-        return Answer(page.html(), {**inputs, **page.inputs}, view)
+        return Answer(page.html(), {**inputs, **page.inputs}, view, page.state)
 
 
 def preset(title: str | None) -> list[str]:
@@ -103,7 +104,7 @@ def warm_up(forecaster: "Forecaster") -> None:
 
 def forecast(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The loss of one configuration, in its valley over the learning rate."""
-    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], _level(inputs)
+    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], read_level(inputs)
     table = forecaster.predict(config, level)
     row = table.iloc[0]
     rate = float(config["learning rate"])
@@ -112,7 +113,7 @@ def forecast(forecaster: "Forecaster", inputs: Inputs) -> Page:
     valley = forecaster.sweep(config, {"learning rate": [float(f"{value:.4g}") for value in rates]}, level)
     lowest = valley.iloc[int(valley["loss"].argmin())]
     gain = float(row["loss"] - lowest["loss"])
-    notes = _notes(forecaster, [config], table)
+    notes = notes_of(forecaster, [config], table)
     if gain > 0.002:
         beyond = {valley.index[0]: " or less", valley.index[-1]: " or more"}.get(lowest.name, "")
         notes.append(f"A learning rate of {lowest['learning rate']:.3g}{beyond} would give {gain:.3f} nats less.")
@@ -125,14 +126,16 @@ def forecast(forecaster: "Forecaster", inputs: Inputs) -> Page:
         mark=(rate, float(row["loss"])),
         best=(float(lowest["learning rate"]), float(lowest["loss"])),
     )
-    return Page(_headline(row, level), chart, table, ["ncpl", "predict", *_words(config), *_level_words(level)], notes)
+    return Page(
+        headline_of(row, level), chart, table, ["ncpl", "predict", *words_of(config), *level_words(level)], notes
+    )
 
 
 def forecasts(forecaster: "Forecaster", inputs: Inputs, file: str | None, text: str = "") -> Page:
     """The losses of the configurations of an uploaded file or a pasted text, whose first goes into the form."""
     with given(file, text) as path:
         rows, origins = read_configs([str(path)])
-    level = _level(inputs)
+    level = read_level(inputs)
     names = [one_line(origin.replace(str(path), path.name), 60) for origin in origins]
     checked = check_configs(rows, forecaster.strict, names if len(rows) > 1 else None)
     table = forecaster.predict(checked, level)
@@ -144,23 +147,50 @@ def forecasts(forecaster: "Forecaster", inputs: Inputs, file: str | None, text: 
         f"Forecast losses of {len(few)} configurations with their intervals; the lowest is {best['loss']:.3f}.",
     )  # fmt: skip
     headline = (
-        _headline(table.iloc[0], level)
+        headline_of(table.iloc[0], level)
         if len(table) == 1
         else (
             f"<strong>{len(table)} configurations</strong>, the lowest loss is <strong>{best['loss']:.4f}</strong> "
             f"({escape(str(best['configuration']))})"
         )
     )
-    command = ["ncpl", "predict", path.name, *_level_words(level)]
-    notes = _notes(forecaster, checked, table)
+    command = ["ncpl", "predict", path.name, *level_words(level)]
+    notes = notes_of(forecaster, checked, table)
     return Page(headline, chart, table, command, notes, "forecasts", inputs=inputs_of(rows[0]))
+
+
+def compare(forecaster: "Forecaster", inputs: Inputs) -> Page:
+    """The difference that changed fields make, in which what both configurations share cancels."""
+    level, first = read_level(inputs), config_of(inputs)
+    changes = fields_in(inputs.get("compare.with", ""), "compare with")
+    if not changes:
+        raise ValueError("compare with: missing, expected lines of the form field: value")
+    second = vary(first, changes)
+    configs = check_configs([first, second], forecaster.strict, ["A", "B"])
+    found, table = forecaster.compare(configs[0], configs[1], level), forecaster.predict(configs, level)
+    table.insert(0, "configuration", ["A", "B"])
+    better, p_better = ("A", found["p_better"]) if found["difference"] < 0 else ("B", 1 - found["p_better"])
+    described = (
+        f"A ends {abs(found['difference']):.4f} nats {'below' if found['difference'] < 0 else 'above'} B, "
+        f"{level * 100:g} % interval {found['lower']:.4f} to {found['upper']:.4f}"
+    )
+    difference = pd.DataFrame([found.to_dict()])
+    quantity = "nats per token; below 0 A is better"
+    chart = charts.bars(["A less B"], difference, "difference", quantity, described, zero=True)
+    headline = f"<strong>{better}</strong> is better with probability <strong>{share(p_better)}</strong>: {described}"
+    files = {f"{name}.yaml": lines_of(config).encode() for name, config in zip(("a", "b"), configs, strict=True)}
+    links = {f"Configuration {name[0].upper()}": (name, data) for name, data in files.items()}
+    command = ["ncpl", "compare", *files, *level_words(level)]
+    notes = ["A is the form's configuration; B is the same with what is written here."]
+    notes += notes_of(forecaster, configs, table)
+    return Page(headline, chart, table, command, notes, "compare", links=links, more={"Difference": difference})
 
 
 def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> Page:
     """The loss along the run, from the start or from what is seen of it."""
     from ncpl.curves import read_log, spoken
 
-    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], _level(inputs)
+    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], read_level(inputs)
     seen = None
     text = inputs.get("curve.observed", "")
     if file is not None or text.strip():
@@ -177,10 +207,10 @@ def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> 
         f"{end['loss']:.3f} at its end.",
         log=False, seen=points,
     )  # fmt: skip
-    notes = _notes(forecaster, [config], forecaster.predict(config, level))
+    notes = notes_of(forecaster, [config], forecaster.predict(config, level))
     if said := spoken(table.attrs.get("report")):
         notes.insert(0, said)
-    command = ["ncpl", "curve", *_words(config), "--points", "60", *_level_words(level)]
+    command = ["ncpl", "curve", *words_of(config), "--points", "60", *level_words(level)]
     if seen is not None:
         command += ["--observed", path.name]
     headline = (
@@ -192,7 +222,7 @@ def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> 
 
 def sweep(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The losses over the values of one field or two."""
-    config, level = config_of(inputs), _level(inputs)
+    config, level = config_of(inputs), read_level(inputs)
     asked = _swept(inputs)
     words = [f"{name}={values}" if set(values) & set(",:") else f"{name}={values},{values}" for name, values in asked]
     fixed = {name: value for name, value in config.items() if name not in dict(asked)}
@@ -215,14 +245,14 @@ def sweep(forecaster: "Forecaster", inputs: Inputs) -> Page:
         f"Lowest at <strong>{escape(at)}</strong>: <strong>{best['loss']:.4f}</strong> nats per token, "
         f"{level * 100:g} % interval {best['lower']:.4f} to {best['upper']:.4f}"
     )
-    notes = _notes(forecaster, [{**checked, **{name: best[name] for name in grid}}], pd.DataFrame([best]))
+    notes = notes_of(forecaster, [{**checked, **{name: best[name] for name in grid}}], pd.DataFrame([best]))
     for name, values in grid.items():
         if len(values) > 2 and best[name] in (values[0], values[-1]):
             notes.append(
                 f"{name}: the best value, {shown(best[name])}, is the sweep's end; better ones may lie beyond."
             )
     described = f"Forecast losses over {' and '.join(grid)}; the lowest is {best['loss']:.3f} at {at}."
-    command = ["ncpl", "sweep", *_words(fixed), *words, *_level_words(level)]
+    command = ["ncpl", "sweep", *words_of(fixed), *words, *level_words(level)]
     return Page(headline, _sweep_chart(table, grid, described), table, command, notes, "sweep")
 
 
@@ -264,7 +294,7 @@ def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The benchmark scores of a model by its size and tokens."""
     from text_ncpl import parse_count, read_number
 
-    level, model = _level(inputs), {}
+    level, model = read_level(inputs), {}
     for name in ("params", "tokens"):
         text = inputs.get(f"benchmarks.{name}", "")
         number = read_number(text)
@@ -296,75 +326,24 @@ def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
         f"<strong>{len(rows)} benchmarks</strong> for {model['params']:.3g} parameters and {model['tokens']:.3g} tokens"
     )
     command = ["ncpl", "benchmarks", "--params", f"{model['params']:g}", "--tokens", f"{model['tokens']:g}"]
-    command += (["--like", like] if like else []) + _level_words(level)
+    command += (["--like", like] if like else []) + level_words(level)
     return Page(headline, chart, table, command, notes, "benchmarks")
 
 
 VIEWS: dict[str, Callable[..., Page]] = {
     "forecast": forecast,
     "forecasts": forecasts,
+    "compare": compare,
     "curve": curve,
     "sweep": sweep,
+    "runs": runs,
     "benchmarks": benchmarks,
 }
 
 
-# ------------------------------------------------------------------------------------------------ words
-
-
-def _level(inputs: Inputs) -> float:
-    text = inputs.get("level", "0.9")
-    try:
-        level = float(text)
-    except ValueError:
-        level = math.nan
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {one_line(text, 40)!r}, expected a coverage between 0 and 1, such as 0.9")
-    return level
-
-
-def _level_words(level: float) -> list[str]:
-    return [] if level == 0.9 else ["--level", f"{level:g}"]
-
-
-def _words(config: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={written(value)}" for name, value in config.items()]
-
-
-def _headline(row: Any, level: float) -> str:
-    headline = f"<strong>{row['loss']:.4f}</strong> nats per token"
-    if pd.notna(row["lower"]):
-        headline += (
-            f", {level * 100:g} % interval {row['lower']:.4f} to {row['upper']:.4f}; "
-            f"diverges with probability {_share(row['divergence'])}"
-        )
-    return headline
-
-
-def _share(probability: float) -> str:
-    return "under 1 %" if probability < 0.01 else f"{probability * 100:.0f} %"
-
-
-def _notes(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
-    """What the forecaster says of the configurations, what is far from the training runs, and what may diverge."""
-    notes = list(dict.fromkeys([*table.attrs.get("notes", []), *forecaster.notes(configs)]))
-    if forecaster.calibration is None:
-        return notes
-    worst = float(table["divergence"].max())
-    if worst >= 0.2:
-        which = "This run" if len(configs) == 1 else "At least one of these runs"
-        notes.append(f"{which} may diverge: the probability is {_share(worst)}.")
-    for far in {tuple(far.items()) for far in forecaster.calibration.extrapolation_by_field(configs) if far}:
-        fields = [
-            f"{name} (unknown)"
-            if name in ("source", "optimizer")
-            else f"{name} ({math.exp(distance):.2g} times beyond)"
-            for name, distance in far
-            if distance > SLIGHT
-        ]
-        if fields:
-            notes.append(f"Outside the training runs in {', '.join(fields)}: the interval is less sure there.")
-    return notes[:12]
+def optimizers(forecaster: "Forecaster") -> list[str]:
+    """The optimizers whose runs the forecaster knows."""
+    return sorted(getattr(forecaster.law, "optimizers", ()))
 
 
 def fields_html() -> str:
@@ -376,8 +355,3 @@ def fields_html() -> str:
 def sources() -> list[str]:
     """The sources that the form offers."""
     return list(SOURCES)
-
-
-def optimizers(forecaster: "Forecaster") -> list[str]:
-    """The optimizers whose runs the forecaster knows."""
-    return sorted(getattr(forecaster.law, "optimizers", ()))

@@ -62,6 +62,7 @@ def band(
     mark: tuple[float, float] | None = None,
     best: tuple[float, float] | None = None,
     seen: tuple[Sequence[float], Sequence[float]] | None = None,
+    all_seen: bool = False,
 ) -> str:
     """Losses along a quantity, with their interval.
 
@@ -74,15 +75,16 @@ def band(
         mark: the asked point.
         best: the lowest point.
         seen: observed points.
+        all_seen: whether every observed point has to be visible, not only those after a run's first steps.
     """
     with _axes() as axes:
         axes.plot(x, table["loss"], color=BLUE, lw=1.8, label="forecast", marker="o" if len(x) < 12 else None, ms=4)
         axes.fill_between(x, table["lower"], table["upper"], color=BLUE, alpha=0.18, lw=0, label="interval")
         shown = list(table["loss"])
         if seen is not None:
-            axes.scatter(*seen, s=10, color=_INK, alpha=0.6, lw=0, label="observed", zorder=3)
+            axes.scatter(*seen, s=24 if all_seen else 10, color=_INK, alpha=0.6, lw=0, label="observed", zorder=3)
             # The first steps' losses would flatten everything else.
-            shown += list(seen[1])[len(seen[1]) // 10 :]
+            shown += list(seen[1])[0 if all_seen else len(seen[1]) // 10 :]
         for point, marker, colour, name in ((best, "D", GREEN, "lowest"), (mark, "o", RED, "asked")):
             if point is not None:
                 axes.plot(*point, marker, color=colour, ms=8, label=name, zorder=4)

@@ -1,7 +1,7 @@
 """The app's inputs: texts with names, read as configurations, kept in the page's address."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ MORE = "further fields"
 """The input for all other fields, a line each."""
 OPTIONS = {
     "level": "0.9",
+    "compare.with": "optimizer: muon\nlearning rate: 0.008",
     "curve.observed": "",
     "sweep.field": "learning rate",
     "sweep.values": "5e-4:1.6e-2:21",
     "sweep.field 2": "batch size",
     "sweep.values 2": "",
+    "runs.source": "mine",
     "benchmarks.params": "7B",
     "benchmarks.tokens": "2T",
     "benchmarks.like": "",
@@ -33,7 +35,7 @@ OPTIONS = {
 """The other inputs, by tab, and what stands in them at first."""
 INPUTS = (*FORM, MORE, *OPTIONS)
 
-TABS = ("forecast", "curve", "sweep", "benchmarks")
+TABS = ("forecast", "compare", "curve", "sweep", "runs", "benchmarks")
 """The page's tabs, each a view."""
 PRESETS: dict[str, Config] = {
     "Marin, AdamW, 302M parameters, 12B tokens": {
@@ -146,24 +148,25 @@ def from_query(query: str) -> tuple[str, dict[str, str]]:
 
 
 @contextmanager
-def given(file: str | None, text: str = "", name: str = "pasted text") -> Iterator[Path]:
-    """An uploaded file, or else a pasted text as a file, under a short name that messages will call it by.
+def given(files: Sequence[str] | str | None, text: str = "", name: str = "pasted text") -> Iterator[Path]:
+    """An uploaded file, a folder of several, or else a pasted text as a file, under the short name that messages use.
 
     Raises:
         ValueError: neither is there.
     """
-    if file is None and not text.strip():
+    paths = [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
+    if not paths and not text.strip():
         raise ValueError(f"{name}: missing, expected a file or a text")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name if file is None else Path(file).name)
-        if file is None:
+        for uploaded in paths:
+            Path(folder, uploaded.name).symlink_to(uploaded.resolve())
+        path = Path(folder, paths[0].name if paths else name) if len(paths) < 2 else Path(folder)
+        if not paths:
             path.write_text(text, encoding="utf-8", errors="replace")
-        else:
-            path.symlink_to(Path(file).resolve())
         try:
             yield path
         except ValueError as error:
-            raise ValueError(str(error).replace(f"{folder}/", "")) from None
+            raise ValueError(str(error).replace(f"{folder}/", "").replace(folder, "the files")) from None
 
 
 def label(name: str) -> str:

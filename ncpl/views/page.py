@@ -26,6 +26,13 @@ EXPLAINED = {
     "p_better": "probability that the first ends lower than the second",
     "score": "median forecast of the benchmark's score, a share of right answers unless its name says otherwise",
     "above chance": "probability that the score has left chance",
+    "final_loss": "the run's own final loss, nats per token",
+    "flops": "6 x parameters x tokens",
+    "method": "what is fitted to the smaller sizes",
+    "error": "mean absolute error on the largest size, nats per token",
+    "value": "the coefficient's value in the adapted law",
+    "deviation": "its standard deviation",
+    "said by": "whose runs say it",
     "configuration": "which configuration of the file",
 }
 """Column -> what it means, beside the registry's fields."""
@@ -33,7 +40,20 @@ EXPLAINED = {
 
 @dataclass
 class Page:
-    """What a view has found; `html` writes it."""
+    """What a view has found; `html` writes it.
+
+    Args:
+        headline: the number, as HTML.
+        chart: SVG.
+        table: what the chart shows, and more.
+        command: words of the command that gives the same.
+        notes: what concerns the number.
+        name: of the downloaded files.
+        inputs: what is to stand in the page's inputs from now on.
+        links: label -> further file to download, its name and content.
+        more: title -> further table.
+        state: what the session keeps, an adapted `Forecaster`.
+    """
 
     headline: str
     chart: str
@@ -42,6 +62,9 @@ class Page:
     notes: list[str] = field(default_factory=list)
     name: str = "forecast"
     inputs: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, tuple[str, bytes]] = field(default_factory=dict)
+    more: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    state: Any = None
 
     def html(self) -> str:
         """The number first, what concerns it, the chart, and behind them the table and the command."""
@@ -50,13 +73,17 @@ class Page:
         files = {
             "Table (CSV)": (f"{self.name}.csv", _csv(self.table)),
             "Figure (SVG)": (f"{self.name}.svg", self.chart.replace("currentColor", "#222222").encode()),
+            **self.links,
         }
         links = " ".join(_link(label, *file) for label, file in files.items() if file[1])
         return (
             f'<section class="ncpl-answer"><p class="ncpl-headline" role="status">{self.headline}</p>'
             + (f'<ul class="ncpl-notes" aria-label="To be known of this forecast">{notes}</ul>' if notes else "")
             + f"<figure>{self.chart}</figure><p>{links}</p>"
-            + f"<details><summary>Table</summary>{table_html(self.table)}</details>"
+            + "".join(
+                f"<details><summary>{escape(title)}</summary>{table_html(table)}</details>"
+                for title, table in {"Table": self.table, **self.more}.items()
+            )
             + "<details><summary>The same from the command line</summary>"
             + f'<pre tabindex="0"><code>{escape(command)}</code></pre></details></section>'
         )

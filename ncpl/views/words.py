@@ -1,0 +1,82 @@
+"""Words of the app's answers: the number, what has to be known of it, the command that gives the same."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ncpl.errors import one_line
+from ncpl.views.inputs import Inputs, written
+
+if TYPE_CHECKING:
+    from ncpl.forecaster import Forecaster
+
+SLIGHT = 0.05
+"""Logarithm of a factor beyond the training runs that nobody need be told of."""
+
+
+def read_level(inputs: Inputs) -> float:
+    text = inputs.get("level", "0.9")
+    try:
+        level = float(text)
+    except ValueError:
+        level = math.nan
+    if not 0 < level < 1:
+        raise ValueError(f"level: got {one_line(text, 40)!r}, expected a coverage between 0 and 1, such as 0.9")
+    return level
+
+
+def level_words(level: float) -> list[str]:
+    return [] if level == 0.9 else ["--level", f"{level:g}"]
+
+
+def lines_of(config: Mapping[str, Any]) -> str:
+    return "".join(f"{name}: {written(value)}\n" for name, value in config.items())
+
+
+def words_of(config: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={written(value)}" for name, value in config.items()]
+
+
+def headline_of(row: Any, level: float) -> str:
+    headline = f"<strong>{row['loss']:.4f}</strong> nats per token"
+    if pd.notna(row["lower"]):
+        headline += (
+            f", {level * 100:g} % interval {row['lower']:.4f} to {row['upper']:.4f}; "
+            f"diverges with probability {share(row['divergence'])}"
+        )
+    return headline
+
+
+def share(probability: float) -> str:
+    """A probability as people say it.
+
+    >>> share(0.031), share(0.0001), share(0.9999)
+    ('3 %', 'under 1 %', 'over 99 %')
+    """
+    if 0.01 <= probability <= 0.99:
+        return f"{probability * 100:.0f} %"
+    return "under 1 %" if probability < 0.01 else "over 99 %"
+
+
+def notes_of(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
+    """What the forecaster says of the configurations, what is far from the training runs, and what may diverge."""
+    notes = list(dict.fromkeys([*table.attrs.get("notes", []), *forecaster.notes(configs)]))
+    if forecaster.calibration is None:
+        return notes
+    worst = float(table["divergence"].max())
+    if worst >= 0.2:
+        which = "This run" if len(configs) == 1 else "At least one of these runs"
+        notes.append(f"{which} may diverge: the probability is {share(worst)}.")
+    for far in {tuple(far.items()) for far in forecaster.calibration.extrapolation_by_field(configs) if far}:
+        fields = [
+            f"{name} (unknown)"
+            if name in ("source", "optimizer")
+            else f"{name} ({math.exp(distance):.2g} times beyond)"
+            for name, distance in far
+            if distance > SLIGHT
+        ]
+        if fields:
+            notes.append(f"Outside the training runs in {', '.join(fields)}: the interval is less sure there.")
+    return notes[:12]
