@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini tables docs notebooks clean
+.PHONY: embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -82,6 +82,10 @@ ncpl-mini: $(VENV)/.dev
 		--calibration $(MINI)/calibration.png
 	rm -f $(MINI)/widget.json
 	$(BIN)/ncpl card $(MINI) ncpl-mini
+
+# The law of loss curves in the embedded default, from every logged curve at hand.
+curves: $(VENV)/.dev
+	NCPL_DATA_DIR=$(LOGS) $(BIN)/python -m benchmarks.fit_curves $(MINI)
 
 # The embedded checkpoints' copies of the bundle's modules, after a change of one of them.
 embedded: $(BIN)/ncpl

@@ -72,6 +72,12 @@ class Final:
         half = (self.upper - self.lower) / 2
         return half / float(np.interp(self.level, np.linspace(0, 1, len(scores)), scores))
 
+    def skewed(self, loss: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Symmetric bands around `loss`, made as lopsided as this interval, which is bounded on both sides."""
+        half = (self.upper - self.lower) / 2
+        below, above = (self.loss - self.lower) / half, (self.upper - self.loss) / half
+        return loss - below * (loss - lower), loss + above * (upper - loss)
+
 
 def curve(
     law: CurveLaw,
@@ -111,7 +117,7 @@ def curve(
     read = None if observed is None else read_observed(observed, run.steps)
     seen = None if read is None else Observed.of(*read, run, window)
     found = forecast(law, run, steps / run.steps, final.loss, deviation if known else _UNKNOWN, seen)
-    lower, upper = found.interval(level) if known else (np.nan * steps, np.nan * steps)
+    lower, upper = final.skewed(found.loss, *found.interval(level)) if known else (np.nan * steps, np.nan * steps)
     table = pd.DataFrame(
         {"step": steps, "tokens": run.tokens * steps / run.steps, "loss": found.loss, "lower": lower, "upper": upper}
     )

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from curves_ncpl import KNOTS, CurveLaw, Observed, RunShape, forecast, places, shape_terms
 from ncpl import Forecaster
+from ncpl.commands import forecasts  # noqa: F401 (adds `curve` to the app)
 from ncpl.commands.shared import app
 from ncpl.curves import Final, read_law, read_log, report, save_law
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
