@@ -24,8 +24,10 @@ WEIGHTS, GRADIENTS = 4, 4
 MOMENTS = {"muon": 4, "lion": 4, "sgd": 4, "scion": 4, "adafactor": 0, "soap": 16, "kron": 16}
 ADAM_MOMENTS = 8
 RECOMPUTATIONS = ("none", "selective", "full")
-# Bytes of activations for a token and a unit of width: measured peaks of Llama 3.1 8B, see docs/planning.md.
+# For a logit: bf16, fp32, and the gradient in both.
 _LOGIT_BYTES = 12
+# Share of a layer's activations that selective recomputation keeps: measured peaks of Llama 3.1 8B (docs/planning.md).
+_SELECTIVE = 0.4
 # Free memory that a card needs: the context, buffers of communication, fragments.
 _RESERVED_GB = 4.0
 
@@ -307,7 +309,7 @@ def memory_gb(
     ffn = (shape.ffn * shape.top_k + shape.shared) if shape.experts else shape.ffn
     # Copies of the hidden state, 2 bytes an element: norms and residuals, queries to output, the feed-forward parts.
     whole = inputs * (8 + 3 * shape.attention_width / shape.width + (shape.ffn_matrices + 1) * ffn / shape.width)
-    kept = {"none": whole, "selective": whole / 2, "full": inputs}[recomputation]
+    kept = {"none": whole, "selective": _SELECTIVE * whole, "full": inputs}[recomputation]
     held["gathered"] = gathered
     held["activations"] = shape.layers * kept + (whole if recomputation == "full" else 0)
     held["logits"] = _LOGIT_BYTES * tokens * shape.vocab
@@ -375,7 +377,7 @@ def cost(
     >>> run = {"source": "marin", "optimizer": "adamw", "model size": 6500, "data size": 2000, "seq len": 4096}
     >>> found = cost(run, "a100", 1024)
     >>> f"{found['flops']:.2e} {found['gpu_hours']:,.0f} {found['fits']}"
-    '9.74e+22 217,482 True'
+    '9.72e+22 216,321 True'
     """
     hardware = hardware or read_hardware()
     accelerator = hardware.find(gpu)
