@@ -55,7 +55,8 @@ def errors(ratios: list[float]) -> dict[str, Any]:
 
 def hours(path: Path) -> dict[str, Any]:
     """Ours over published accelerator-hours of full runs of grade A and B."""
-    found, reported = [], []
+    found: list[dict[str, Any]] = []
+    reported: list[float] = []
     for row in rows_of(path):
         scored = row["kind"] == "full run" and row["grade"] in ("A", "B") and row["accel_hours"]
         if not scored:
@@ -83,7 +84,7 @@ def hours(path: Path) -> dict[str, Any]:
 
 def memory(path: Path) -> dict[str, Any]:
     """Ours over measured peaks of pretraining steps that are not marked doubtful."""
-    found = []
+    found: list[dict[str, Any]] = []
     for row in rows_of(path):
         shape = next((own for prefix, own in SHAPES.items() if row["fact_id"].startswith(prefix)), None)
         told = row["recomputation"] in RECOMPUTATIONS and row["unit"].startswith("GiB peak")
