@@ -47,6 +47,8 @@ COMMANDS_ELSEWHERE = {
     "merge": "tests/test_hub.py",
     "convert": "tests/test_convert.py",
     "evaluate": "tests/test_cli.py",
+    "train": "tests/test_training.py",
+    "app": "tests/test_views.py",
 }
 
 BLOCK = re.compile(
@@ -164,7 +166,7 @@ def check_line(words: list[str], block: Block) -> None:
     if program == "ncpl":
         # A parse without a call: unknown options raise.
         command: Any = typer.main.get_command(app)
-        command.commands[words[1]].make_context(words[1], [w for w in words[2:] if w != ">"])
+        command.commands[words[1]].make_context(words[1], words[2:])
     elif program == "make":
         targets = re.findall(r"^([\w-]+(?: [\w-]+)*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert all(word in " ".join(targets).split() for word in words[1:]), f"no such target: {words}"

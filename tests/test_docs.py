@@ -1,5 +1,6 @@
 """Every shell command and Python block of README and docs runs and prints what the page shows."""
 
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_fences_are_closed_and_of_a_kind_that_is_read(name):
     assert len(kinds) % 2 == 0
     assert set(kinds[::2]) <= {"sh", "python", "text", "json", "yaml"}
     assert sum(kind in ("sh", "python") for kind in kinds) == len(blocks(text))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_were_run_and_hold_no_path_of_a_machine(path):
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert len({cell["execution_count"] for cell in cells}) == len(cells)
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not re.search(r"/(tmp|home|root|work)/", json.dumps(outputs))
 
 
 def test_generated_tables_are_fresh():
