@@ -13,8 +13,8 @@ from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.law import Fit, fit
 from ncpl.runs import Row, cell, diverged
 
-# Nats by which a recipe drifts off its law for each log unit beyond the fitted runs, from other labs' larger sizes
-# (docs/experiments.md): no source's own held-out runs lie far enough to say.
+# Nats by which a recipe drifts off its law for each log unit beyond the fitted runs: a belief from three public runs of
+# one recipe (docs/experiments.md), because no source's own held-out runs lie far enough to fit it.
 DRIFT = 0.015
 
 
