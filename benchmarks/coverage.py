@@ -154,7 +154,7 @@ def fitted_sources(folder: Path) -> dict[str, Any]:
     largest = {source: max(size_of(row) for row in train if row["source"] == source) for source in HOME}
     held = np.array([size_of(row) == largest[row["source"]] for row in train])
     calibration = fitting.calibrate(fitting.fit([row for row, out in zip(train, held, strict=True) if not out]))
-    found = {}
+    found: dict[str, Any] = {}
     for source in HOME:
         own = [row for row, out in zip(train, held, strict=True) if out and row["source"] == source]
         below = max(size_of(row) for row, out in zip(train, held, strict=True) if not out and row["source"] == source)
