@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py --output benchmarks/results/accuracy.json
 
 Everything is fitted to the train splits; `in_val` holds models of sizes seen in training, `ood_val` larger ones.
+The shipped checkpoint's figures are its own `evaluation.json`; what to choose by is `benchmarks/choice.py`.
 """
 
 import argparse
@@ -21,11 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from calibration_ncpl import Calibration
 from datasets_scripts.reading import SPLITS
 from datasets_scripts.runs import load_runs
-from laws_ncpl import ChinchillaLaw, ConfigurationLaw, StepLaw
+from laws_ncpl import ChinchillaLaw, ConfigurationLaw
 from ncpl import fitting
 from ncpl.metrics import regression_metrics
 from ncpl.record import provenance
-from ncpl.runs import cell
 
 DENSE = ("steplaw", "marin")
 SOURCES = (*DENSE, "steplaw_moe")
@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="folder with steplaw/ and marin/")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every method that has randomness")
-    parser.add_argument("--default", type=Path, help="also the checkpoint in this folder, as `ours, shipped`")
     args = parser.parse_args()
 
     splits = {source: read_splits(args.data_dir, source) for source in SOURCES}
@@ -81,23 +80,8 @@ def main() -> None:
     intervals = {name: interval_figures(laws[0], calibration, rows) for name, rows in cells.items()}
     result["intervals"] = {"ours": intervals}
     result["divergence"] = divergence_figures(laws[0], splits, unstable, args.seeds)
-    result["regret"] = regret_figures(fits[0], laws[0], splits["steplaw"], args.data_dir)
     result["held_out_size"] = largest_size_figures(fits[0], train)
     result["noise"] = {s: noise_floor(fits[0], s, observations(splits[s]["ood_val"])) for s in SOURCES}
-    if args.default:
-        from ncpl import Forecaster
-
-        forecaster = Forecaster.from_pretrained(args.default)
-        tables = {name: forecaster.predict([row["conf"] for row in rows], LEVEL) for name, rows in cells.items()}
-        shipped = {}
-        for name, rows in cells.items():
-            observed, table = observations(rows), tables[name]
-            shipped[name] = summarise([regression_metrics(table["loss"].to_numpy(), observed)])
-            lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
-            intervals_of = result["intervals"].setdefault("ours, shipped", {})
-            intervals_of[name] = coverage(lower, upper, observed, table["loss"].to_numpy())
-            result.setdefault("by_cell", {})[name] = cell_figures(rows, table["loss"].to_numpy(), lower, upper)
-        methods["ours, shipped"] = shipped
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     print(table_text(result))
@@ -171,21 +155,6 @@ def coverage(lower: np.ndarray, upper: np.ndarray, observed: np.ndarray, loss: n
     }
 
 
-def cell_figures(rows: Sequence[Row], loss: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> dict[str, Any]:
-    """What the runs of each size and data size have in common, and the MAE when that is taken off."""
-    observed, names = (
-        observations(rows),
-        np.array([f"{size:g}M {data:g}B" for _, _, size, data in map(cell, rows)]),
-    )
-    errors, within, cells = loss - observed, np.empty(len(rows)), {}
-    for name in dict.fromkeys(names.tolist()):
-        own = names == name
-        within[own] = errors[own] - np.median(errors[own])
-        cells[name] = {"runs": int(own.sum()), "median_error": float(np.median(errors[own]))}
-        cells[name] |= coverage(lower[own], upper[own], observed[own], loss[own])
-    return {"mae_within_cells": float(np.abs(within).mean()), "cells": cells}
-
-
 def interval_figures(law: ConfigurationLaw, calibration: Calibration, rows: Sequence[Row]) -> dict[str, float]:
     loss = law(configs(rows))
     lower, upper = calibration.interval(configs(rows), loss, LEVEL)
@@ -214,47 +183,6 @@ def divergence_figures(
         "auroc": float(np.mean(values)),
         "by_seed": values,
         **own,
-    }
-
-
-def regret(rows: Sequence[Row], forecasts: np.ndarray) -> dict[str, float]:
-    """For each (size, data size) the observed loss of the run with the lowest forecast, over the lowest observed."""
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(f"{row['conf']['model size']:g}M {row['conf']['data size']:g}B", []).append(i)
-    observed = observations(rows)
-    return {name: float(observed[at][forecasts[at].argmin()] - observed[at].min()) for name, at in groups.items()}
-
-
-def step_law_distance(rows: Sequence[Row]) -> np.ndarray:
-    """How far a run's learning rate and batch are from the Step Law's, in squared logarithms."""
-    law, confs = StepLaw(), configs(rows)
-    rate = np.log([conf["learning rate"] for conf in confs]) - np.log(law.learning_rate(confs))
-    return rate**2 + (np.log([conf["batch size"] for conf in confs]) - np.log(law.batch_size(confs))) ** 2
-
-
-def regret_figures(
-    fit: fitting.Fit, law: ConfigurationLaw, splits: Mapping[str, Sequence[Row]], folder: Path
-) -> dict[str, Any]:
-    held, train = splits["ood_val"], splits["train"]
-    published = read_published(folder, "steplaw", "ncpl_1p7b")
-    left_out = fit.held_out_cells
-    mine = np.array([row["source"] == "steplaw" for row in fit.rows])
-    own = [row for row, chosen in zip(fit.rows, mine, strict=True) if chosen]
-    by_method = {
-        "ours": regret(held, law(configs(held)) + law.risk(configs(held))),
-        "ours, lowest forecast": regret(held, law(configs(held))),
-        "Step Law": regret(held, step_law_distance(held)),
-        "NCPL-1.7B, published": regret(held, np.array([published[row["name"]] for row in held])),
-    }
-    left = {
-        "ours": regret(own, (left_out["loss"] + left_out["risk"])[mine]),
-        "ours, lowest forecast": regret(own, left_out["loss"][mine]),
-        "Step Law": regret(train, step_law_distance(train)),
-    }
-    return {
-        split: {name: {"mean": float(np.mean(list(cells.values()))), "cells": cells} for name, cells in found.items()}
-        for split, found in (("ood_val", by_method), ("train, each cell left out", left))
     }
 
 

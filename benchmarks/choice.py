@@ -7,10 +7,11 @@ best logged run. `ood_val` is read for its logged rates alone; its regret is pri
 """
 
 import argparse
+import csv
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ def main() -> None:
         rows = [row for split in SPLITS for row in splits[split]]
         result[source] = {"cells": recommended(forecaster, rows), "grid": grid_minima(forecaster, rows, source)}
         result[source]["regret"] = {
-            split: regrets(forecaster, list(splits[split]), list(splits["train"])) for split in ("in_val", "ood_val")
+            split: regrets(
+                forecaster, list(splits[split]), list(splits["train"]), read_published(args.data_dir, source)
+            )
+            for split in ("in_val", "ood_val")
         }
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({source: result[source] for source in SOURCES}, indent=1))
@@ -97,7 +101,15 @@ def grid_minima(forecaster: Forecaster, rows: Sequence[Any], source: str) -> dic
     return {"cells": count, "two minima": int(double)}
 
 
-def regrets(forecaster: Forecaster, rows: Sequence[Any], train: Sequence[Any]) -> dict[str, float]:
+def read_published(folder: Path, source: str) -> dict[str, float]:
+    """Run -> the published NCPL-1.7B's forecast."""
+    with (folder / source / f"{source}_ncpl_paper_predictions.csv").open(encoding="utf-8") as file:
+        return {line["name"]: float(line["ncpl_1p7b"]) for line in csv.DictReader(file)}
+
+
+def regrets(
+    forecaster: Forecaster, rows: Sequence[Any], train: Sequence[Any], published: Mapping[str, float]
+) -> dict[str, float]:
     """Mean over cells of three runs and more: the loss of the logged run that a rule chooses, over the cell's lowest.
 
     Runs that a rule cannot tell apart count by their mean.
@@ -119,6 +131,7 @@ def regrets(forecaster: Forecaster, rows: Sequence[Any], train: Sequence[Any]) -
             "ours": forecaster.predict_checked(confs)["loss"].to_numpy(),
             "Step Law": (rates - np.log(step.learning_rate(confs))) ** 2
             + (batches - np.log(step.batch_size(confs))) ** 2,
+            "NCPL-1.7B, published": np.array([published[row["name"]] for row in own]),
             "middle of the logged range": np.abs(rates - (rates.min() + rates.max()) / 2),
         }
         if near is not None:

@@ -68,9 +68,6 @@ SHOWN = {
     "Chinchilla, refitted": "Chinchilla, refitted",
     "gradient-boosted trees": "gradient-boosted trees",
     "gaussian process": "Gaussian process",
-    "prior alone": "our law's closed form alone",
-    "ours": "our law with its residual",
-    "ours, shipped": "**`ncpl-mini`, shipped**",
 }
 """Method of `results/accuracy.json` -> its name in the README."""
 
@@ -84,11 +81,17 @@ def accuracy_table() -> str:
             figures = [result["methods"][name].get(cell) for cell in CELLS]
             cells = ["" if figure is None else _with_spread(figure) for figure in figures]
             lines.append(f"| {shown} | {' | '.join(cells)} |")
-    shipped = result["methods"]["ours, shipped"]
-    for label, metric, form in (("bias", "bias", "+.4f"), ("Spearman", "spearman", ".4f")):
-        lines.append(f"| its {label} | {' | '.join(format(shipped[cell][metric], form) for cell in CELLS)} |")
-    intervals = result["intervals"]["ours, shipped"]
-    lines.append(f"| in its 90 % interval | {' | '.join(format(intervals[c]['coverage'], '.1%') for c in CELLS)} |")
+    evaluation = json.loads((CHECKPOINT / "evaluation.json").read_text(encoding="utf-8"))["cells"]
+    shipped = {f"{cell['source']} {cell['split']}": cell for cell in evaluation}
+    forms = {
+        "**`ncpl-mini`, shipped**": ("mae", ".4f"),
+        "its bias": ("bias", "+.4f"),
+        "its Spearman": ("spearman", ".4f"),
+    }
+    for label, (metric, form) in forms.items():
+        cells = [format(shipped[cell]["errors"]["model"][metric], form) for cell in CELLS]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines.append(f"| in its 90 % interval | {' | '.join(format(shipped[c]['coverage'], '.1%') for c in CELLS)} |")
     return "\n".join(lines)
 
 
@@ -97,19 +100,21 @@ def _with_spread(figure: dict[str, float]) -> str:
 
 
 def choice_table() -> str:
-    """Regret of the chosen learning rate and batch size, by who chooses."""
-    found = json.loads((FOLDER / "results" / "accuracy.json").read_text(encoding="utf-8"))["regret"]
-    shown = {"ours": "**forecast and risk**", "ours, lowest forecast": "lowest forecast", "Step Law": "Step Law"}
-    shown |= {"NCPL-1.7B, published": "NCPL-1.7B's lowest forecast"}
-    larger, left_out = found["ood_val"], found["train, each cell left out"]
-    names = list(larger["ours"]["cells"])
-    lines = [f"| loss over the best run's, chosen by | {' | '.join(names)} | mean | cells of train, left out |"]
-    lines.append("|---" * (len(names) + 3) + "|")
-    for method, name in shown.items():
-        cells = [f"{larger[method]['cells'][cell]:.4f}" for cell in names]
-        own = f"{left_out[method]['mean']:.4f}" if method in left_out else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {larger[method]['mean']:.4f} | {own} |")
-    return "\n".join(lines)
+    """Mean regret of the run that is chosen among the logged ones, by who chooses."""
+    result = json.loads((FOLDER / "results" / "choice.json").read_text(encoding="utf-8"))
+    found = {
+        f"{s} {split}": result[s]["regret"][split] for s in ("steplaw", "marin") for split in ("in_val", "ood_val")
+    }
+    shown = {
+        "ours": "**lowest forecast**",
+        "NCPL-1.7B, published": "NCPL-1.7B's lowest forecast",
+        "Step Law": "Step Law",
+    }
+    shown |= {name: name for name in ("nearest cell's best", "middle of the logged range")}
+    lines = [f"| loss over the best run's, chosen by | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for rule, name in shown.items():
+        lines.append(f"| {name} | {' | '.join(f'{figures[rule]:.4f}' for figures in found.values())} |")
+    return "\n".join([*lines, f"| cells | {' | '.join(str(figures['cells']) for figures in found.values())} |"])
 
 
 def scores_table() -> str:
