@@ -3,10 +3,10 @@
     python benchmarks/coverage.py            # some five minutes on one core
 
 Other labs, one recipe of each laboratory, are adapted to: from at most 32 of their runs up to each of a few sizes, all
-larger runs are forecast. A lab is in no prior of its own: the labs' shape leaves its laboratory out, and the interval's quantile is that of the other
-laboratories' held-out runs (`results/adaptation.json`). StepLaw's and Marin's largest size in train is forecast by the
-law and the calibration of everything else. A cell is a lab, size and data size, and counts once in each band of
-(size / largest fitted size).
+larger runs are forecast. A lab is in no prior of its own: the labs' shape leaves its laboratory out, and the interval's
+quantile is that of the other laboratories' held-out runs (`results/adaptation.json`). StepLaw's and Marin's largest
+size in train is forecast by the law and the calibration of everything else. A cell is a lab, size and data size, and
+counts once in each band of (size / largest fitted size).
 """
 
 import argparse
