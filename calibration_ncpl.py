@@ -257,6 +257,27 @@ class Calibration:
             distances.append(far)
         return distances
 
+    def farthest(self, configs: Sequence[Mapping[str, Any]], extrapolation: Sequence[float] | np.ndarray) -> list[str]:
+        """Says how many configurations lie outside the training runs, and in what the farthest does; nothing if none.
+
+        Args:
+            configs: the configurations.
+            extrapolation: of each.
+        """
+        outside, at = int((np.asarray(extrapolation) > 0).sum()), int(np.argmax(extrapolation))
+        if not outside:
+            return []
+        fields = [
+            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(distance):.2g} times)"
+            for name, distance in self.extrapolation_by_field([configs[at]])[0].items()
+        ]
+        which = f"{outside} of {len(configs)} configurations lie outside the training runs, the farthest"
+        far = float(extrapolation[at])
+        return [
+            f"{which if len(configs) > 1 else 'the configuration lies outside the training runs'} in "
+            f"{', '.join(fields)}: extrapolation {far:.2f}, {distance_in_words(far)}"
+        ]
+
     def to_dict(self, with_law: bool = True) -> dict[str, Any]:
         """Its state, which `from_dict` reads; without the law where that is kept elsewhere."""
         state = {name: getattr(self, name) for name in ("envelope", "scale", "scores", "optimizers")}

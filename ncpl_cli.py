@@ -7,13 +7,14 @@ import warnings
 import typer
 
 from ncpl.commands import forecasts, hub, labs, page, planning, runs, scores, training  # noqa: F401 (commands)
-from ncpl.commands.shared import app, fail, note, show_traceback
+from ncpl.commands.shared import app, fail, forget_notes, note, show_traceback
 
 
 def main() -> None:
     """Runs the command; a user's error becomes one line and exit status 2, with the traceback under `--debug`."""
     # Libraries' own warnings (deprecations, unclosed files) are not for users.
     warnings.showwarning = lambda message, category, *_: note(str(message)) if category is UserWarning else None
+    forget_notes()
     try:
         sys.exit(app(prog_name="ncpl", standalone_mode=False))
     except typer.exceptions.TyperException as error:

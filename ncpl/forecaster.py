@@ -119,7 +119,8 @@ class Forecaster:
         Returns:
             A row for each configuration, under the DataFrame's own index: `loss` and the interval's `lower` and `upper`
             in nats per token; `divergence`, the probability that the run diverges; `extrapolation`, the distance from
-            the training runs, 0 within them. All but `loss` are NaN where the checkpoint has no calibration.
+            the training runs, 0 within them. All but `loss` are NaN where the checkpoint has no calibration. What has
+            to be known of these forecasts is in `.attrs["notes"]`, a sentence each.
 
         Raises:
             ValueError: no configurations, or one that is not accepted; says which, the field and what is accepted.
@@ -135,7 +136,13 @@ class Forecaster:
     def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
         """`predict` for configurations that `fields_ncpl.check_config` has passed, such as logged runs."""
         configs = [training_order(config) for config in configs]
-        return self._columns(configs, 0.0 if self.network is None else self.network.residuals(configs), level)
+        table = self._columns(configs, 0.0 if self.network is None else self.network.residuals(configs), level)
+        table.attrs["notes"] += self._farthest(configs, table)
+        return table
+
+    def _farthest(self, configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
+        """What lies outside the training runs."""
+        return [] if self.calibration is None else self.calibration.farthest(configs, table["extrapolation"].to_numpy())
 
     def notes(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
         """What has to be known of forecasts of checked configurations, a sentence each."""
@@ -170,7 +177,7 @@ class Forecaster:
         self, configs: Sequence[Mapping[str, Any]], residuals: np.ndarray | float, level: float
     ) -> pd.DataFrame:
         """`predict`'s columns for checked configurations in training order, from what the network adds to the law."""
-        notes = self.notes(configs)
+        notes = list(self.notes(configs))
         if self.calibration is None:
             told = "this checkpoint has no calibration: lower, upper, divergence and extrapolation are NaN"
             notes = [told, *notes]
@@ -208,9 +215,11 @@ class Forecaster:
             ValueError: a field that is unknown or has no values, and what `predict` refuses.
         """
         _check_level(level)
-        frames = list(forecast_grid(self, Grid(self._completed(_one(config)), grid, self.strict), level))
+        combinations = Grid(self._completed(_one(config)), grid, self.strict)
+        frames = list(forecast_grid(self, combinations, level))
         table = pd.concat(frames)
-        table.attrs["notes"] = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
+        notes = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
+        table.attrs["notes"] = notes + self._farthest(_Rows(combinations), table)
         return table
 
     def optimize(
@@ -349,6 +358,9 @@ class Forecaster:
             raise ValueError("compare: this checkpoint has no calibration, so no interval of the difference is known")
         rows = [self._completed(_one(config)) for config in (config_a, config_b)]
         configs = [training_order(config) for config in check_configs(rows, self.strict)]
+        notes = self.notes(configs) + self._farthest(
+            configs, pd.DataFrame({"extrapolation": self.calibration.extrapolation(configs)})
+        )
         self._tell(self.notes(configs))
         with warnings.catch_warnings():
             # Told above, once in the forecaster's life.
@@ -358,7 +370,9 @@ class Forecaster:
         difference = float(first - second)
         better = statistics.NormalDist().cdf(-difference / deviation)
         values = {"difference": difference, "lower": difference - half, "upper": difference + half, "p_better": better}
-        return pd.Series(values)
+        result = pd.Series(values)
+        result.attrs["notes"] = notes
+        return result
 
     def suggest(self, candidates: Any, budget_flops: float, target: Any = None, level: float = 0.9) -> pd.DataFrame:
         """The runs to make next: those that narrow the target's interval most for their FLOPs, one after the other.
@@ -495,7 +509,10 @@ class Forecaster:
         if not are_configurations(models):
             return benchmarks(models, like, level, model)
         configs = check_configs(as_configs(models)[0], self.strict)
-        return benchmarks_of_runs(configs, self.predict_checked(configs, level), like, level, model)
+        forecast = self.predict_checked(configs, level)
+        table = benchmarks_of_runs(configs, forecast, like, level, model)
+        table.attrs["notes"] = forecast.attrs["notes"]
+        return table
 
     def curve(
         self, config: Mapping[str, Any], points: int = 50, observed: Any = None, level: float = 0.9, window: float = 1
@@ -529,14 +546,29 @@ class Forecaster:
         checked = training_order(check_configs([self._completed(_one(config))], self.strict)[0])
         # The bands' deviation must not depend on the level where a run is observed.
         asked = level if observed is None else 0.9
-        end = self.predict_checked([checked], asked).iloc[0]
+        forecast = self.predict_checked([checked], asked)
+        end = forecast.iloc[0]
         final = curves.Final(float(end["loss"]), float(end["lower"]), float(end["upper"]), asked)
         config = curves.with_usual_schedule(checked, getattr(self.law, "typical", {}))
         table = curves.curve(curves.read_law(self.folder), config, final, points, observed, level, window)
         if observed is None and self.network is not None and self.network.model.config.curves:
             moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
+        table.attrs["notes"] = forecast.attrs["notes"]
         return table
+
+
+class _Rows(Sequence[Mapping[str, Any]]):
+    """A grid's configurations, each made when it is asked for."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.grid.configs(i, i + 1)[0]
 
 
 def _check_level(level: float) -> None:

@@ -114,7 +114,8 @@ def test_predict_json_is_what_python_gives(forecaster, folder, capsys, tmp_path)
     file.write_text(json.dumps(CONFIGS))
     rows = as_json("predict", file, "--model", folder, capsys=capsys)
     assert [row.pop("configuration") for row in rows] == [f"{file}[{i}]" for i in range(len(CONFIGS))]
-    assert rows == records(forecaster.predict(CONFIGS))
+    expected = forecaster.predict(CONFIGS)
+    assert rows == [{**row, "notes": expected.attrs["notes"]} for row in records(expected)]
 
 
 def test_predict_table_is_for_people(forecaster, folder, file, capsys):
@@ -138,7 +139,9 @@ def test_arguments_make_a_configuration_or_change_the_files(forecaster, folder, 
 def test_sweep(forecaster, folder, file, tmp_path, capsys):
     arguments = ("sweep", file, "lr=1e-3:4e-3:3", "optimizer=adamw,muon", "--model", folder)
     expected = forecaster.sweep(ADAMW, {"learning rate": [1e-3, 2e-3, 4e-3], "optimizer": ["adamw", "muon"]})
-    assert as_json(*arguments, capsys=capsys) == records(expected)
+    assert as_json(*arguments, capsys=capsys) == [
+        {**row, "notes": expected.attrs["notes"]} for row in records(expected)
+    ]
     _, out, _ = run(*arguments, capsys=capsys)
     assert [line.split() for line in out.splitlines()[3:] if line.strip()] == [
         [f"{row['learning rate']:.4g}", row["optimizer"], f"{row['loss']:.4f}"] for row in expected.to_dict("records")
@@ -181,7 +184,7 @@ def test_optimize(forecaster, folder, file, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         best = forecaster.optimize(ADAMW, {"learning rate": (1e-4, 1e-2), "batch size": (64, 256)})
-    assert result == records(best.to_frame().T)[0]
+    assert result == records(best.to_frame().T)[0] | {"notes": best.attrs["notes"]}
     status, out, _ = run("optimize", file, "lr=1e-4:1e-2", "--model", folder, capsys=capsys)
     assert status == 0
     assert "learning rate" in out

@@ -1,6 +1,7 @@
 """`Forecaster`: forecasts are those of model and processor, however configurations come."""
 
 import itertools
+import json
 import random
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from calibration_ncpl import Calibration
+from calibration_ncpl import Calibration, distance_in_words
 from datasets_scripts import SAMPLE_DIR
 from ncpl import Forecaster
 from ncpl.checkpoint import DEFAULT
@@ -226,8 +227,39 @@ def test_the_command_shows_intervals_and_what_is_extrapolated(calibrated, capsys
     assert status == 0
     assert "80 % interval" in out
     assert f"{forecast['lower'].item():.4f} to {forecast['upper'].item():.4f}" in out
-    assert "arguments lies outside the training runs in" in err
+    assert err.count("the configuration lies outside the training runs in") == 1
     assert "model size (" in err
+    distance = forecast["extrapolation"].item()
+    assert f"{distance:.2f} {distance_in_words(distance)}" in out
+
+
+STRANGE = {**ADAMW, "source": "mine", "optimizer": "adamx", "num layers": 12, "seq len": 2048, "model size": 5000}
+SAID = ("source: 'mine'", "optimizer: 'adamx'", "no effect on this forecast: num layers", "outside the training runs")
+
+
+@pytest.mark.parametrize("command", ["predict", "sweep", "optimize", "curve", "benchmarks"])
+def test_every_command_says_the_same_notes_once_and_json_carries_them(command, tmp_path, capsys):
+    arguments = [f"{name}={value}" for name, value in (STRANGE | {"data size": 100}).items()]
+    arguments += {"sweep": ["lr=1e-3,2e-3"], "optimize": ["lr=1e-3:2e-3"]}.get(command, [])
+    if command in ("sweep", "optimize"):
+        arguments = [argument for argument in arguments if not argument.startswith("learning rate")]
+    for extra in ([], ["--json"]):
+        status, out, err = run(command, *arguments, *extra, capsys=capsys)
+        assert status == 0, err
+        for said in SAID:
+            assert err.count(said) == 1, (said, err)
+    found = json.loads(out)
+    notes = (found if isinstance(found, dict) else found[0])["notes"]
+    assert all(any(said in note for note in notes) for said in SAID)
+
+
+def test_the_comparison_says_its_notes(tmp_path, capsys):
+    for name, rate in (("a", 1e-3), ("b", 2e-3)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(STRANGE | {"data size": 100, "learning rate": rate}))
+    status, out, err = run("compare", tmp_path / "a.json", tmp_path / "b.json", "--json", capsys=capsys)
+    assert status == 0, err
+    assert all(any(said in note for note in json.loads(out)["notes"]) for said in SAID)
+    assert all(err.count(said) == 1 for said in SAID)
 
 
 def test_evaluation_counts_what_lies_in_the_interval(calibrated):

@@ -84,7 +84,7 @@ def test_a_forecast_is_the_forecasters(default, inputs):
 def test_what_concerns_the_number_stands_beside_it(default, inputs):
     far = {**inputs, "source": "acme", "model size": "70000", "data size": "15000"}
     text = shown(views.answer("forecast", default, far))
-    for note in ("source: 'acme'", "Outside the training runs in source (unknown)", "model size ("):
+    for note in ("source: 'acme'", "outside the training runs in source (unknown)", "model size ("):
         assert note in text.partition("Table")[0]
     wild = {**inputs, "source": "steplaw", "learning rate": "0.1"}
     assert "may diverge" in shown(views.answer("forecast", default, wild))

@@ -20,10 +20,11 @@ from ncpl.commands.shared import (
     forecast_rows,
     load,
     note,
-    note_extrapolation,
     print_json,
     print_table,
     records,
+    tell,
+    with_notes,
     without_nan,
 )
 
@@ -44,13 +45,14 @@ def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: 
     # Checked here already, where their files are known.
     checked = check_configs(rows, forecaster.strict, origins if len(rows) > 1 else None)
     forecast = forecaster.predict(checked, level)
+    notes = forecast.attrs["notes"]
+    tell(notes)
     if as_json:
-        print_json([{"configuration": origin, **row} for origin, row in zip(origins, records(forecast), strict=True)])
+        rows = [{"configuration": origin, **row} for origin, row in zip(origins, records(forecast), strict=True)]
+        print_json(with_notes(rows, notes))
         return
     forecast.insert(0, "configuration", origins)
     print_table(forecast_rows(forecast, level))
-    if forecaster.calibration is not None:
-        note_extrapolation(origins, forecaster.calibration.extrapolation_by_field(checked))
 
 
 @app.command()
@@ -88,7 +90,12 @@ def curve(
     shown = [row for table in (several if len(rows) > 1 else tables) for row in records(table)]
     report = tables[0].attrs.get("report")
     said = [{name: cell(value) for name, value in row.items()} for row in shown]
-    print_json({"curve": shown, "report": report} if report else shown) if as_json else print_table(said)
+    notes = list(dict.fromkeys(message for table in tables for message in table.attrs["notes"]))
+    tell(notes)
+    if as_json:
+        print_json({"curve": shown, "report": report, "notes": notes} if report else with_notes(shown, notes))
+    else:
+        print_table(said)
     if text := spoken(report):
         note(text)
 
@@ -155,6 +162,7 @@ def sweep(
     forecaster = load(model)
     if output is None:
         forecast = forecaster.sweep(config, grid, level)
+        tell(forecast.attrs["notes"])
         if save is not None:
             from ncpl.plots import sweep_figure
 
@@ -171,7 +179,7 @@ def sweep(
             return
         note(f"all rows are in {output}; these are the lowest losses")
     if as_json:
-        print_json(records(shown))
+        print_json(with_notes(records(shown), shown.attrs.get("notes", [])))
     else:
         print_table(forecast_rows(shown, level))
 
@@ -189,8 +197,11 @@ def optimize(configs: Configs, model: Model = None, level: Level = 0.9, as_json:
     from ncpl.configs import read_bounds
 
     config, bounds = read_bounds(configs)
-    best = load(model).optimize(config, bounds, level).to_frame().T
+    found = load(model).optimize(config, bounds, level)
+    notes = found.attrs["notes"]
+    tell(notes)
+    best = found.to_frame().T
     if as_json:
-        print_json(records(best)[0])
+        print_json(with_notes(records(best), notes)[0])
     else:
         print_table(forecast_rows(best, level))

@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from ncpl.commands.shared import Configs, Json, Level, Model, app, cell, load, note, print_json, print_table, records
+from ncpl.commands.shared import (
+    Configs,
+    Json,
+    Level,
+    Model,
+    app,
+    cell,
+    load,
+    note,
+    print_json,
+    print_table,
+    records,
+    tell,
+)
 
 
 @app.command()
@@ -60,8 +73,9 @@ def compare(
     if len(rows) != 2:
         raise ValueError(f"configurations: got {len(rows)}, expected two, one in each file")
     found = load(model).compare(rows[0], rows[1], level)
+    tell(found.attrs["notes"])
     if as_json:
-        print_json(found.to_dict())
+        print_json({**found.to_dict(), "notes": found.attrs["notes"]})
     else:
         print_table([{str(name): cell(value) for name, value in found.items()}])
 

@@ -19,6 +19,8 @@ from ncpl.commands.shared import (
     print_table,
     quiet_loading,
     records,
+    tell,
+    with_notes,
     without_nan,
     write,
 )
@@ -129,8 +131,10 @@ def benchmarks(
         found = Forecaster.from_pretrained().benchmarks(rows, like, level, predictor)
     else:
         found = benchmarks(rows, like, level, predictor)
+    notes = found.attrs.get("notes", [])
+    tell(notes)
     if as_json:
-        print_json(records(found))
+        print_json(with_notes(records(found), notes) if notes else records(found))
         return
     for row in records(found):
         tokens_text = "unknown" if math.isnan(row["tokens"]) else f"{row['tokens']:.3g}"

@@ -69,9 +69,6 @@ def show_traceback() -> None:
 # Rows of a sweep that a person is shown.
 ROWS = 30
 
-# Configurations whose extrapolation is spelt out.
-NOTES = 5
-
 # Columns of words, which read from the left.
 WORDS = ("", "configuration", "published law", "optimizer")
 
@@ -94,6 +91,8 @@ def quiet_loading(model: str | None) -> None:
 
 def forecast_rows(forecast: "pd.DataFrame", level: float) -> list[dict[str, str]]:
     """Inputs as they are, then the loss, and what the calibration says where there is one."""
+    from calibration_ncpl import distance_in_words
+
     rows = []
     for row in records(forecast):
         cells = {name: cell(value) for name, value in row.items() if name not in FORECAST}
@@ -101,22 +100,14 @@ def forecast_rows(forecast: "pd.DataFrame", level: float) -> list[dict[str, str]
         if not math.isnan(row["lower"]):
             cells[f"{level * 100:g} % interval"] = f"{row['lower']:.4f} to {row['upper']:.4f}"
             cells["P(divergence)"] = f"{row['divergence']:.3f}"
-            cells["extrapolation"] = f"{row['extrapolation']:.2f}"
+            cells["extrapolation"] = f"{row['extrapolation']:.2f} {distance_in_words(row['extrapolation'])}"
         rows.append(cells)
     return rows
 
 
-def note_extrapolation(origins: list[str], distances: list[dict[str, float]]) -> None:
-    """Says what lies outside the training runs; distances are logarithms of factors."""
-    outside = [(origin, far) for origin, far in zip(origins, distances, strict=True) if far]
-    for origin, far in outside[:NOTES]:
-        fields = (
-            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(distance):.2g} times)"
-            for name, distance in far.items()
-        )
-        note(f"{origin} lies outside the training runs in {', '.join(fields)}")
-    if len(outside) > NOTES:
-        note(f"and {len(outside) - NOTES} other configurations do so too")
+def with_notes(rows: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """Records for JSON, each with what has to be known of the forecasts."""
+    return [{**row, "notes": notes} for row in rows]
 
 
 def cell(value: Any) -> str:
@@ -181,10 +172,28 @@ def write(path: Path, text: str) -> None:
         raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+# What this command has noted already.
+_noted: set[str] = set()
+
+
 def note(message: str) -> None:
+    """Prints a note beside the output, once."""
     from text_ncpl import one_line
 
-    print(f"note: {one_line(message, 2000)}", file=sys.stderr)
+    if message not in _noted:
+        _noted.add(message)
+        print(f"note: {one_line(message, 2000)}", file=sys.stderr)
+
+
+def tell(notes: list[str]) -> None:
+    """Prints a forecast's notes."""
+    for message in notes:
+        note(message)
+
+
+def forget_notes() -> None:
+    """For the next command of one process."""
+    _noted.clear()
 
 
 def fail(message: str) -> NoReturn:

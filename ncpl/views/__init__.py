@@ -245,7 +245,9 @@ def sweep(forecaster: "Forecaster", inputs: Inputs) -> Page:
         f"Lowest at <strong>{escape(at)}</strong>: <strong>{best['loss']:.4f}</strong> nats per token, "
         f"{level * 100:g} % interval {best['lower']:.4f} to {best['upper']:.4f}"
     )
-    notes = notes_of(forecaster, [{**checked, **{name: best[name] for name in grid}}], pd.DataFrame([best]))
+    lowest = pd.DataFrame([best])
+    lowest.attrs = table.attrs
+    notes = notes_of(forecaster, [{**checked, **{name: best[name] for name in grid}}], lowest)
     for name, values in grid.items():
         if len(values) > 2 and best[name] in (values[0], values[-1]):
             notes.append(

@@ -12,9 +12,6 @@ from ncpl.views.inputs import Inputs, written
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster
 
-SLIGHT = 0.05
-"""Logarithm of a factor beyond the training runs that nobody need be told of."""
-
 
 def read_level(inputs: Inputs) -> float:
     text = inputs.get("level", "0.9")
@@ -61,7 +58,7 @@ def share(probability: float) -> str:
 
 
 def notes_of(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
-    """What the forecaster says of the configurations, what is far from the training runs, and what may diverge."""
+    """What the forecaster says of the forecasts, and what may diverge."""
     notes = list(dict.fromkeys([*table.attrs.get("notes", []), *forecaster.notes(configs)]))
     if forecaster.calibration is None:
         return notes
@@ -69,14 +66,4 @@ def notes_of(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], tab
     if worst >= 0.2:
         which = "This run" if len(configs) == 1 else "At least one of these runs"
         notes.append(f"{which} may diverge: the probability is {share(worst)}.")
-    for far in {tuple(far.items()) for far in forecaster.calibration.extrapolation_by_field(configs) if far}:
-        fields = [
-            f"{name} (unknown)"
-            if name in ("source", "optimizer")
-            else f"{name} ({math.exp(distance):.2g} times beyond)"
-            for name, distance in far
-            if distance > SLIGHT
-        ]
-        if fields:
-            notes.append(f"Outside the training runs in {', '.join(fields)}: the interval is less sure there.")
     return notes[:12]
