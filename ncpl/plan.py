@@ -404,12 +404,14 @@ def _plan(
     valley = _valley(search, budget, loss, size)
     near = valley.loc[valley["excess"] <= VALLEY, "params"]
     table: dict[Any, Any] = {"loss": loss}
+    told: list[str] = []
     if forecast is not None:
-        table = forecast([search.worth(config)]).iloc[0].to_dict()
+        forecasts = forecast([search.worth(config)])
+        table, told = forecasts.iloc[0].to_dict(), forecasts.attrs.get("notes", [])
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
     ends = {"params_low": min(near.min(), size), "params_high": max(near.max(), size)}
     shown = {name: config[name] for name in _SHOWN if name in config}
-    notes = tuple(_notes(search, tokens, costs))
+    notes = (*told, *_notes(search, tokens, costs))
     values: dict[Any, Any] = {**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}
     references = reference_allocations(costs["flops"], size, tokens, search.seq_len)
     compared = _compare(search, budget, loss, optimizers)
