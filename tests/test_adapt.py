@@ -1,8 +1,12 @@
 """Adapting to a lab's own runs: the Bayesian update, what a checkpoint carries of it, and what is said of it."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +20,8 @@ from ncpl.adapt import adapt_law, unread_fields
 from ncpl.own_fits import chinchilla, constant_exponents
 from ncpl.own_runs import read_runs
 from ncpl.suggest import choose
+from tests.hub_server import HubServer
+from tests.test_cli import as_json, run
 
 SIZES, DATA = (60.0, 120.0, 240.0), (1.0, 2.5, 6.0)
 
@@ -266,3 +272,128 @@ def test_the_law_alone_adapts_without_a_network():
     adapted = adapt_law(law, lab_runs(), "acme")
     asked = [{**run, "source": "acme"} for run in lab_runs()]
     np.testing.assert_allclose(adapted(asked), [run["final_loss"] for run in asked], atol=0.01)
+
+
+def test_the_example_trains_imports_adapts_pushes_and_loads(tmp_path):
+    """`examples/adapt_own_lab.py` as a user runs it."""
+    example = Path(__file__).parent.parent / "examples" / "adapt_own_lab.py"
+    with HubServer() as hub:
+        done = subprocess.run(
+            [sys.executable, example, "me", "--folder", tmp_path / "lab"],
+            env={**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        result = json.loads(done.stdout.splitlines()[-1])
+        card = hub.storage[result["repository"]].files()["README.md"].decode()
+    assert result["runs"] == 4
+    assert result["loaded"] == result["forecast"]
+    # The chain's entropy is 1.52 nats; the larger run lies between it and the best of the small ones.
+    assert 1.4 < result["forecast"]["loss"] < min(result["losses"])
+    assert "Learnt from 4 runs of 2 model sizes" in card
+
+
+LOADS_ALONE = """
+import importlib.util, json, sys
+sys.path = [path for path in sys.path if path not in ("", sys.argv[2])]
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "ncpl" not in sys.modules
+print(json.dumps(processor.law([json.loads(sys.argv[3])]).tolist()))
+"""
+
+
+def test_the_folder_forecasts_in_a_process_that_does_not_import_the_toolbox(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path / "acme")
+    asked = {"source": "acme", "model size": 500.0, "data size": 8.0, "optimizer": "adamw"}
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS_ALONE, str(tmp_path / "acme"), root, json.dumps(asked)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(adapted.law([asked]).tolist())
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "runs.csv"
+    pd.DataFrame(lab_runs()).assign(name=[f"run-{i}" for i in range(9)]).to_csv(path, index=False)
+    return path
+
+
+def test_commands_adapt_compare_and_suggest(log, tmp_path, capsys):
+    """The three commands in a row, as typed: each prints a table for people and JSON for machines."""
+    folder = tmp_path / "acme"
+    status, out, err = run("adapt", log, "--source", "acme", "--out", folder, capsys=capsys)
+    assert status == 0, err
+    assert "learnt from 9 runs" in out
+    assert "chinchilla" in out
+    report = as_json("adapt", log, "--source", "acme", "--out", folder, capsys=capsys)
+    assert report["sizes"] == [60.0, 120.0, 240.0]
+
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("{source: acme, model size: 480, data size: 6}")
+    second.write_text("{source: acme, model size: 240, data size: 12}")
+    status, out, err = run("compare", first, second, "--model", folder, capsys=capsys)
+    assert status == 0, err
+    assert "p_better" in out
+    found = as_json("compare", first, second, "--model", folder, capsys=capsys)
+    assert found["lower"] < lab_loss(480, 6) - lab_loss(240, 12) < found["upper"]
+
+    pool = tmp_path / "pool.csv"
+    pd.DataFrame({"source": "acme", "model size": [60, 480, 2000], "data size": 10}).to_csv(pool, index=False)
+    status, out, err = run("suggest", pool, "--budget", "6e19", "--model", folder, capsys=capsys)
+    assert status == 0, err
+    assert "narrows the target's interval" in out
+    rows = as_json("suggest", pool, "--budget", "6e19", "--model", folder, capsys=capsys)
+    assert rows[0]["candidate"] == 1
+    assert rows[0]["flops"] == pytest.approx(6e15 * 480 * 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table[:1], "One run"),
+        (lambda table: table[:3], "One model size"),
+        (lambda table: table.assign(mood="good"), "mood"),
+        (lambda table: table.assign(final_loss=[3.0, None, *table["final_loss"][2:]]), "1 of 9 runs"),
+    ],
+)
+def test_the_command_says_what_few_or_strange_runs_cannot_say(log, tmp_path, capsys, change, said):
+    change(pd.read_csv(log)).to_csv(log, index=False)
+    status, _, err = run("adapt", log, "--source", "acme", "--out", tmp_path / "acme", capsys=capsys)
+    assert status == 0
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop(columns="final_loss"), "final_loss"),
+        (lambda table: table.drop(columns="model size"), "model size: missing"),
+        (lambda table: table.assign(final_loss=-1.0), "final_loss"),
+    ],
+)
+def test_the_command_ends_with_one_line_on_runs_that_it_cannot_learn_from(log, tmp_path, capsys, change, said):
+    change(pd.read_csv(log)).to_csv(log, index=False)
+    status, _, err = run("adapt", log, "--source", "acme", "--out", tmp_path / "acme", capsys=capsys)
+    assert status == 2
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert said in error[0]
+    assert not (tmp_path / "acme").exists()
+
+
+def test_the_same_run_twice_counts_once_and_the_order_does_not_matter(shipped, adapted):
+    runs = [{**run, "name": "one"} for run in lab_runs()]
+    asked = {"source": "acme", "model size": 600.0, "data size": 20.0}
+    again = shipped.adapt([*runs[::-1], *runs], source="acme")
+    assert len(again.law.adapted["acme"].runs) == 9
+    assert again.predict(asked)["loss"][0] == pytest.approx(adapted.predict(asked)["loss"][0], abs=1e-3)

@@ -47,7 +47,8 @@ def adapt(
     print(f"{source}: learnt from {report['runs']} runs, believe forecasts up to {report['believed_up_to']:.2g} FLOPs")
     held_out = report["largest_size_out"] or {}
     skipped = ("runs", "model size", "inside_90")
-    print_table([{"method": name, "error": cell(value)} for name, value in held_out.items() if name not in skipped])
+    if held_out:  # None with one size alone
+        print_table([{"method": name, "error": cell(value)} for name, value in held_out.items() if name not in skipped])
     for sentence in report["warnings"]:
         note(sentence)
     print(f"written to {out}; forecast with ncpl predict ... --model {out}")
