@@ -157,17 +157,16 @@ def with_earlier(law: Any, runs: Sequence[Run], source: str) -> list[Run]:
 def unread_fields(runs: Sequence[Run]) -> list[str]:
     """Fields from which these runs cannot learn, so that they are taken as absent in them and in every forecast.
 
-    A learning rate that follows from model size is part of size's effect: it is taken as the best one. A batch that
-    never varies says nothing; one that varies explains too much to be left out, also where it follows from size
+    A learning rate that follows from model size is part of size's effect: it is taken as the best one. A batch is read
+    wherever one is stated: also one that never varies is too large for little data and too small for much
     (docs/experiments-adaptation.md).
     """
     rates: dict[float, set[float]] = {}
     for run in runs:
         if run.get("learning rate") is not None:
             rates.setdefault(round(float(run["model size"]), 3), set()).add(float(run["learning rate"]))
-    batches = {float(run["batch size"]) * sequence_length(run) for run in runs if run.get("batch size") is not None}
     unread = [] if any(len(own) > 1 for own in rates.values()) else ["learning rate"]
-    return unread if len(batches) > 1 else [*unread, "batch size"]
+    return unread if any(run.get("batch size") is not None for run in runs) else [*unread, "batch size"]
 
 
 @dataclass(frozen=True)
@@ -267,12 +266,12 @@ def _usual(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
     usual: dict[str, Any] = {"seq len": int(typical["seq len"])}
     if "vocab size" in typical:
         usual["vocab size"] = int(typical["vocab size"])
-    for name in unread:
-        given = [float(run[name]) for run in runs if run.get(name)]
-        default = REFERENCE["learning rate"] if name == "learning rate" else round(typical["batch size"])
-        usual[name] = float(np.median(given)) if given else default
-    if "batch size" in usual:
-        usual["batch size"] = round(usual["batch size"])
+    if "learning rate" in unread:
+        given = [float(run["learning rate"]) for run in runs if run.get("learning rate")]
+        usual["learning rate"] = float(np.median(given)) if given else REFERENCE["learning rate"]
+    batches = {round(float(run["batch size"])) for run in runs if run.get("batch size")}
+    if "batch size" in unread or len(batches) == 1:
+        usual["batch size"] = round(typical["batch size"])
     optimizers = {str(run.get("optimizer") or DEFAULT_OPTIMIZER) for run in runs}
     return usual | ({"optimizer": optimizers.pop()} if len(optimizers) == 1 else {})
 

@@ -139,7 +139,7 @@ def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
         )
     if "learning rate" in unread and any(run.get("learning rate") for run in runs):
         found.append("The learning rate follows from model size: nothing is said about other learning rates.")
-    if "batch size" in unread and any(run.get("batch size") for run in runs):
+    if len(runs) > 1 and len({run["batch size"] for run in runs if run.get("batch size")}) == 1:
         found.append("The batch size never varies: nothing is said about other batch sizes.")
     names = [str(run["name"]).rsplit("-", 1)[0] for run in runs if run.get("name")]
     same = {(round(float(run["model size"]), 3), run.get("learning rate"), run.get("batch size")) for run in runs}

@@ -214,9 +214,27 @@ def test_choosing_follows_the_posterior_after_each_run():
 
 def test_unread_fields():
     runs = lab_runs(**{"batch size": 128, "learning rate": 1e-3})
-    assert unread_fields(runs) == ["learning rate", "batch size"]
-    runs[0]["learning rate"], runs[4]["batch size"] = 2e-3, 256
+    assert unread_fields(runs) == ["learning rate"]
+    assert unread_fields(lab_runs()) == ["learning rate", "batch size"]
+    runs[0]["learning rate"] = 2e-3
     assert unread_fields(runs) == []
+
+
+def test_a_batch_that_never_varies_is_read_and_need_not_be_said(shipped):
+    """Runs of the shipped law itself at one batch, far too large for their data: only their level is another."""
+    asked = {"model size": 400.0, "data size": 40.0, "learning rate": 2e-3, "batch size": 1024, "seq len": 4096}
+    runs = [
+        {**asked, "model size": n, "data size": d, "optimizer": "adamw", "source": "nowhere"}
+        for n in (50.0, 100.0, 200.0)
+        for d in (1.0, 3.0, 9.0)
+    ]
+    target = {**asked, "optimizer": "adamw", "source": "nowhere"}
+    losses = shipped.law.closed_form([*runs, target]) + 0.2
+    told = [{**run, "final_loss": loss} for run, loss in zip(runs, losses[:-1].tolist(), strict=True)]
+    lab = shipped.adapt(told, source="acme")
+    assert lab.predict({**target, "source": "acme"})["loss"][0] == pytest.approx(losses[-1], abs=0.02)
+    unsaid = {name: value for name, value in target.items() if name != "batch size"}
+    assert lab.predict({**unsaid, "source": "acme"})["loss"][0] == pytest.approx(losses[-1], abs=0.02)
 
 
 @pytest.mark.parametrize(
