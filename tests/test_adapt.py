@@ -380,7 +380,6 @@ def test_commands_adapt_compare_and_suggest(log, tmp_path, capsys):
     [
         (lambda table: table[:1], "One run"),
         (lambda table: table[:3], "One model size"),
-        (lambda table: table.assign(mood="good"), "mood"),
         (lambda table: table.assign(final_loss=[3.0, None, *table["final_loss"][2:]]), "1 of 9 runs"),
     ],
 )
