@@ -12,6 +12,7 @@ import gradio as gr
 from fields_ncpl import FIELDS
 from ncpl import Forecaster, views
 from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, form_help, from_query, label
+from ncpl.views.planning import BUDGETS
 
 FORECASTER = Forecaster.from_pretrained()
 TITLE = "NCPL scaling forecasts"
@@ -164,6 +165,17 @@ def _runs_tab(made: Made) -> tuple[Any, Any]:
     return gr.Button("Learn from these runs", variant="primary"), files
 
 
+def _plan_tab(made: Made) -> tuple[Any, Any]:
+    with gr.Row():
+        made["plan.budget"] = gr.Dropdown(
+            list(BUDGETS), value=OPTIONS["plan.budget"], label="Budget, or what is to be reached", min_width=140
+        )
+        for name, title in (("amount", "Amount"), ("gpu", "Accelerator"), ("count", "How many")):
+            made[f"plan.{name}"] = gr.Textbox(OPTIONS[f"plan.{name}"], label=title, min_width=110, max_lines=1)
+    gr.Markdown("Source, optimizer and further fields are kept; size, tokens, learning rate and batch size are found.")
+    return gr.Button("Plan", variant="primary"), None
+
+
 def _curve_tab(made: Made) -> tuple[Any, Any]:
     with gr.Accordion("Is it running already?", open=False):
         made["curve.observed"] = gr.Textbox(
@@ -205,6 +217,7 @@ TABS = (
     ("Compare", "compare", _compare_tab),
     ("Curve", "curve", _curve_tab),
     ("Sweep", "sweep", _sweep_tab),
+    ("Plan", "plan", _plan_tab),
     ("Your runs", "runs", _runs_tab),
     ("Benchmarks", "benchmarks", _benchmarks_tab),
 )

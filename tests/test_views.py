@@ -53,7 +53,7 @@ def test_a_form_gives_its_configuration_back(config, default):
         assert back == {"learning rate": "0.001", "nesterov": True, "warmup": 100}
 
 
-@pytest.mark.parametrize("tab", ["forecast", "compare", "curve", "sweep", "runs", "benchmarks"])
+@pytest.mark.parametrize("tab", ["forecast", "compare", "curve", "sweep", "plan", "runs", "benchmarks"])
 def test_an_address_brings_everything_back(tab, inputs):
     changed = {**inputs, "learning rate": "1e-3", MORE: "lr_schedule: wsd\ndecay: 0.2", "level": "0.5"}
     changed |= {"sweep.values 2": "64, 128", "benchmarks.like": "a & b=c"}
@@ -134,6 +134,9 @@ def test_the_command_gives_the_same(view, default, inputs, capsys):
         ("sweep", {"sweep.values": "1e-3:1e-2:100001"}, "at most"),
         ("sweep", {"sweep.values": "1e-3:1e-2:500", "sweep.values 2": "1:1000:900"}, "expected at most 10,000"),
         ("sweep", {"sweep.values": "1e-3:oops:5"}, "learning rate: got '1e-3:oops:5'"),
+        ("plan", {"plan.amount": "lots"}, "training FLOPs: got 'lots'"),
+        ("plan", {"plan.gpu": "abacus"}, "abacus"),
+        ("plan", {"plan.budget": "target loss", "plan.amount": "0.5"}, "0.5"),
         ("benchmarks", {"benchmarks.params": "big"}, "params: got 'big'"),
         ("benchmarks", {"benchmarks.like": "nobody"}, "nobody"),
     ],
@@ -239,6 +242,13 @@ def test_a_lab_uploads_its_runs_and_takes_its_forecaster_home(default, inputs, t
     nothing = views.answer("runs", default, inputs, None)
     assert "runs: missing, expected a file" in shown(nothing)
     assert nothing.state is None
+
+
+def test_a_plan_is_the_forecasters(default, inputs):
+    answer = views.answer("plan", default, inputs)
+    best = default.plan(flops=1e21, base={"source": "marin", "optimizer": "adamw"}).best
+    assert f"{best['params']:.3g} parameters on {best['tokens']:.3g} tokens : loss {best['loss']:.4f}" in shown(answer)
+    assert command(answer) == "ncpl plan source=marin optimizer=adamw --flops 1e+21 --gpu h100 --count 64"
 
 
 def test_an_observed_part_moves_the_curve(default, inputs):

@@ -32,6 +32,7 @@ from ncpl.views.inputs import (
 )
 from ncpl.views.lab import runs
 from ncpl.views.page import Page, error_html, shown, table_html
+from ncpl.views.planning import plan, quantity
 from ncpl.views.words import headline_of, level_words, lines_of, notes_of, read_level, share, words_of
 
 if TYPE_CHECKING:
@@ -294,16 +295,8 @@ def _sweep_chart(table: pd.DataFrame, grid: Mapping[str, Sequence[Any]], describ
 
 def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The benchmark scores of a model by its size and tokens."""
-    from text_ncpl import parse_count, read_number
-
-    level, model = read_level(inputs), {}
-    for name in ("params", "tokens"):
-        text = inputs.get(f"benchmarks.{name}", "")
-        number = read_number(text)
-        number = parse_count(text) if number is None else number
-        if number is None:
-            raise ValueError(f"{name}: got {one_line(text, 40)!r}, expected a count such as 7B, 2T or 7e9")
-        model[name] = float(number)
+    level = read_level(inputs)
+    model = {name: quantity(name, inputs.get(f"benchmarks.{name}", "")) for name in ("params", "tokens")}
     like = inputs.get("benchmarks.like", "").strip() or None
     found = forecaster.benchmarks([model], like, level).iloc[0]
     tasks = [name.removesuffix("_lower") for name in found.index if str(name).endswith("_lower")]
@@ -338,6 +331,7 @@ VIEWS: dict[str, Callable[..., Page]] = {
     "compare": compare,
     "curve": curve,
     "sweep": sweep,
+    "plan": plan,
     "runs": runs,
     "benchmarks": benchmarks,
 }

@@ -27,6 +27,10 @@ OPTIONS = {
     "sweep.values": "5e-4:1.6e-2:21",
     "sweep.field 2": "batch size",
     "sweep.values 2": "",
+    "plan.budget": "training FLOPs",
+    "plan.amount": "1e21",
+    "plan.gpu": "h100",
+    "plan.count": "64",
     "runs.source": "mine",
     "benchmarks.params": "7B",
     "benchmarks.tokens": "2T",
@@ -35,7 +39,7 @@ OPTIONS = {
 """The other inputs, by tab, and what stands in them at first."""
 INPUTS = (*FORM, MORE, *OPTIONS)
 
-TABS = ("forecast", "compare", "curve", "sweep", "runs", "benchmarks")
+TABS = ("forecast", "compare", "curve", "sweep", "plan", "runs", "benchmarks")
 """The page's tabs, each a view."""
 PRESETS: dict[str, Config] = {
     "Marin, AdamW, 302M parameters, 12B tokens": {

@@ -33,6 +33,8 @@ EXPLAINED = {
     "value": "the coefficient's value in the adapted law",
     "deviation": "its standard deviation",
     "said by": "whose runs say it",
+    "params": "non-embedding parameters",
+    "excess": "loss above the plan's, nats per token",
     "configuration": "which configuration of the file",
 }
 """Column -> what it means, beside the registry's fields."""

@@ -22,6 +22,7 @@ TABS = {
     "Compare": "Compare",
     "Curve": "Forecast the curve",
     "Sweep": "Sweep",
+    "Plan": "Plan",
     "Benchmarks": "Forecast the scores",
 }
 
