@@ -77,9 +77,9 @@ def test_configurations_of_frameworks(config, expected):
 def test_everything_missing_is_asked_for_at_once(tmp_path):
     file = tmp_path / "args.json"
     file.write_text(json.dumps({"per_device_train_batch_size": 8, "max_steps": 100, "learning_rate": 1e-3}))
-    with pytest.raises(ValueError, match=r"model size .*; devices .*8 sequences .*; seq len") as error:
+    with pytest.raises(ValueError, match=r"model size.*; devices.*; seq len") as error:
         read_configs([str(file)])
-    assert len(str(error.value)) < 400
+    assert len(str(error.value)) <= 300
     with pytest.warns(UserWarning, match="read as Hugging Face Trainer"):
         configs, _ = read_configs([str(file), "devices=4", "seq len=512", "model size=10"])
     assert configs[0]["batch size"] == 32

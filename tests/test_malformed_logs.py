@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import tracemalloc
 import warnings
 
 import pandas as pd
@@ -198,3 +200,25 @@ def test_a_bare_batch_is_told_by_steps_and_tokens(tmp_path):
 def test_a_run_that_ended_in_nan_diverged(tmp_path):
     content = history(STEPS) + "210,NaN\n220,NaN\n"
     assert read(tmp_path, content)["status"].tolist() == ["diverged"]
+
+
+def test_a_long_log_needs_little_memory(tmp_path):
+    """`make hardening` reads 300 MB (NCPL_LOG_MB)."""
+    megabytes = int(os.environ.get("NCPL_LOG_MB", "3"))
+    file = tmp_path / "long.jsonl"
+    with file.open("w") as log:
+        steps = 0
+        while log.tell() < megabytes * 1e6:
+            for step in range(steps, steps + 1000):
+                log.write(f'{{"step": {step}, "train/loss": {loss(step / 100)}, "lr": 1e-3, "note": "{"x" * 200}"}}\n')
+            steps += 1000
+    tracemalloc.start()
+    try:
+        runs = import_runs(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert runs["max step"].tolist() == [steps - 1]
+    assert runs["final_loss"].tolist() == [pytest.approx(loss((steps - 1) / 100))]
+    # The first rows are kept to tell what kind of table it is; nothing grows with the file.
+    assert peak < 12e6

@@ -4,6 +4,7 @@ A framework is recognised by its marks, names that only it uses. One word, such 
 in several frameworks; what names alone cannot say is in `ncpl.logs.rules`.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class Framework:
         return {name: quantity for quantity, names in self.names.items() for name in names.split()}
 
 
+@functools.lru_cache(100_000)
 def plain_name(name: str) -> str:
     """A name in one spelling: lower case, dots between sections, underscores between words.
 

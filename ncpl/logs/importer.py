@@ -122,11 +122,8 @@ def read_foreign(path: str | Path, assigned: Mapping[str, Any]) -> tuple[list[di
     names = [row["name"] for row in rows]
     configs = []
     for translation, name in zip(found, names, strict=True):
-        at = f"{one_line(path, 80)}: " if len(found) == 1 else f"{one_line(path, 60)}: {one_line(name, 40)}: "
-        try:
-            configs.append(to_forecast(translation))
-        except ValueError as error:
-            raise ValueError(at + str(error)) from None
+        at = f"{one_line(path, 60)}: " if len(found) == 1 else f"{one_line(path, 40)}: {one_line(name, 30)}: "
+        configs.append(to_forecast(translation, at))
     lines = [line for table in tables for line in describe(table.translations[0])]
     return configs, names, lines + [note for table in tables for note in table.notes[:3]]
 

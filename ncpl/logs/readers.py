@@ -4,6 +4,7 @@ Every reader streams: of a run it keeps the last value of each column and a thin
 read in bounded memory.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -101,6 +102,7 @@ class Logged:
     complete: bool = False
 
 
+@functools.lru_cache(100_000)
 def is_loss(name: str) -> bool:
     """Whether a column may hold the loss of the run (not a regulariser's, an extreme's or a setting).
 
@@ -169,7 +171,7 @@ def _unpacked(row: Row) -> Row:
                 continue
     flat: Row = {}
     for name, value in flatten(row).items():
-        bare = _WRAPPER.sub("", name)
+        bare = _bare(name)
         flat.setdefault(bare if bare not in row else name, value)
     return flat
 
@@ -285,13 +287,23 @@ def _add_point(logged: Logged, row: Row, step: float | None) -> None:
             continue
         if isinstance(value, float) and math.isnan(value):
             continue
-        if _RATE.search(plain_name(name)):
+        if _is_rate(name):
             # The largest learning rate that was logged is the peak.
             logged.peaks[name] = max(float(number_of(value) or 0), logged.peaks.get(name, 0.0))
         if logged.values.setdefault(name, value) != value:
             logged.changed.add(name)
             if late:
                 logged.values[name] = value
+
+
+@functools.lru_cache(100_000)
+def _is_rate(name: str) -> bool:
+    return bool(_RATE.search(plain_name(name)))
+
+
+@functools.lru_cache(100_000)
+def _bare(name: str) -> str:
+    return _WRAPPER.sub("", name)
 
 
 def _configured(logged: Logged, values: Row) -> Logged:

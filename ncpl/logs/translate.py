@@ -22,6 +22,7 @@ from ncpl.logs.derive import (
 )
 from ncpl.logs.frameworks import FRAMEWORKS, GENERIC, QUANTITIES, Framework, matches, plain_name, recognise
 from ncpl.logs.rules import Facts
+from text_ncpl import MOST_MESSAGE
 
 UNSEEN_SOURCE = "other"
 """Source of a configuration that names none: a lab that no model has seen."""
@@ -393,8 +394,24 @@ def is_ours(values: Mapping[str, Any]) -> bool:
     )
 
 
-def to_forecast(found: Translation) -> dict[str, Any]:
+def _within(needs: list[str], room: int) -> str:
+    """All that is missing in so many characters: units go, the longest first, before a name would be cut."""
+    needs = list(needs)
+    while len("; ".join(needs)) > room:
+        longest = max(needs, key=lambda need: len(re.findall(r" \(.*?\)", need)) and len(need))
+        bare = re.sub(r" \(.*?\)", "", longest)
+        if bare == longest:
+            break
+        needs[needs.index(longest)] = bare
+    return "; ".join(needs)
+
+
+def to_forecast(found: Translation, at: str = "") -> dict[str, Any]:
     """A translated configuration as one to forecast, its fields in the registry's order.
+
+    Args:
+        found: the configuration.
+        at: file and run, in front of the message.
 
     Raises:
         ValueError: everything that is missing, with units, in one message.
@@ -403,11 +420,12 @@ def to_forecast(found: Translation) -> dict[str, Any]:
         read = ("model size", "data size", "batch size")
         known = ", ".join(f"{name} {found.fields[name]:g}" for name in read if name in found.fields)
         known = f" (read: {known})" if known else ""
-        raise ValueError(f"{found.reading.framework.name}: missing {'; '.join(found.needs)}; add FIELD=VALUE{known}")
+        start, end = f"{at}{found.reading.framework.name}: missing ", f"; add FIELD=VALUE{known}"
+        raise ValueError(start + _within(found.needs, MOST_MESSAGE - len(start + end)) + end)
     fields = dict(found.fields)
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:
-        raise ValueError(unknown_field(unknown[0]))
+        raise ValueError(one_line(at + unknown_field(unknown[0])))
     if "source" not in fields:
         fields["source"] = UNSEEN_SOURCE
         found.derived["source"] = "none is named; a lab that the model has not seen"
