@@ -1,1 +1,224 @@
-../../../adapted_ncpl.py
+"""A law that has learnt further sources from a few of their own runs (`ncpl.adapt`). numpy alone.
+
+An adapted source is a Bayesian model average (Hoeting et al. 1999): several `ConfigurationLaw`s, each fitted to the
+source's runs under another prior or misfit height, weighed by their evidence.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+try:
+    from .laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
+except ImportError:
+    from laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
+
+Configs = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedSource:
+    """What is known of one source from its own runs.
+
+    Args:
+        laws: each knows this source alone: its coefficients are the common ones, its misfit is the residual.
+        weights: (laws,) posterior probabilities.
+        labels: what each law assumes: its prior, the height of its misfit, and its noise.
+        noise_floor, noise_slope: standard deviation of one run's noise in nats, and its growth with the excess.
+        unread: fields that the runs tie to model size or never vary, so that their effect is part of size's.
+        usual: what a configuration of this source need not say: the unread fields, sequence length, vocabulary, and
+            the optimizer where there is one alone.
+        runs: the runs themselves, configurations with `final_loss` in nats per token: with more runs the source is
+            adapted anew from all of them.
+        parent: source whose posterior was the prior, None where that was the base law's.
+    """
+
+    laws: Sequence[ConfigurationLaw]
+    weights: np.ndarray
+    labels: Sequence[Sequence[Any]]
+    noise_floor: float
+    noise_slope: float
+    unread: Sequence[str]
+    usual: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]]
+    parent: str | None = None
+
+    def read(self, configs: Configs) -> list[dict[str, Any]]:
+        """Configurations without the unread fields."""
+        return [{name: value for name, value in config.items() if name not in self.unread} for config in configs]
+
+    def forecast(self, configs: Configs) -> dict[str, np.ndarray]:
+        """`loss`; `known`, its standard deviation without a run's own noise; and `excess`, all in nats per token."""
+        losses, known, excess = [], [], []
+        for law, at in self._evaluations(configs):
+            found = law.uncertainty(at)
+            losses.append(law.losses(at))
+            known.append(found["known"])
+            excess.append(found["excess"])
+        mean = self.weights @ np.array(losses)
+        spread = self.weights @ (np.array(known) ** 2 + (np.array(losses) - mean) ** 2)
+        return {"loss": mean, "known": np.sqrt(spread), "excess": self.weights @ np.array(excess)}
+
+    def loss(self, configs: Configs) -> np.ndarray:
+        """Losses in nats per token."""
+        return self.weights @ np.array([law.losses(at) for law, at in self._evaluations(configs)])
+
+    def covariance(self, configs: Configs) -> np.ndarray:
+        """Joint covariance of the losses without the runs' own noise, (configurations, configurations)."""
+        losses = np.array([law.losses(at) for law, at in self._evaluations(configs)])
+        within = [law.covariance(at) for law, at in self._evaluations(configs)]
+        off = losses - self.weights @ losses
+        return np.tensordot(self.weights, np.array(within), 1) + (self.weights[:, None] * off).T @ off
+
+    def risk(self, configs: Configs) -> np.ndarray:
+        """See `ConfigurationLaw.risk`."""
+        return self.weights @ np.array([law.risk(at) for law, at in self._evaluations(configs)])
+
+    def noise(self, excess: np.ndarray) -> np.ndarray:
+        """Standard deviation of one run's own noise at so much excess, in nats."""
+        return self.noise_floor + self.noise_slope * excess
+
+    def deviation(self, forecast: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Standard deviation of a run's loss, its own noise included, in nats."""
+        return np.sqrt(forecast["known"] ** 2 + self.noise(forecast["excess"]) ** 2)
+
+    def _evaluations(self, configs: Configs) -> Iterator[tuple[ConfigurationLaw, Evaluation]]:
+        rows = self.read(configs)
+        for law in self.laws:
+            yield law, law.evaluate(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "laws": {f"{i}": law.to_dict() for i, law in enumerate(self.laws)},
+            "weights": self.weights.tolist(),
+            "labels": [list(label) for label in self.labels],
+            "noise_floor": self.noise_floor,
+            "noise_slope": self.noise_slope,
+            "unread": list(self.unread),
+            "usual": dict(self.usual),
+            "runs": [dict(run) for run in self.runs],
+            "parent": self.parent,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        laws = [law_from_dict(state["laws"][f"{i}"]) for i in range(len(state["laws"]))]
+        return cls(**{**state, "laws": laws, "weights": np.asarray(state["weights"])})
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedLaw:
+    """A `ConfigurationLaw` and the sources that were adapted to, which it forecasts by their own laws.
+
+    Args:
+        base: the law of all other sources.
+        adapted: source -> what is known of it.
+
+    >>> law = AdaptedLaw(ConfigurationLaw.example(), {})
+    >>> config = {"source": "mine", "model size": 300, "data size": 20, "optimizer": "adamw"}
+    >>> bool(law([config]) == law.base([config]))
+    True
+    """
+
+    base: ConfigurationLaw
+    adapted: Mapping[str, AdaptedSource]
+
+    @property
+    def sources(self) -> Mapping[str, Mapping[str, float]]:
+        """The base law's: what the divergence model and the prompts know."""
+        return self.base.sources
+
+    @property
+    def form(self) -> int:
+        return self.base.form
+
+    @property
+    def typical(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        return self.base.typical
+
+    @property
+    def optimizers(self) -> Mapping[str, Mapping[str, float]]:
+        return self.base.optimizers
+
+    def __call__(self, configs: Configs | Evaluation) -> np.ndarray:
+        """Losses in nats per token, one for each configuration; warns of sources and optimizers that are not known."""
+        at = self.evaluate(configs)
+        for note in {note: None for config in at.configs for note in self.fallbacks(config)}:
+            warnings.warn(note, stacklevel=2)
+        return self.losses(at)
+
+    def losses(self, at: Evaluation) -> np.ndarray:
+        """Losses in nats per token where the base law's closed form is evaluated already."""
+        losses = np.empty(len(at.configs))
+        for rows, source, own in self._split(at):
+            losses[rows] = self.base.losses(self.base.evaluate(own)) if source is None else source.loss(own)
+        return losses
+
+    def evaluate(self, configs: Configs | Evaluation) -> Evaluation:
+        """The base law's closed form at configurations."""
+        return self.base.evaluate(configs)
+
+    def closed_form(self, configs: Configs) -> np.ndarray:
+        """Losses without the residual, in nats per token; an adapted source's, with it."""
+        losses = self.base.closed_form(configs)
+        for rows, source, own in self._split(self.evaluate(configs)):
+            if source is not None:
+                losses[rows] = source.loss(own)
+        return losses
+
+    def uncertainty(self, configs: Configs | Evaluation) -> dict[str, np.ndarray]:
+        """See `ConfigurationLaw.uncertainty`."""
+        at = self.evaluate(configs)
+        found = {name: np.empty(len(at.configs)) for name in ("known", "excess")}
+        for rows, source, own in self._split(at):
+            part = self.base.uncertainty(own) if source is None else source.forecast(own)
+            for name, values in found.items():
+                values[rows] = part[name]
+        return found
+
+    def covariance(self, configs: Configs | Evaluation) -> np.ndarray:
+        """See `ConfigurationLaw.covariance`; losses of an adapted source are taken as independent of all others'."""
+        at = self.evaluate(configs)
+        total = np.zeros((len(at.configs),) * 2)
+        for rows, source, own in self._split(at):
+            total[np.ix_(rows, rows)] = self.base.covariance(own) if source is None else source.covariance(own)
+        return total
+
+    def risk(self, configs: Configs) -> np.ndarray:
+        """See `ConfigurationLaw.risk`."""
+        found = np.empty(len(configs))
+        for rows, source, own in self._split(self.evaluate(configs)):
+            found[rows] = self.base.risk(own) if source is None else source.risk(own)
+        return found
+
+    def fallbacks(self, config: Mapping[str, Any]) -> list[str]:
+        """See `ConfigurationLaw.fallbacks`."""
+        return [] if str(config.get("source")) in self.adapted else self.base.fallbacks(config)
+
+    def _split(self, at: Evaluation) -> Iterator[tuple[np.ndarray, AdaptedSource | None, list[Mapping[str, Any]]]]:
+        """The configurations by what forecasts them: which they are, the adapted source or None, and themselves."""
+        names = np.array([name if name in self.adapted else "" for name in at.sources.tolist()], dtype=object)
+        for name in sorted(set(names.tolist())):
+            rows = np.flatnonzero(names == name)
+            yield rows, self.adapted[name] if name else None, [at.configs[int(i)] for i in rows]
+
+    def with_source(self, name: str, source: AdaptedSource) -> "AdaptedLaw":
+        """This law, knowing one source more."""
+        return replace(self, adapted={**self.adapted, name: source})
+
+    def to_dict(self) -> dict[str, Any]:
+        adapted = {name: source.to_dict() for name, source in self.adapted.items()}
+        return {"law": "adapted", "base": self.base.to_dict(), "adapted": adapted}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The law that `to_dict` wrote."""
+        adapted = {name: AdaptedSource.from_state(own) for name, own in state["adapted"].items()}
+        return cls(law_from_dict(state["base"]), adapted)
+
+
+# `law_from_dict` reads it wherever a calibration, which may be of such a law, is read.
+LAWS["adapted"] = AdaptedLaw

@@ -1,1 +1,329 @@
-../../../calibration_ncpl.py
+"""How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+try:
+    from .adapted_ncpl import AdaptedLaw
+    from .fields_ncpl import sequence_length
+    from .forms_ncpl import REFERENCE
+    from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
+except ImportError:
+    from adapted_ncpl import AdaptedLaw
+    from fields_ncpl import sequence_length
+    from forms_ncpl import REFERENCE
+    from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
+
+# The most that intervals can be asked to cover: beyond it no held-out run speaks.
+MOST_LEVEL = 0.999
+# Distance from the training runs, in log units, up to which a forecast is called so.
+DISTANCES = {"inside": 0.01, "near": 0.7, "far": 2.3, "guess": math.inf}
+
+
+def distance_in_words(extrapolation: float) -> str:
+    """How far a configuration lies from the training runs: `inside`, `near` (2x), `far` (10x), or `guess`.
+
+    >>> distance_in_words(0.0), distance_in_words(1.2), distance_in_words(9.0)
+    ('inside', 'far', 'guess')
+    """
+    return next(word for word, most in DISTANCES.items() if extrapolation <= most)
+
+
+def forecast_columns(
+    law: Any,
+    calibration: "Calibration | None",
+    configs: Sequence[Mapping[str, Any]],
+    residuals: np.ndarray | float = 0.0,
+    level: float = 0.9,
+) -> dict[str, np.ndarray]:
+    """The columns of a forecast, for the pipeline and `Forecaster` alike.
+
+    Args:
+        law: the prior law; configurations -> losses in nats per token.
+        calibration: of the checkpoint; None where it has none.
+        configs: checked configurations.
+        residuals: what the network adds to the law, in nats, one for each configuration.
+        level: coverage of the interval.
+
+    Returns:
+        `loss` and, with a calibration, the interval's `lower` and `upper` in nats per token, the probability of
+        `divergence`, and `extrapolation`, the distance from the training runs.
+
+    >>> from laws_ncpl import ChinchillaLaw
+    >>> config = {"source": "marin", "model size": 300, "data size": 6}
+    >>> forecast_columns(ChinchillaLaw(), None, [config])["loss"].round(3).tolist()
+    [3.214]
+    """
+    at = calibration.law.evaluate(configs) if calibration is not None else None
+    losses = (law(configs) if at is None or law is not calibration.law else law.losses(at)) + residuals  # type: ignore[union-attr]
+    columns = {"loss": losses}
+    if calibration is not None and at is not None:
+        columns["lower"], columns["upper"] = calibration.interval(at, losses, level)
+        columns["divergence"] = calibration.divergence(at)
+        columns["extrapolation"] = calibration.extrapolation(configs)
+    return columns
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """A boosted ensemble of binary trees on a logistic scale, as parallel arrays over all nodes.
+
+    Args:
+        start: log odds before the first tree.
+        roots: the first node of each tree.
+        feature, threshold: of a node's question, value <= threshold; feature -1 marks a leaf.
+        left, right: nodes that answer yes and no.
+        value: a leaf's log odds.
+    """
+
+    start: Any
+    roots: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities, one for each row of features."""
+        rows = np.arange(len(features))[:, None]
+        at = np.tile(self.roots, (len(features), 1))
+        while (asking := self.feature[at] >= 0).any():
+            yes = features[rows, np.maximum(self.feature[at], 0)] <= self.threshold[at]
+            at = np.where(asking, np.where(yes, self.left[at], self.right[at]), at)
+        return 1 / (1 + np.exp(-self.start - self.value[at].sum(1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How far to trust a forecast: intervals, the probability to diverge, and the distance from the training runs.
+
+    A loss's standard deviation is the root of the sum of four squares: scale["known"] times the law's own
+    `uncertainty`, which grows outside the training runs; scale["excess"] times how far the configuration lies above the
+    best run of its size and data size; scale["noise"]; and scale["drift"] times the distance from the training runs. An
+    interval is the loss plus and minus that standard deviation times the quantile of the same ratio over runs that were
+    forecast while held out (split conformal, Papadopoulos et al. 2002), so its coverage does not rest on the normal
+    law.
+
+    Args:
+        law: a fitted `ConfigurationLaw`, adapted to further sources or not.
+        envelope: source -> field -> (lowest, highest) of the training runs; "source optimizer" -> the same of the
+            learning rates and batches of that optimizer's own.
+        scale: source -> the standard deviation's constants.
+        scores: source -> ascending quantiles of |error| / standard deviation, evenly spaced from 0 to 1.
+        trees: divergence, over `divergence_features`.
+        optimizers: optimizer -> its usual learning rate's logarithm.
+
+    `source` `""` stands in for any other source.
+    """
+
+    law: ConfigurationLaw | AdaptedLaw
+    envelope: Mapping[str, Mapping[str, Sequence[float]]]
+    scale: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Sequence[float]]
+    trees: Trees
+    optimizers: Mapping[str, float]
+
+    def interval(
+        self, configs: Sequence[Mapping[str, Any]] | Evaluation, loss: np.ndarray, level: float = 0.9
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The lower and upper ends of the interval around each loss that covers `level` of such runs, in nats per
+        token.
+
+        Raises:
+            ValueError: a level that is not between 0 and 1.
+        """
+        if not 0 < level <= MOST_LEVEL:
+            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
+        at = self.law.evaluate(configs)
+        scores = {source: self._score(source, level) for source in set(at.sources.tolist())}
+        half = self.deviation(at) * np.array([scores[source] for source in at.sources.tolist()])
+        if self.law.form == 1:
+            return loss - half, loss + half
+        # Above nothing and below chance, whatever the width; a narrow interval is the loss plus and minus its half.
+        room = np.maximum(at.chance - loss, 1e-9)
+        return loss * np.exp(-half / loss), loss + room * -np.expm1(-half / room)
+
+    def level(
+        self, configs: Sequence[Mapping[str, Any]] | Evaluation, loss: np.ndarray, observed: np.ndarray
+    ) -> np.ndarray:
+        """Coverage of the narrowest interval around each loss that holds the observed one.
+
+        Of runs that the calibration describes, a share p lies at or below p.
+        """
+        at = self.law.evaluate(configs)
+        ratios = self._half(at, loss, observed) / self.deviation(at)
+        scores = [np.asarray(self.scores.get(source, self.scores[""])) for source in at.sources.tolist()]
+        reached = [
+            np.interp(ratio, own, np.linspace(0, 1, len(own))) for ratio, own in zip(ratios, scores, strict=True)
+        ]
+        return np.array(reached)
+
+    def _half(self, at: Evaluation, loss: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """Half the width, before `interval` bends it, of the narrowest interval that holds the observed losses."""
+        if self.law.form == 1:
+            return np.abs(observed - loss)
+        room = np.maximum(at.chance - loss, 1e-9)
+        below = -loss * np.log(np.clip(observed / loss, 1e-9, 1.0))
+        return np.where(observed < loss, below, -room * np.log1p(-np.clip((observed - loss) / room, 0.0, 1 - 1e-9)))
+
+    def _score(self, source: str, level: float) -> float:
+        scores = np.asarray(self.scores.get(source, self.scores[""]))
+        return float(np.interp(level, np.linspace(0, 1, len(scores)), scores))
+
+    def deviation(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Standard deviations of the losses, in nats per token."""
+        at = self.law.evaluate(configs)
+        scales = [self.scale.get(source, self.scale[""]) for source in at.sources.tolist()]
+        known, excess, noise = (np.array([scale[name] for scale in scales]) for name in ("known", "excess", "noise"))
+        found = self.law.uncertainty(at)
+        drift = np.array([scale.get("drift", 0.0) for scale in scales])
+        far = self.extrapolation(at.configs) if drift.any() else 0.0
+        return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2 + (drift * far) ** 2)
+
+    def difference(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> tuple[float, float]:
+        """How far the difference of two losses may lie off: half the interval that covers `level`, and a deviation.
+
+        What both configurations share (their source's level, an optimizer's efficiency) cancels; each run's own noise
+        does not.
+
+        Args:
+            configs: two configurations.
+            level: coverage of the interval.
+
+        Returns:
+            Nats per token; the deviation is that of a normal law with the interval's quantile.
+        """
+        at = self.law.evaluate(configs)
+        spread, noise = self.spread(at), self.noise(at)
+        total = np.outer(spread, spread) * self.law.covariance(at) + np.diag(noise**2)
+        variance = max(float(total[0, 0] + total[1, 1] - 2 * total[0, 1]), 1e-12)
+        half = math.sqrt(variance) * float(self.score(at, level).max())
+        return half, half / statistics.NormalDist().inv_cdf(0.5 + level / 2)
+
+    def spread(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """By how much each configuration's `known` deviation is multiplied, after held-out errors."""
+        return np.array([self._scale(source)["known"] for source in self.law.evaluate(configs).sources.tolist()])
+
+    def noise(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Standard deviations of what is a run's own, not the law's to know, in nats per token."""
+        at = self.law.evaluate(configs)
+        excess, noise = (
+            np.array([self._scale(source)[name] for source in at.sources.tolist()]) for name in ("excess", "noise")
+        )
+        return np.sqrt((excess * self.law.uncertainty(at)["excess"]) ** 2 + noise**2)
+
+    def score(self, configs: Sequence[Mapping[str, Any]] | Evaluation, level: float) -> np.ndarray:
+        """By how many standard deviations an interval that covers `level` reaches to either side."""
+        return np.array([self._score(source, level) for source in self.law.evaluate(configs).sources.tolist()])
+
+    def _scale(self, source: str) -> Mapping[str, float]:
+        return self.scale.get(source, self.scale[""])
+
+    def divergence(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""
+        return self.trees(divergence_features(self.law, configs, self.optimizers))
+
+    def extrapolation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Distances from the training runs' envelope, 0 inside: the norm of `extrapolation_by_field`."""
+        return np.array([math.sqrt(sum(v * v for v in far.values())) for far in self.extrapolation_by_field(configs)])
+
+    def extrapolation_by_field(self, configs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """For each configuration the fields that lie outside the training runs: field -> |log(value / nearest end)|.
+
+        An unknown source or optimizer counts 1.
+        """
+        distances = []
+        for config in configs:
+            source = str(config.get("source"))
+            far = {"source": 1.0} if source not in self.envelope else {}
+            if str(config.get("optimizer")) not in self.law.optimizers:
+                far["optimizer"] = 1.0
+            own = self.envelope.get(f"{source} {config.get('optimizer')}", {})
+            for name, (low, high) in {**self.envelope.get(source, self.envelope[""]), **own}.items():
+                value = config.get(name)
+                if name == "batch tokens" and config.get("batch size") is not None:
+                    value = config["batch size"] * sequence_length(config)
+                if value is None or float(value) <= 0:
+                    continue
+                distance = max(math.log(low / float(value)), math.log(float(value) / high), 0.0)
+                if distance > 1e-6:
+                    far["batch size" if name == "batch tokens" else name] = distance
+            distances.append(far)
+        return distances
+
+    def farthest(self, configs: Sequence[Mapping[str, Any]], extrapolation: Sequence[float] | np.ndarray) -> list[str]:
+        """Says how many configurations lie outside the training runs, and in what the farthest does; nothing if none.
+
+        Args:
+            configs: the configurations.
+            extrapolation: of each.
+        """
+        outside, at = int((np.asarray(extrapolation) > 0).sum()), int(np.argmax(extrapolation))
+        if not outside:
+            return []
+        fields = [
+            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(distance):.2g} times)"
+            for name, distance in self.extrapolation_by_field([configs[at]])[0].items()
+        ]
+        which = f"{outside} of {len(configs)} configurations lie outside the training runs, the farthest"
+        far = float(extrapolation[at])
+        return [
+            f"{which if len(configs) > 1 else 'the configuration lies outside the training runs'} in "
+            f"{', '.join(fields)}: extrapolation {far:.2f}, {distance_in_words(far)}"
+        ]
+
+    def to_dict(self, with_law: bool = True) -> dict[str, Any]:
+        """Its state, which `from_dict` reads; without the law where that is kept elsewhere."""
+        state = {name: getattr(self, name) for name in ("envelope", "scale", "scores", "optimizers")}
+        return {**state, "trees": asdict(self.trees)} | ({"law": self.law.to_dict()} if with_law else {})
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], law: ConfigurationLaw | None = None) -> Self:
+        """The calibration that `to_dict` wrote; of `law` where the state leaves it out."""
+        own = law_from_dict(state["law"]) if "law" in state else law
+        trees = Trees(**{name: np.asarray(value) for name, value in state["trees"].items()})
+        return cls(**{**state, "law": own, "trees": trees})
+
+
+def divergence_features(
+    law: ConfigurationLaw, configs: Sequence[Mapping[str, Any]] | Evaluation, usual: Mapping[str, float]
+) -> np.ndarray:
+    """What the probability to diverge is read from, a row for each configuration.
+
+    Args:
+        law: gives the learning rate's place over the valley and the rough edge.
+        configs: the configurations.
+        usual: optimizer -> logarithm of its usual learning rate.
+    """
+    at = law.evaluate(configs)
+    points, terms, batch = at.points, at.terms, at.inputs["b"]
+    usually = np.array([usual.get(name, math.log(REFERENCE["learning rate"])) for name in at.optimizers.tolist()])
+    rate = at.inputs["rate"] + math.log(REFERENCE["learning rate"])
+    rate = np.where(np.isnan(rate), usually, rate)
+    steps = (
+        np.log([float(config["data size"]) * 1e9 for config in at.configs])
+        - batch
+        - math.log(REFERENCE["batch tokens"])
+    )
+    warmup = np.log1p([_warmup(law, config) for config in at.configs])
+    clips = [config.get("max_grad_norm") for config in at.configs]
+    clip = np.array([1.0 if value is None else float(value) for value in clips])
+    numbers = [rate, rate - usually, steps, warmup, steps - warmup, clip]
+    kinds = [at.optimizers == name for name in usual] + [at.sources == name for name in law.sources]
+    own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], points["fields"]]
+    return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])
+
+
+def _warmup(law: ConfigurationLaw, config: Mapping[str, Any]) -> float:
+    """Steps of warmup: the configuration's own, else those of its source's and optimizer's runs, else none."""
+    kinds = law.typical.get(str(config.get("source")), {})
+    usual = kinds.get("", {}).get("usual warmup", 0)
+    if law.form > 1:
+        usual = kinds.get(str(config.get("optimizer")), {}).get("warmup", usual)
+    return float(usual if config.get("warmup") is None else config["warmup"])

@@ -1,1 +1,27 @@
-../../../embedded_ncpl.py
+"""Checkpoints that an installed package brings along, by bare name: `NSPModel.from_pretrained("nsp-base")`.
+
+A package announces them: it puts its folders into `EMBEDDED` when it is imported, and names the module that does so
+in its entry points of the group `ncpl.checkpoints`. A frozen copy of this file beside a checkpoint works without any.
+"""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+EMBEDDED: dict[str, Path] = {}
+
+
+def resolve(name: Any) -> Any:
+    """The folder of an embedded checkpoint where `name` is the bare name of one; else `name` itself.
+
+    A folder of that name in the working directory comes first.
+
+    >>> resolve("owner/repository")
+    'owner/repository'
+    """
+    if not isinstance(name, str) or "/" in name or Path(name).exists():
+        return name
+    if name not in EMBEDDED:
+        for package in entry_points(group="ncpl.checkpoints"):
+            EMBEDDED.update(package.load())
+    return str(EMBEDDED.get(name, name))

@@ -1,1 +1,61 @@
-../../../text_ncpl.py
+"""Numbers in text, and text in messages: the one parser of numbers, and the one form of a message."""
+
+import re
+
+# How people write counts of parameters and tokens: "302M", "7B", "15T".
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+MOST_MESSAGE = 300
+"""Characters of a message."""
+
+
+def one_line(message: object, limit: int = MOST_MESSAGE) -> str:
+    """A message as one line of printable text: white space collapsed, control characters escaped, the end cut.
+
+    Terminals obey control characters, and lone surrogates cannot be printed at all.
+
+    >>> one_line("lr:\\n  got '\\x1b[31mred'"), one_line("x" * 400)[-5:], len(one_line("x" * 400))
+    ("lr: got '\\\\x1b[31mred'", 'xx...', 300)
+    """
+    text = " ".join(str(message)[: 20 * limit].split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def short(value: object, limit: int = 60) -> str:
+    """How a value appears in a message: its `repr`, cut.
+
+    >>> short("adamw"), short(list(range(100)), 12)
+    ("'adamw'", '[0, 1, 2,...')
+    """
+    try:
+        return one_line(repr(value), limit)
+    except Exception:
+        return f"a {type(value).__name__} that cannot be printed"
+
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,6})?", re.ASCII)
+
+
+def read_number(text: str) -> int | float | None:
+    """The number that a text reads as, in ASCII digits; None where it is none. The one parser of numbers.
+
+    >>> read_number("1e-4"), read_number(" 128 "), read_number("1_000"), read_number("nan"), read_number("0x10")
+    (0.0001, 128, None, nan, None)
+    """
+    text = text.strip()
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity", ".nan", ".inf"):
+        return float(text.lower().replace(".", ""))
+    if len(text) > 400 or not _NUMBER.fullmatch(text):
+        return None
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def parse_count(text: str) -> float | None:
+    """A count with a suffix as a plain number; None where it is none.
+
+    >>> parse_count("302M"), parse_count("1.5 T"), parse_count("7")
+    (302000000.0, 1500000000000.0, None)
+    """
+    text = text.strip()
+    scale, number = SUFFIXES.get(text[-1:].upper()), read_number(text[:-1])
+    return None if scale is None or number is None else number * scale

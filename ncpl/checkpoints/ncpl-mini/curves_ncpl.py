@@ -1,0 +1,442 @@
+"""The loss along a run: its shape under any learning-rate schedule, its bands, and what a run's first part tells.
+
+A curve is `final loss + shape(share) - shape(1)`: the configuration law forecasts the end, this module the way there,
+so that its last point is the forecast final loss. Shares of the run go from 0 to 1. numpy alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+try:
+    from .fields_ncpl import DEFAULT_VOCAB_SIZE, SOURCES, max_step, sequence_length
+    from .schedules_ncpl import Schedule
+except ImportError:
+    from fields_ncpl import DEFAULT_VOCAB_SIZE, SOURCES, max_step, sequence_length
+    from schedules_ncpl import Schedule
+
+# Power of the relative learning rate in the clock of a run's progress: the root fits the curves of three labs better
+# than the rate itself, because early progress hardly depends on the rate (docs/experiments-curves.md).
+CLOCK_POWER = 0.5
+# Where the logarithms of `shape_terms` are zero.
+REFERENCE = {"model size": 300.0, "batch tokens": 2.0**19, "learning rate": 1e-3, "data size": 20.0, "steps": 300.0}
+# Share of the output head's parameters that counts as model size.
+HEAD_SHARE = 0.3
+# Shares of a run at which residuals and their covariance are held.
+KNOTS = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96, 1.0)
+# Learning rates outside these bounds are another optimizer's units; annealing reads the nearest.
+RATES = (1e-4, 5e-3)
+# Coordinates between which residuals of runs of one source resemble each other.
+COORDINATES = ("size", "data", "batch", "rate", "length")
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What the law of a curve reads of a configuration.
+
+    Args:
+        source: whose curves it resembles.
+        size, batch, rate: logarithms of the effective size, batch tokens and peak learning rate over `REFERENCE`.
+        tokens: billion tokens of the whole run.
+        steps: of the whole run.
+        seq_len: tokens a sequence.
+        schedule: of its learning rate.
+        ceiling: nats over the final loss that no loss of the run exceeds: an untrained model gives every token of the
+            vocabulary the same probability.
+    """
+
+    source: str
+    size: float
+    batch: float
+    rate: float
+    tokens: float
+    steps: int
+    seq_len: float
+    schedule: Schedule
+    ceiling: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Reads a configuration.
+
+        Raises:
+            ValueError: `max step` is neither given nor derivable, or the schedule is not one.
+        """
+        steps = max_step(config)
+        active = float(config.get("active size") or config["model size"])
+        source = str(config.get("source"))
+        known = SOURCES.get(source)
+        vocabulary = float(config.get("vocab size") or (known.vocab_size if known else DEFAULT_VOCAB_SIZE))
+        width = float(config.get("hidden dim") or 1024 * math.sqrt(active / REFERENCE["model size"]))
+        size = active + HEAD_SHARE * vocabulary * width / 1e6
+        batch = float(config["data size"]) * 1e9 / steps
+        rate = min(max(float(config.get("learning rate") or REFERENCE["learning rate"]), RATES[0]), RATES[1])
+        return cls(
+            source=source,
+            size=math.log(size / REFERENCE["model size"]),
+            batch=math.log(batch / REFERENCE["batch tokens"]),
+            rate=math.log(rate / REFERENCE["learning rate"]),
+            tokens=float(config["data size"]),
+            steps=steps,
+            seq_len=sequence_length(config),
+            schedule=Schedule.of(config, steps),
+            ceiling=math.log(vocabulary) - 2.0,
+        )
+
+    @property
+    def coordinates(self) -> list[float]:
+        """Values of `COORDINATES`."""
+        return [self.size, math.log(self.tokens), self.batch, self.rate, math.log(self.seq_len)]
+
+
+def places(runs: Sequence[RunShape], shares: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """What `shape_terms` reads at shares of runs, all runs' points behind each other.
+
+    Returns:
+        (points,) arrays `size`, `batch`, `rate`, `clock` (log tokens of the clock over `REFERENCE`), `start` (log steps
+        of the clock over `REFERENCE`), and `fall`, `after`, `since`, (points, nodes).
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    widest = 0
+    for run, share in zip(runs, shares, strict=True):
+        x = np.asarray(share, dtype=float)
+        log_clock = np.log(np.maximum(run.schedule.clock(x, CLOCK_POWER), 1e-9))
+        fall, after, since = run.schedule.drops(x)
+        peak = REFERENCE["learning rate"] * math.exp(run.rate)
+        ones = np.ones(len(x))
+        values = {
+            "size": run.size * ones,
+            "batch": run.batch * ones,
+            "rate": run.rate * ones,
+            "clock": log_clock + math.log(run.tokens / REFERENCE["data size"]),
+            "start": log_clock + math.log(run.steps / REFERENCE["steps"]),
+            "fall": fall,
+            "after": np.log(after),
+            "since": since * run.steps * peak,
+        }
+        widest = max(widest, fall.shape[1])
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+    padded = {
+        name: [np.pad(a, ((0, 0), (0, widest - a.shape[1]))) if a.ndim == 2 else a for a in arrays]
+        for name, arrays in columns.items()
+    }
+    return {name: np.concatenate(arrays) for name, arrays in padded.items()}
+
+
+def shape_terms(c: Mapping[str, Any], at: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The loss along a run up to a constant, in nats per token, and its derivatives by the coefficients.
+
+        B e^(growth n - (beta + beta_n n) tau) + K e^(K_n n - kappa s) - h sum over falls of fall [1 - (1 + z)^-p]
+
+    Progress in tokens and the start of training in steps, both on the clock of the root of the learning rate; and the
+    annealing of the multi-power law (Luo et al. 2025, arXiv 2503.12811, eq. 5), with z the sum of learning rates since
+    each fall times `speed after^-gamma`.
+
+    Args:
+        c: coefficient -> its value for each point.
+        at: `places`.
+    """
+    data = np.exp(c["logB"] + c["growth"] * at["size"] + c["B_b"] * at["batch"] - _slope(c, at) * at["clock"])
+    start = np.exp(c["logK"] + c["K_n"] * at["size"] - c["kappa"] * at["start"])
+    height = np.exp(c["logh"] + c["h_n"] * at["size"] + c["h_rate"] * at["rate"])
+    speed = np.broadcast_to(c["speed"] + c["speed_rate"] * at["rate"], data.shape)[:, None]
+    gamma, log_power = (np.broadcast_to(c[name], data.shape)[:, None] for name in ("gamma", "power"))
+    z, power = np.exp(speed - gamma * at["after"]) * at["since"], np.exp(log_power)
+    grown = np.log1p(z)
+    left = at["fall"] * np.exp(-power * grown)
+    gain = (at["fall"] - left).sum(1)
+    faster = left * power * z / (1 + z)
+    by_speed = -height * faster.sum(1)
+    return data + start - height * gain, {
+        "logB": data,
+        "growth": data * at["size"],
+        "B_b": data * at["batch"],
+        "beta": -data * at["clock"],
+        "beta_n": -data * at["size"] * at["clock"],
+        "logK": start,
+        "K_n": start * at["size"],
+        "kappa": -start * at["start"],
+        "logh": -height * gain,
+        "h_n": -height * gain * at["size"],
+        "h_rate": -height * gain * at["rate"],
+        "speed": by_speed,
+        "speed_rate": by_speed * at["rate"],
+        "gamma": height * (faster * at["after"]).sum(1),
+        "power": -height * (left * power * grown).sum(1),
+    }
+
+
+def _slope(c: Mapping[str, Any], at: Mapping[str, np.ndarray]) -> Any:
+    return c["beta"] + c["beta_n"] * at["size"]
+
+
+def resemblance(a: np.ndarray, b: np.ndarray, lengths: Sequence[float]) -> np.ndarray:
+    """Correlation of residuals between runs of one source at `RunShape.coordinates`, (runs of a, runs of b)."""
+    scaled = (a[:, None] - b[None]) / np.asarray(lengths)
+    return np.exp(-0.5 * (scaled**2).sum(2))
+
+
+@dataclass(frozen=True)
+class CurveResidual:
+    """What the curves of one source differ by from the law: kriging over runs at each of `KNOTS`.
+
+    (Rasmussen & Williams 2006, eq. 2.25.) It falls to zero away from the fitted runs, and beyond twice their largest
+    size by itself, where it does more harm than good.
+
+    Args:
+        runs: `RunShape.coordinates` of the fitted runs, (runs, coordinates).
+        weights: of each run at each knot, (runs, knots).
+        lengths: of `resemblance`, one for each coordinate.
+        noise: variance of a run's own part over that of what runs share.
+    """
+
+    runs: np.ndarray
+    weights: np.ndarray
+    lengths: Sequence[float]
+    noise: float
+
+    def __call__(self, run: RunShape) -> tuple[np.ndarray, float]:
+        """Residuals at `KNOTS` in nats, and the share of the variance that the fitted runs leave, from 0 to 1."""
+        across = resemblance(np.array([run.coordinates]), self.runs, self.lengths)[0]
+        over = max(run.size - self.runs[:, 0].max() - math.log(2), 0.0)
+        across = across * math.exp(-0.5 * (over / math.log(2)) ** 2)
+        return across @ self.weights, float(1 - across @ self._inverse @ across)
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        kernel = resemblance(self.runs, self.runs, self.lengths)
+        return np.linalg.inv(kernel + self.noise * np.eye(len(kernel)))
+
+
+@dataclass(frozen=True)
+class CurveLaw:
+    """The shape of loss curves, fitted jointly on several labs' runs (`ncpl.fitting.curves`).
+
+    Args:
+        common: coefficient -> value.
+        sources: source -> coefficient -> deviation; another source has none.
+        residuals: source -> its residual.
+        errors: `"known"` for fitted sources and `"other"` for others -> covariance of the shape's errors at `KNOTS` in
+            squared nats, measured on runs (on labs) that were held out; its last row is zero.
+        coupling: at each knot of a fitted source, by how much the shape errs per nat that the final loss errs: the
+            same unknown traits of a run move both.
+        left: mean share of the variance that the fitted runs left to the runs behind `errors["known"]`.
+        scores: `"before"` and `"during"` a run -> ascending quantiles of |error| / standard deviation of held-out runs,
+            evenly spaced from 0 to 1.
+        trust: (share of the run that is seen, part of the update by it that is taken), ascending, measured on held-out
+            runs.
+        recovered: (nats above the forecast, runs that stood so far above it and recovered, all such runs), ascending;
+            none of four runs 2.4 nats above recovered in xLSTM's logs.
+
+    >>> law = CurveLaw.example()
+    >>> config = {"source": "mine", "model size": 300, "data size": 6, "learning rate": 1e-3, "batch size": 128,
+    ...           "max step": 20000, "warmup": 500}
+    >>> law.shape(RunShape.of(config), [0.1, 0.5, 1.0]).round(2).tolist()
+    [0.71, 0.15, 0.0]
+    """
+
+    common: Mapping[str, float]
+    sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    residuals: Mapping[str, CurveResidual] = field(default_factory=dict)
+    errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    coupling: Sequence[float] = (0.0,) * len(KNOTS)
+    left: float = 1.0
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    trust: Sequence[Sequence[float]] = ((1.0, 1.0),)
+    recovered: Sequence[Sequence[float]] = ((0.3, 0.0, 0.0), (2.4, 0.0, 4.0))
+
+    @classmethod
+    def example(cls) -> Self:
+        """The law at its prior's mean, with no data behind it."""
+        return cls(dict(_EXAMPLE))
+
+    def coefficients(self, source: str) -> dict[str, float]:
+        """Of a source; the common ones of a source that was not fitted, or its parent's."""
+        own = self.sources.get(self._fitted(source) or "", {})
+        return {name: value + own.get(name, 0.0) for name, value in self.common.items()}
+
+    def _fitted(self, source: str) -> str | None:
+        parent = SOURCES[source].parent if source in SOURCES else None
+        return next((name for name in (source, parent) if name in self.sources), None)
+
+    def shape(self, run: RunShape, shares: Any) -> np.ndarray:
+        """Losses over the final one at shares of a run, in nats per token; 0 at its end."""
+        x = np.append(np.asarray(shares, dtype=float), 1.0)
+        losses, _ = shape_terms(self.coefficients(run.source), places([run], [x]))
+        if run.source in self.residuals:
+            losses = losses + _between(x) @ self.residuals[run.source](run)[0]
+        return np.minimum(losses[:-1] - losses[-1], run.ceiling)
+
+    def covariance(self, run: RunShape, final: float = 0.0) -> np.ndarray:
+        """Of a curve's errors at `KNOTS`, in squared nats, where the final loss has this standard deviation."""
+        if run.source not in self.residuals:
+            return np.asarray(self.errors.get("other", _prior_errors(0.05))) + final**2
+        left = self.residuals[run.source](run)[1]
+        moved = 1 + np.asarray(self.coupling)
+        # Part of a run's error is its own, and does not shrink however many runs resemble it.
+        own = np.asarray(self.errors["known"]) * (0.5 + 0.5 * left / max(self.left, 0.05))
+        return own + np.outer(moved, moved) * final**2
+
+    def trusted(self, share: float) -> float:
+        """Part of the update that is taken where this share of a run is seen."""
+        shares, parts = np.array(self.trust).T
+        return float(np.interp(np.log(share), np.log(shares), parts))
+
+    def recovery(self, above: float) -> float:
+        """Probability that a run recovers whose loss stands so many nats above its forecast (Laplace's rule)."""
+        least = [row for row in self.recovered if row[0] <= above] or [self.recovered[0]]
+        _, good, total = least[-1]
+        return (good + 1) / (total + 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested mappings, lists and numpy arrays."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The law that `to_dict` wrote, lists or arrays."""
+        residuals = {
+            source: CurveResidual(
+                **{**values, "runs": np.asarray(values["runs"]), "weights": np.asarray(values["weights"])}
+            )
+            for source, values in state.get("residuals", {}).items()
+        }
+        errors = {name: np.asarray(values) for name, values in state.get("errors", {}).items()}
+        return cls(**{**state, "residuals": residuals, "errors": errors})
+
+
+_EXAMPLE = {
+    "logB": -1.6, "growth": 0.2, "beta": 0.42, "beta_n": -0.01, "B_b": 0.0, "logK": -1.0, "K_n": 0.0, "kappa": 1.0,
+    "logh": -1.9, "h_n": 0.07, "h_rate": 0.2, "speed": 3.2, "speed_rate": -0.2, "gamma": 0.6, "power": -0.2,
+}  # fmt: skip
+
+
+def _between(shares: np.ndarray) -> np.ndarray:
+    """Weights that interpolate `KNOTS` linearly in the logarithm of shares, (shares, knots)."""
+    logs = np.log(KNOTS)
+    at = np.log(np.clip(shares, KNOTS[0], 1.0))
+    return np.column_stack([np.interp(at, logs, row) for row in np.eye(len(KNOTS))])
+
+
+def _prior_errors(height: float) -> np.ndarray:
+    """Errors that grow towards the start of a run and vanish at its end, where none were measured."""
+    logs = -np.log(KNOTS)
+    deviation = height * logs
+    return np.outer(deviation, deviation) * np.exp(-np.abs(logs[:, None] - logs) / 2)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The first part of a real run, as `condition` reads it: few bins, each with its noise.
+
+    Args:
+        shares: of the run, ascending, (bins,).
+        losses: the bins' medians, (bins,).
+        variance: of each bin's own noise, in squared nats.
+    """
+
+    shares: np.ndarray
+    losses: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def of(cls, steps: Any, losses: Any, run: RunShape, window: float = 1.0, bins: int = 40) -> Self | None:
+        """Bins of equal width in log steps; None where no finite loss lies within the run.
+
+        Medians, and the spread within a bin as its noise, keep a spike from dragging the curve: it widens the band.
+
+        Args:
+            steps, losses: of the run.
+            run: its shape.
+            window: steps that each loss is the mean of, ending at its step.
+            bins: at most so many.
+        """
+        s, y = np.asarray(steps, dtype=float) - (window - 1) / 2, np.asarray(losses, dtype=float)
+        keep = np.isfinite(y) & (s > 0) & (s <= run.steps)
+        if not keep.any():
+            return None
+        x, y = s[keep] / run.steps, y[keep]
+        edges = np.geomspace(x.min() * (1 - 1e-9), x.max() * (1 + 1e-9), bins + 1)
+        at = np.clip(np.searchsorted(edges, x) - 1, 0, bins - 1)
+        rows = []
+        for i in np.unique(at):
+            mine, own = x[at == i], y[at == i]
+            spread = 1.48 * np.median(np.abs(own - np.median(own))) if len(own) > 3 else 0.0
+            rows.append((np.median(mine), np.median(own), spread**2 * 1.6 / len(own)))
+        shares, medians, noise = np.array(rows).T
+        # How far each bin lies off the line through its neighbours says what noise is left.
+        rough = _roughness(np.log(shares), medians)
+        early = 0.0017 * (1 + 22 * np.exp(-shares * run.steps / 440))
+        return cls(shares, medians, noise + rough**2 + early**2)
+
+
+def _roughness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distance of each point from the line through its neighbours, less what is usual; 0 where there are too few."""
+    if len(x) < 5:
+        return np.zeros(len(x))
+    part = (x[1:-1] - x[:-2]) / np.maximum(x[2:] - x[:-2], 1e-12)
+    off = np.abs(y[1:-1] - (1 - part) * y[:-2] - part * y[2:])
+    usual = float(np.median(off))
+    off = np.concatenate([[off[0]], off, [off[-1]]])
+    # A point next to a spike looks rough too, and is not believed much either.
+    return np.where(off > 5 * usual + 1e-3, off, 0.5 * usual)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A forecast curve: losses, their standard deviations, and the quantiles of |error| over them."""
+
+    loss: np.ndarray
+    deviation: np.ndarray
+    scores: Sequence[float]
+
+    def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """The lower and upper ends of the interval around each loss that covers `level` of such runs."""
+        half = self.deviation * float(np.interp(level, np.linspace(0, 1, len(self.scores)), self.scores))
+        return self.loss - half, self.loss + half
+
+
+# Quantiles of |error| / standard deviation of the normal law, where none were measured.
+_NORMAL = (0.0, 0.126, 0.253, 0.385, 0.524, 0.674, 0.842, 1.036, 1.282, 1.645, 3.3)
+
+
+def forecast(
+    law: CurveLaw, run: RunShape, shares: Any, final: float, deviation: float, observed: Observed | None = None
+) -> Curve:
+    """The loss at shares of a run, given its first part if there is one.
+
+    Errors of the final loss and of the shape are jointly normal; the observed part conditions them (Rasmussen &
+    Williams 2006, eq. 2.23). Bins far off are down-weighted as under Student's t.
+
+    Args:
+        law: of the shape.
+        run: of which run.
+        shares: where, ascending.
+        final: forecast final loss, in nats per token.
+        deviation: its standard deviation.
+        observed: the run's first part.
+    """
+    x = np.asarray(shares, dtype=float)
+    weights, covariance = _between(x), law.covariance(run, deviation)
+    mean = final + law.shape(run, x)
+    if observed is None:
+        spread = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", weights, covariance, weights), 0))
+        return Curve(mean, spread, law.scores.get("before", _NORMAL))
+    seen = _between(observed.shares)
+    error = observed.losses - final - law.shape(run, observed.shares)
+    prior, noise = seen @ covariance @ seen.T, observed.variance.copy()
+    for _ in range(5):
+        solved = np.linalg.solve(prior + np.diag(noise), error)
+        off = (noise * solved) ** 2 / observed.variance
+        noise = observed.variance * np.maximum((4 + off) / 5, 1.0)
+    gain = np.linalg.solve(prior + np.diag(noise), seen @ covariance)
+    trust = law.trusted(float(observed.shares[-1]))
+    moved = trust * error @ gain
+    after = covariance - trust * (2 - trust) * (seen @ covariance).T @ gain
+    spread = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", weights, after, weights), 1e-6))
+    return Curve(mean + weights @ moved, spread, law.scores.get("during", law.scores.get("before", _NORMAL)))
