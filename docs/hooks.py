@@ -35,9 +35,17 @@ def fields() -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fills the generated references."""
+    """Fills the generated references, and takes links out of the site away."""
     for name, generate in (("commands", commands), ("fields", fields)):
         mark = f"<!-- build:{name} -->"
         if mark in markdown:
             markdown = markdown.replace(mark, generate())
-    return markdown
+    return re.sub(
+        r"\[([^\]]+)\]\((\.\./[^)]+)\)", lambda link: _within_site(link, Path(page.file.abs_src_path)), markdown
+    )
+
+
+def _within_site(link: re.Match[str], page: Path) -> str:
+    """A link to a file of the repository that is not part of the site, as its text."""
+    target = (page.parent / link[2].partition("#")[0]).resolve()
+    return link[0] if target.is_relative_to(ROOT / "docs") or not target.exists() else link[1]
