@@ -74,7 +74,7 @@ def main() -> None:
     result = {
         "hardware": hardware(),
         "versions": versions(),
-        "commit": git_state(),
+        **(git_state() or {"commit": None, "dirty": None}),
         "seeds": list(range(args.draws)),
         "summary": summary(cells),
         "cells": cells,

@@ -73,9 +73,21 @@ def _read(argument: str, changes: Config, translate: bool) -> tuple[list[Config]
             for line in lines:
                 warnings.warn(line, stacklevel=4)
             return rows, [argument] if len(rows) == 1 else [f"{argument}: {name}" for name in names]
-        rows = files.read_file(path)
+        rows = [_without_run_columns(row) for row in files.read_file(path)]
     names = [argument] if len(rows) == 1 else [f"{argument}[{i}]" for i in range(len(rows))]
     return [vary(row, changes) if changes else row for row in rows], names
+
+
+# What a table of runs holds beside their configurations.
+RUN_COLUMNS = ("name", "final_loss", "status")
+
+
+def _without_run_columns(row: Any) -> Any:
+    if not isinstance(row, Mapping) or not set(RUN_COLUMNS) & row.keys():
+        return row
+    aside = ", ".join(name for name in RUN_COLUMNS if name in row)
+    warnings.warn(f"columns of a table of runs are kept aside: {aside}", stacklevel=5)
+    return {name: value for name, value in row.items() if name not in RUN_COLUMNS}
 
 
 def _first_is_ours(path: Path) -> bool:
@@ -113,21 +125,24 @@ def read_grid(arguments: Sequence[str]) -> tuple[Config, dict[str, list[Any]]]:
     return config, grid
 
 
-def read_bounds(arguments: Sequence[str]) -> tuple[Config, dict[str, tuple[float, float]]]:
-    """The configuration to optimise, and the bounds of the fields that are free.
+def read_bounds(arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """The configuration to optimise, and the bounds or choices of the fields that are free.
 
     Args:
-        arguments: as for `read_configs`; `field=low:high` are the bounds.
+        arguments: as for `read_configs`; `field=low:high` are bounds, `field=a,b,c` choices.
 
     Raises:
         ValueError: several configurations, no bounds, or what `read_configs` refuses.
 
-    >>> read_bounds(["source=marin", "lr=1e-4:1e-2"])
-    ({'source': 'marin'}, {'learning rate': (0.0001, 0.01)})
+    >>> read_bounds(["source=marin", "lr=1e-4:1e-2", "optimizer=adamw,muon"])
+    ({'source': 'marin'}, {'learning rate': (0.0001, 0.01), 'optimizer': ['adamw', 'muon']})
     """
-    config, free = _split(arguments, ":", "field=low:high")
-    bounds: dict[str, tuple[float, float]] = {}
+    config, free = _split(arguments, ":,", "field=low:high or field=a,b,c")
+    bounds: dict[str, Any] = {}
     for name, text in free.items():
+        if "," in text:
+            bounds[name] = [parse_value(part) for part in text.split(",")]
+            continue
         numbers = [parse_value(part) for part in text.split(":")]
         if len(numbers) != 2 or not all(isinstance(number, int | float) for number in numbers):
             raise ValueError(f"{name}: got {short(text)}, expected low:high, two numbers")

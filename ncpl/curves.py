@@ -198,9 +198,11 @@ def report(
     steps, losses = steps[order], losses[order]
     said: dict[str, Any] = {"status": "on course", "reason": None, "recovers": 1.0, "advice": None}
     if not np.isfinite(losses[-1]):
+        # Where the last stretch without a number begins: what was saved after that is of no use.
+        first = int(np.flatnonzero(np.isfinite(losses))[-1]) + 1 if np.isfinite(losses).any() else 0
         return said | {
             "status": "nan",
-            "reason": f"the loss is {losses[-1]:g} at step {steps[-1]:g}",
+            "reason": f"the loss is {losses[first]:g} from step {steps[first]:g} on",
             "recovers": 0.0,
             "advice": "stop: a loss that is not a number does not recover; restart from a checkpoint before it",
         }

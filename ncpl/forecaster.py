@@ -358,6 +358,12 @@ class Forecaster:
             raise ValueError("compare: this checkpoint has no calibration, so no interval of the difference is known")
         rows = [self._completed(_one(config)) for config in (config_a, config_b)]
         configs = [training_order(config) for config in check_configs(rows, self.strict)]
+        sources = [config["source"] for config in configs]
+        if sources[0] != sources[1]:
+            raise ValueError(
+                f"source: got {sources[0]!r} and {sources[1]!r}, expected one source; losses on two evaluation sets "
+                "do not compare"
+            )
         notes = self.notes(configs) + self._farthest(
             configs, pd.DataFrame({"extrapolation": self.calibration.extrapolation(configs)})
         )
@@ -435,7 +441,7 @@ class Forecaster:
             ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
 
         >>> planned = Forecaster.from_pretrained().plan(flops=1e20)
-        >>> 2e8 < planned["params_low"] < planned["params"] < planned["params_high"] < 4e9
+        >>> bool(2e8 < planned["params_low"] < planned["params"] < planned["params_high"] < 4e9)
         True
         """
         _check_level(level)

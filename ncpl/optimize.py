@@ -25,7 +25,7 @@ _CANDIDATES, _GENERATIONS = 12, 40
 # How often each field is searched alone around the best candidate, the others held.
 _SWEEPS = 3
 # Points at which a field's flat region is looked for.
-_FLAT_POINTS = 65
+_FLAT_POINTS = 401
 
 Point = dict[str, Any]
 

@@ -61,6 +61,7 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
         unknown |= dict.fromkeys(str(name) for name in row if name not in known)
         try:
             checked = check_config({**fields, "source": source}, strict=False)
+            _check_units(checked)
         except ValueError as error:
             raise ValueError(f"runs[{i}]: {error}") from None
         kept = {name: row[name] for name in KEPT if row.get(name) is not None and name not in checked}
@@ -76,6 +77,13 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     if not found:
         raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
     return found
+
+
+def _check_units(config: Mapping[str, Any]) -> None:
+    """Plain parameters or tokens in the place of millions or billions of them would be believed."""
+    for name in ("model size", "data size", "learning rate", "batch size"):
+        if name in config and config[name] > FIELDS[name].high:
+            raise ValueError(f"{name}: got {config[name]:g}, expected {FIELDS[name].accepted}; check the unit")
 
 
 def _number(value: Any, i: int, name: str) -> float | None:

@@ -414,3 +414,9 @@ def test_the_same_run_twice_counts_once_and_the_order_does_not_matter(shipped, a
     again = shipped.adapt([*runs[::-1], *runs], source="acme")
     assert len(again.law.adapted["acme"].runs) == 9
     assert again.predict(asked)["loss"][0] == pytest.approx(adapted.predict(asked)["loss"][0], abs=1e-3)
+
+
+def test_plain_tokens_in_the_place_of_billions_are_refused(shipped):
+    runs = [{"model size": 50, "data size": 3e9, "learning rate": 1e-3, "batch size": 128, "final_loss": 3.4}]
+    with pytest.raises(ValueError, match=r"data size: got 3e\+09, expected .* check the unit"):
+        shipped.adapt(runs, source="acme")

@@ -19,6 +19,7 @@ from ncpl.files import read_file
 from tests.checkpoints import ADAMW, CONFIGS, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 COMMANDS = ("predict", "curve", "sweep", "optimize", "evaluate")
 
 
@@ -342,3 +343,25 @@ def test_train_takes_the_packages_recipes_by_name(capsys):
     status, _, err = run("train", "quickstart", "--trainig.x", "3", capsys=capsys)
     assert status == 2
     assert "trainig" in err
+
+
+def test_losses_of_two_sources_are_not_compared(capsys):
+    line = run("compare", EXAMPLES / "marin-1b.yaml", EXAMPLES / "steplaw-1b.yaml", capsys=capsys)
+    assert line[0] == 2
+    assert "source: got 'marin' and 'steplaw', expected one source" in line[2]
+
+
+def test_optimize_chooses_among_names(capsys):
+    best = as_json("optimize", EXAMPLES / "marin-1b.yaml", "lr=1e-3:1e-2", "optimizer=adamw,muon", capsys=capsys)
+    assert best["optimizer"] in ("adamw", "muon")
+
+
+def test_a_table_of_runs_is_forecast_without_its_losses(tmp_path, capsys):
+    file = tmp_path / "runs.csv"
+    file.write_text(
+        "name,source,model size,data size,optimizer,learning rate,batch size,final_loss,status\n"
+        "first,marin,300,6,adamw,4e-3,128,3.3,finished\n"
+    )
+    status, _, err = run("predict", file, capsys=capsys)
+    assert status == 0
+    assert "kept aside: name, final_loss, status" in err

@@ -203,6 +203,8 @@ def test_failing_runs_are_said_so(forecaster):
         return forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": changed}).attrs["report"]
 
     assert said(np.append(losses[:-1], np.nan))["status"] == "nan"
+    broken = said(np.append(losses[:-3], [np.nan] * 3))
+    assert f"from step {steps[-3]:g} on" in broken["reason"]
     high = said(losses + 3.0)
     assert (high["status"], high["recovers"] < 0.5) == ("failing", True)
     assert "nats above its forecast" in high["reason"]

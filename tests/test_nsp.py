@@ -463,7 +463,7 @@ def test_bad_models(models, message):
         NSPFeatureExtractor()(models)
 
 
-@pytest.mark.parametrize("row", [{"params": 7e9, "tokens": 2e9}, {"params": 7e6, "tokens": 2e12}])
+@pytest.mark.parametrize("row", [{"params": 7e9, "tokens": 2e7}, {"params": 7e6, "tokens": 2e12}])
 def test_a_likely_slip_of_units_is_said(row):
     with pytest.warns(UserWarning, match="check the units of params and tokens"):
         table = benchmarks(row)

@@ -60,7 +60,8 @@ def assert_same_step(model, processor, runs, attention="sdpa", pack_length=256):
     packed_loss, packed_gradients = train_step(model, batch)
     assert packed_loss == pytest.approx(loss, rel=1e-6)
     for name, gradient in gradients.items():
-        assert (packed_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+        # A sum over tokens that nearly cancels keeps the rounding errors of its terms.
+        assert (packed_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
         assert gradient.norm() > 0, name
     return batch
 

@@ -66,6 +66,8 @@ def show_traceback() -> None:
         traceback.print_exc()
 
 
+# Columns of a table that fit 80 characters.
+MOST_COLUMNS = 6
 # Rows of a sweep that a person is shown.
 ROWS = 30
 
@@ -138,6 +140,11 @@ def print_table(shown: "list[dict[str, str]] | Table") -> None:
 
     if isinstance(shown, Table):
         table = shown
+    elif len(shown) == 1 and len(shown[0]) > MOST_COLUMNS:
+        # One value a line, where 80 columns would cut them.
+        table = Table(box=box.SIMPLE, show_header=False)
+        for name, value in shown[0].items():
+            table.add_row(name, value)
     else:
         table = Table(box=box.SIMPLE_HEAD)
         for name in shown[0]:
