@@ -55,13 +55,15 @@ def train_step(model, batch):
 
 
 def assert_same_step(model, processor, runs, attention="sdpa", pack_length=256):
+    """In double precision where attention takes it: gradients that nearly cancel are compared to the same bound."""
+    if attention != "flex_attention":
+        model = model.double()
     loss, gradients = train_step(model, PlainCollator(processor)(runs))
     batch = PackedCollator(processor, attention, pack_length)(runs)
     packed_loss, packed_gradients = train_step(model, batch)
     assert packed_loss == pytest.approx(loss, rel=1e-6)
     for name, gradient in gradients.items():
-        # A sum over tokens that nearly cancels keeps the rounding errors of its terms.
-        assert (packed_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+        assert (packed_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
         assert gradient.norm() > 0, name
     return batch
 
