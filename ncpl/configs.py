@@ -13,13 +13,15 @@ import pandas as pd
 from fields_ncpl import FIELDS, check_config, field_name, known_seq_len
 from ncpl import files
 from ncpl.errors import one_line, short
-from ncpl.files import KINDS, parse_value
+from ncpl.files import parse_value
+from ncpl.kinds import ACCEPTED as FILES
+from ncpl.kinds import KINDS
 from ncpl.logs.importer import read_foreign
 from ncpl.logs.translate import is_ours
 
 Config = dict[str, Any]
 
-ACCEPTED = f"{files.ACCEPTED}, a run's folder, - or field=value"
+ACCEPTED = f"{FILES}, a run's folder, - or field=value"
 MOST_VALUES = 100_000
 """Values of one swept field."""
 

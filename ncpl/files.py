@@ -23,30 +23,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from ncpl.assignments import read_assignments
+from ncpl.command_lines import read_command_line
 from ncpl.errors import one_line, short
+from ncpl.kinds import ACCEPTED, PEEK, encoding, kind_by_content, separator, suffix_kind
 from text_ncpl import read_number
 
 Row = dict[str, Any]
 
-KINDS = {
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".yaml": "yaml",
-    ".yml": "yaml",
-    ".toml": "toml",
-    ".py": "python",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".db": "sqlite",
-    ".sqlite": "sqlite",
-}
-"""Suffix -> kind of file; any other file is told by its first characters."""
-
-ACCEPTED = "a .yaml, .yml, .json, .jsonl, .csv, .tsv, .toml, .py or .parquet file"
-
-MAX_BYTES = {"json": 2**27, "yaml": 2**19, "toml": 2**19, "python": 2**19}
+MAX_BYTES = {"json": 2**27, "yaml": 2**19, "toml": 2**19, "python": 2**19, "shell": 2**19}
 """Bytes of a document that is read whole: what is parsed in about two seconds, JSON is the fastest."""
 MAX_DEPTH = 64
 """Levels of nesting of a document."""
@@ -59,7 +43,6 @@ MAX_LINE = 2**24
 MAX_COLUMNS = 20_000
 """Columns of a table."""
 
-_PEEK = 2**16
 _NOTHING = {"", "na", "n/a", "null", "none", "-", "--", "#n/a"}
 _COMMA = re.compile(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+([eE][-+]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
@@ -84,11 +67,11 @@ def kind_of(path: str | Path) -> str:
     Raises:
         ValueError: there is no such file, or it cannot be read.
     """
-    kind = KINDS.get(Path(path).suffix.lower())
+    kind = suffix_kind(path)
     if kind is not None:
         return kind
     with _bytes(path) as stream:
-        return _kind_by_content(stream)
+        return _told(stream)
 
 
 def read_document(path: str | Path) -> Any:
@@ -101,7 +84,7 @@ def read_document(path: str | Path) -> Any:
         ValueError: the file is missing, broken, too large or too deep, or gives a key twice; says where.
     """
     with _faults(path), _bytes(path) as stream:
-        kind = KINDS.get(Path(path).suffix.lower()) or _kind_by_content(stream)
+        kind = suffix_kind(path) or _told(stream)
         if kind not in MAX_BYTES:
             raise ValueError(f"a file of kind {kind}, accepted: .json, .yaml, .toml or .py (assignments)")
         return _document(_text(stream, MAX_BYTES[kind]), kind)
@@ -133,14 +116,15 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             yield from _parquet(path)
             return
         with _bytes(path) as stream:
-            kind = KINDS.get(Path(path).suffix.lower()) or _kind_by_content(stream)
+            kind = suffix_kind(path) or _told(stream)
             if kind in ("csv", "jsonl"):
                 with _decoded(stream) as text:
                     yield from (_csv if kind == "csv" else _jsonl)(text)
             elif kind in MAX_BYTES:
                 yield from _mappings(_document(_text(stream, MAX_BYTES[kind]), kind))
             else:
-                raise ValueError(f"a database, accepted: {ACCEPTED}")
+                what = "a text log, which `ncpl import` reads" if kind == "log" else "a database"
+                raise ValueError(f"{what}, accepted: {ACCEPTED}")
 
 
 def read_file(path: str | Path, limit: int = 1_000_000) -> list[Row]:
@@ -242,7 +226,7 @@ def _bytes(path: str | Path) -> "Iterator[io.BufferedReader[Any]]":
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise ValueError(f"{name}: is {what}, expected {ACCEPTED}")
-        stream = io.BufferedReader(io.FileIO(path), _PEEK)
+        stream = io.BufferedReader(io.FileIO(path), PEEK)
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror}), accepted: {ACCEPTED}") from None
     with stream:
@@ -261,17 +245,13 @@ _NOT_OURS = {
 }
 
 
-def _encoding(head: bytes) -> str:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    if len(head) >= 4 and head[:200].count(0) * 3 > len(head[:200]):
-        return "utf-16-be" if head[0] == 0 else "utf-16-le"
-    return "utf-8-sig"
+def _told(stream: io.BufferedReader) -> str:
+    return kind_by_content(stream.peek(PEEK)[:PEEK])
 
 
 @contextmanager
 def _decoded(stream: io.BufferedReader) -> Iterator[IO[str]]:
-    text = io.TextIOWrapper(stream, encoding=_encoding(stream.peek(_PEEK)), newline="")
+    text = io.TextIOWrapper(stream, encoding=encoding(stream.peek(PEEK)), newline="")
     try:
         yield text
     finally:
@@ -286,7 +266,7 @@ def _text(stream: io.BufferedReader, limit: int) -> str:
             f"more than {limit:,} bytes, accepted: at most that many; JSON lines and CSV may be of any size"
         )
     try:
-        return data.decode(_encoding(data))
+        return data.decode(encoding(data))
     except UnicodeDecodeError as error:
         raise ValueError(f"not {error.encoding.upper()} text ({error.reason} at byte {error.start})") from None
 
@@ -307,35 +287,11 @@ def _lines(stream: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _kind_by_content(stream: io.BufferedReader) -> str:
-    head = stream.peek(_PEEK)[:_PEEK]
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"SQLite format 3"):
-        return "sqlite"
-    text = head.decode(_encoding(head), errors="ignore").lstrip("\ufeff").lstrip()
-    first, _, rest = text.partition("\n")
-    first = first.strip()
-    if first.startswith(("{", "[")) and not re.fullmatch(r"\[+[\w.\- \"]+\]+", first):
-        try:
-            json.loads(first)
-        except (ValueError, RecursionError):
-            return "json"
-        return "jsonl" if rest.strip() else "json"
-    statements = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-    if statements and all(re.match(r"\[|[\w.\-\"]+\s*(:\s*\w+\s*)?=", line) for line in statements[:3]):
-        return "toml" if any(line.startswith("[") for line in statements) else "python"
-    separator = _separator(first)
-    if separator in first and not re.match(r"[\w. \-\"']+:(\s|$)", first):
-        return "csv"
-    return "yaml"
-
-
 # ------------------------------------------------------------------------------------------------ documents
 
 
 def _document(text: str, kind: str) -> Any:
-    readers = {"json": _json, "yaml": _yaml, "toml": _toml, "python": read_assignments}
+    readers = {"json": _json, "yaml": _yaml, "toml": _toml, "python": read_assignments, "shell": read_command_line}
     try:
         value = readers[kind](text)
         return _plain(value, math.inf if kind == "json" else MAX_VALUES)
@@ -479,22 +435,16 @@ def _toml(text: str) -> Any:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _separator(header: str) -> str:
-    """The separator that stands most often outside quotes."""
-    bare = re.sub(r'"[^"]*"', "", header)
-    return max(",;\t|", key=bare.count)
-
-
 def _csv(stream: IO[str]) -> Iterator[Row]:
     lines = _lines(stream)
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    separator = _separator(first)
+    mark = separator(first)
     if first.lower().startswith("sep=") and len(first.strip()) <= 5:
         # Spreadsheets name the separator in a line of its own.
-        separator, first = first.strip()[4:] or ",", next(lines, "")
+        mark, first = first.strip()[4:] or ",", next(lines, "")
     old = csv.field_size_limit(MAX_CELL)
     try:
-        reader = csv.reader(_chain(first, lines), delimiter=separator)
+        reader = csv.reader(_chain(first, lines), delimiter=mark)
         header = [name.strip() for name in next(reader, [])]
         _check_header(header)
         # Spreadsheets end every line with a separator; data frames number the rows in a first column.
@@ -509,7 +459,7 @@ def _csv(stream: IO[str]) -> Iterator[Row]:
             for column in unnamed:
                 if cells[column].strip():
                     raise ValueError(f"column {column + 1} has no name, expected a field's")
-            named = ((name, _cell(cell, separator)) for name, cell in zip(header, cells, strict=True))
+            named = ((name, _cell(cell, mark)) for name, cell in zip(header, cells, strict=True))
             yield {name: value for name, value in named if value is not None}
     except csv.Error as error:
         raise ValueError(f"not a table: {error} (accepted: at most {MAX_CELL:,} characters a cell)") from None
@@ -532,13 +482,13 @@ def _check_header(header: list[str]) -> None:
         raise ValueError("the first row holds numbers alone, expected the names of the columns")
 
 
-def _cell(text: str, separator: str) -> Any:
+def _cell(text: str, mark: str) -> Any:
     """A cell's value; None where there is none."""
     text = text.strip()
     if text.lower() in _NOTHING:
         return None
     if "," in text:
-        if separator != "," and _COMMA.fullmatch(text):
+        if mark != "," and _COMMA.fullmatch(text):
             return float(text.replace(".", "").replace(",", "."))
         if _THOUSANDS.fullmatch(text):
             return parse_value(text.replace(",", ""))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ncpl.errors import one_line
-from ncpl.files import KINDS, Row, kind_of, local, read_document, read_rows
+from ncpl.files import Row, kind_of, local, read_document, read_rows
+from ncpl.kinds import KINDS
 from ncpl.logs.derive import number_of
 from ncpl.logs.frameworks import plain_name
 from ncpl.logs.translate import flatten, read_names
