@@ -49,11 +49,11 @@ def read_command_line(text: str) -> dict[str, Any]:
                 name = None
             continue
         override = _OVERRIDE.fullmatch(word)
-        if _ENDS.fullmatch(word) or _PROGRAM.fullmatch(word) or word.endswith(("[@]}", "[*]}")):
-            if not (name is not None and not found and _PROGRAM.fullmatch(word)):
-                close()
-                name, found = None, []
-                continue
+        a_file = _PROGRAM.fullmatch(word) is not None and (name is None or bool(found))
+        if a_file or _ENDS.fullmatch(word) or word.endswith(("[@]}", "[*]}")):
+            close()
+            name, found = None, []
+            continue
         if override is not None and (name is None or found):
             close()
             name, found = None, []
