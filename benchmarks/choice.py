@@ -3,7 +3,8 @@
     python benchmarks/choice.py --output benchmarks/results/choice.json
 
 Of every cell (optimizer, size, data size) of all splits: the rate with the lowest forecast, the other fields as in the
-best logged run. `ood_val` is read for its logged rates alone; its regret is printed and chooses nothing.
+best logged run. What choosing costs: on train by laws that have not seen any run of that size and data size, on
+`in_val` and `ood_val` by the checkpoint. `ood_val` is read for its logged rates alone; its regret chooses nothing.
 """
 
 import argparse
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datasets_scripts.runs import load_runs
 from laws_ncpl import StepLaw
-from ncpl import Forecaster
+from ncpl import Forecaster, fitting
 from ncpl.record import provenance
 
 SOURCES = ("marin", "steplaw")
@@ -39,18 +40,40 @@ def main() -> None:
     args = parser.parse_args()
     forecaster = Forecaster.from_pretrained(args.checkpoint)
     result: dict[str, Any] = provenance()
-    for source in SOURCES:
-        splits = load_runs(source, args.data_dir)
-        rows = [row for split in SPLITS for row in splits[split]]
+    logged = {source: load_runs(source, args.data_dir) for source in SOURCES}
+    left_out = left_out_forecasts([row for source in SOURCES for row in logged[source]["train"]])
+    for source, splits in logged.items():
+        rows, train = [row for split in SPLITS for row in splits[split]], list(splits["train"])
         result[source] = {"cells": recommended(forecaster, rows), "grid": grid_minima(forecaster, rows, source)}
-        result[source]["regret"] = {
-            split: regrets(
-                forecaster, list(splits[split]), list(splits["train"]), read_published(args.data_dir, source)
-            )
-            for split in ("in_val", "ood_val")
-        }
+        result[source]["regret"] = {"left-out cells": regrets(train, left_out[source], train)}
+        published = read_published(args.data_dir, source)
+        for split in ("in_val", "ood_val"):
+            own = list(splits[split])
+            forecast = forecasts(forecaster, own)
+            forecast["NCPL-1.7B, published"] = np.array([published[row["name"]] for row in own])
+            result[source]["regret"][split] = regrets(own, forecast, train)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({source: result[source] for source in SOURCES}, indent=1))
+
+
+def left_out_forecasts(train: Sequence[Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Source -> `forecasts` of its train runs by laws that have seen no run of the same size and data size."""
+    fit = fitting.fit(train)
+    found, sources = fit.held_out_cells, np.array([row["source"] for row in fit.rows])
+    return {
+        source: {
+            "ours": found["loss"][sources == source],
+            "ours, loss to expect": (found["loss"] + found["risk"])[sources == source],
+        }
+        for source in SOURCES
+    }
+
+
+def forecasts(forecaster: Forecaster, rows: Sequence[Any]) -> dict[str, np.ndarray]:
+    """What the checkpoint forecasts for runs: the loss, and the loss to expect where the best rate is not known."""
+    confs = [row["conf"] for row in rows]
+    losses = forecaster.predict_checked(confs)["loss"].to_numpy()
+    return {"ours": losses, "ours, loss to expect": losses + forecaster.law.risk(confs)}
 
 
 def cells(rows: Sequence[Any]) -> dict[tuple[Any, ...], list[Any]]:
@@ -108,40 +131,57 @@ def read_published(folder: Path, source: str) -> dict[str, float]:
 
 
 def regrets(
-    forecaster: Forecaster, rows: Sequence[Any], train: Sequence[Any], published: Mapping[str, float]
-) -> dict[str, float]:
+    rows: Sequence[Any], forecast: Mapping[str, np.ndarray], train: Sequence[Any]
+) -> dict[str, float | dict[str, float]]:
     """Mean over cells of three runs and more: the loss of the logged run that a rule chooses, over the cell's lowest.
 
     Runs that a rule cannot tell apart count by their mean.
+
+    Args:
+        rows: logged runs.
+        forecast: rule -> what it forecasts for each run; the lowest is chosen.
+        train: runs among which the nearest other cell of the same optimizer is looked for.
+
+    Returns:
+        Rule -> nats per token; `cells`, how many; `by optimizer`, the same means for each.
     """
-    step, known = StepLaw(), cells(train)
-    found: dict[str, list[float]] = defaultdict(list)
-    for (optimizer, size, data), own in cells(rows).items():
+    known, place = cells(train), {id(row): i for i, row in enumerate(rows)}
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for key, own in cells(rows).items():
         if len(own) < 3:
             continue
-        confs, losses = [row["conf"] for row in own], np.array([row["final_loss"] for row in own])
-        rates = np.log([conf["learning rate"] for conf in confs])
-        batches = np.log([conf["batch size"] for conf in confs])
-        near = min(
-            (key for key in known if key[0] == optimizer and key != (optimizer, size, data)),
-            key=lambda key: abs(np.log(key[1] / size)) + abs(np.log(key[2] / data)),
-            default=None,
-        )
-        scores = {
-            "ours": forecaster.predict_checked(confs)["loss"].to_numpy(),
-            "Step Law": (rates - np.log(step.learning_rate(confs))) ** 2
-            + (batches - np.log(step.batch_size(confs))) ** 2,
-            "NCPL-1.7B, published": np.array([published[row["name"]] for row in own]),
-            "middle of the logged range": np.abs(rates - (rates.min() + rates.max()) / 2),
-        }
-        if near is not None:
-            conf = best_run(known[near])["conf"]
-            scores["nearest cell's best"] = (rates - np.log(conf["learning rate"])) ** 2 + (
-                batches - np.log(conf["batch size"])
-            ) ** 2
+        losses, mine = np.array([row["final_loss"] for row in own]), [place[id(row)] for row in own]
+        scores = {name: values[mine] for name, values in forecast.items()} | rules(key, own, known)
         for name, score in scores.items():
-            found[name].append(float(losses[score <= score.min() + 1e-9].mean() - losses.min()))
-    return {name: float(np.mean(values)) for name, values in found.items()} | {"cells": len(found["ours"])}
+            found[name][key[0]].append(float(losses[score <= score.min() + 1e-9].mean() - losses.min()))
+    means: dict[str, Any] = {name: float(np.mean(np.concatenate([*own.values()]))) for name, own in found.items()}
+    means["cells"] = sum(map(len, found["ours"].values()))
+    means["by optimizer"] = {
+        optimizer: {name: float(np.mean(own[optimizer])) for name, own in found.items() if optimizer in own}
+        for optimizer in sorted(found["ours"])
+    }
+    return means
+
+
+def rules(key: tuple[Any, ...], own: Sequence[Any], known: Mapping[tuple[Any, ...], Sequence[Any]]) -> dict[str, Any]:
+    """Rule -> how far each run of a cell lies from what the rule recommends: no forecast of a loss."""
+    step, confs = StepLaw(), [row["conf"] for row in own]
+    rates = np.log([conf["learning rate"] for conf in confs])
+    batches = np.log([conf["batch size"] for conf in confs])
+    found = {
+        "Step Law": (rates - np.log(step.learning_rate(confs))) ** 2 + (batches - np.log(step.batch_size(confs))) ** 2,
+        "middle of the logged range": np.abs(rates - (rates.min() + rates.max()) / 2),
+    }
+    near = min(
+        (other for other in known if other[0] == key[0] and other != key),
+        key=lambda other: abs(np.log(other[1] / key[1])) + abs(np.log(other[2] / key[2])),
+        default=None,
+    )
+    if near is not None:
+        conf = best_run(known[near])["conf"]
+        rate, batch = np.log(conf["learning rate"]), np.log(conf["batch size"])
+        found["nearest cell's best"] = (rates - rate) ** 2 + (batches - batch) ** 2
+    return found
 
 
 if __name__ == "__main__":

@@ -103,17 +103,19 @@ def choice_table() -> str:
     """Mean regret of the run that is chosen among the logged ones, by who chooses."""
     result = json.loads((FOLDER / "results" / "choice.json").read_text(encoding="utf-8"))
     found = {
-        f"{s} {split}": result[s]["regret"][split] for s in ("steplaw", "marin") for split in ("in_val", "ood_val")
+        f"{source} {split}": own for source in ("steplaw", "marin") for split, own in result[source]["regret"].items()
     }
     shown = {
         "ours": "**lowest forecast**",
+        "ours, loss to expect": "lowest loss to expect",
         "NCPL-1.7B, published": "NCPL-1.7B's lowest forecast",
         "Step Law": "Step Law",
     }
     shown |= {name: name for name in ("nearest cell's best", "middle of the logged range")}
     lines = [f"| loss over the best run's, chosen by | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for rule, name in shown.items():
-        lines.append(f"| {name} | {' | '.join(f'{figures[rule]:.4f}' for figures in found.values())} |")
+        values = [f"{own[rule]:.4f}" if rule in own else "" for own in found.values()]
+        lines.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join([*lines, f"| cells | {' | '.join(str(figures['cells']) for figures in found.values())} |"])
 
 
