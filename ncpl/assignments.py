@@ -15,7 +15,8 @@ _ARITHMETIC = {
 
 
 def read_assignments(text: str) -> dict[str, Any]:
-    """Top-level assignments of constants; other statements are passed over, nothing runs.
+    """Top-level assignments of constants, and those of classes such as a dataclass of hyper-parameters; the defaults
+    of `add_argument`. Other statements are passed over, nothing runs.
 
     Raises:
         ValueError: the text is no Python.
@@ -28,7 +29,23 @@ def read_assignments(text: str) -> dict[str, Any]:
     except (SyntaxError, ValueError, MemoryError) as error:
         raise ValueError(f"not Python: {error}") from None
     values: dict[str, Any] = {}
-    for node in tree.body:
+    _assign(tree.body, values)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in classes:
+        inner: dict[str, Any] = {}
+        _assign(node.body, inner)
+        if inner:
+            values.setdefault(node.name, inner)
+    return values
+
+
+def _assign(body: list[ast.stmt], values: dict[str, Any]) -> None:
+    """What assignments and `add_argument` of a block give, in place."""
+    for node in body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            option = _option(node.value, values)
+            if option is not None:
+                values[option[0]] = option[1]
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
@@ -38,7 +55,21 @@ def read_assignments(text: str) -> dict[str, Any]:
             except (_NotConstantError, ArithmeticError, TypeError):
                 # A call or a name of elsewhere: what it gives is not known without running it.
                 values.pop(target.id, None)
-    return values
+
+
+def _option(call: ast.Call, values: dict[str, Any]) -> tuple[str, Any] | None:
+    """The name and the default of `parser.add_argument("--name", default=...)`."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "add_argument":
+        return None
+    names = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    default = next((word.value for word in call.keywords if word.arg == "default"), None)
+    name = next((name for name in names if name.startswith("--")), None)
+    if name is None or default is None:
+        return None
+    try:
+        return name.lstrip("-").replace("-", "_"), _constant(default, values)
+    except (_NotConstantError, ArithmeticError, TypeError):
+        return None
 
 
 class _NotConstantError(Exception):

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,38 @@ def read_configs(arguments: Sequence[str], translate: bool = True) -> tuple[list
             changes[name] = parse_value(value)
     configs: list[Config] = []
     origins: list[str] = []
-    for argument in filter(_is_file, arguments):
-        rows, names = _read(argument, changes, translate)
-        configs += rows
-        origins += names
+    with ExitStack() as stack:
+        paths = {stack.enter_context(files.local(given)): given for given in filter(_is_file, arguments)}
+        foreign = [path for path in paths if translate and _is_foreign(path)]
+        # A model's and its trainer's file may be one configuration.
+        groups = [foreign] if len(foreign) == len(paths) > 1 else [[path] for path in paths]
+        for group in groups:
+            if group[0] in foreign:
+                rows, names = _translated(group, changes)
+                for path in group:
+                    names = [name.replace(str(path), paths[path], 1) for name in names]
+            else:
+                rows = [_without_run_columns(row) for row in files.read_file(group[0])]
+                given = paths[group[0]]
+                names = [given] if len(rows) == 1 else [f"{given}[{i}]" for i in range(len(rows))]
+                rows = [vary(row, changes) if changes else row for row in rows]
+            configs += rows
+            origins += names
     if not configs and not changes:
         raise ValueError(f"configurations: got none, accepted: {ACCEPTED}")
     return (configs, origins) if configs else ([changes], ["arguments"])
 
 
-def _read(argument: str, changes: Config, translate: bool) -> tuple[list[Config], list[str]]:
-    """The configurations of one file or folder, changed, and what to call them."""
-    with files.local(argument) as path:
-        foreign = translate and (path.is_dir() or files.kind_of(path) == "sqlite" or not _first_is_ours(path))
-        if foreign:
-            rows, names, lines = read_foreign(path, changes)
-            for line in lines:
-                warnings.warn(line, stacklevel=4)
-            return rows, [argument] if len(rows) == 1 else [f"{argument}: {name}" for name in names]
-        rows = [_without_run_columns(row) for row in files.read_file(path)]
-    names = [argument] if len(rows) == 1 else [f"{argument}[{i}]" for i in range(len(rows))]
-    return [vary(row, changes) if changes else row for row in rows], names
+def _is_foreign(path: Path) -> bool:
+    return path.is_dir() or files.kind_of(path) in ("sqlite", "log") or not _first_is_ours(path)
+
+
+def _translated(paths: Sequence[Path], changes: Config) -> tuple[list[Config], list[str]]:
+    """The configurations of other frameworks' files; how names were translated is a warning."""
+    rows, names, lines = read_foreign(paths, changes)
+    for line in lines:
+        warnings.warn(line, stacklevel=4)
+    return rows, names
 
 
 # What a table of runs holds beside their configurations.

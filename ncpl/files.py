@@ -127,6 +127,16 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 raise ValueError(f"{what}, accepted: {ACCEPTED}")
 
 
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a text file of any size.
+
+    Raises:
+        ValueError: it cannot be read, is no text, or has a line that is too long; says where.
+    """
+    with _faults(path), _bytes(path) as stream, _decoded(stream) as text:
+        yield from _lines(text)
+
+
 def read_file(path: str | Path, limit: int = 1_000_000) -> list[Row]:
     """`read_rows` as a list; a table's NaN is an absent cell here.
 
@@ -387,10 +397,14 @@ def _yaml_loader() -> Any:
             return super().construct_mapping(node, deep)
 
         def construct_object(self, node: Any, deep: bool = False) -> Any:
-            if node.tag not in _YAML_TAGS:
+            if node.tag.startswith("tag:yaml.org,2002:python"):
                 raise ValueError(
                     f"a YAML tag ({one_line(node.tag, 60)}) at line {node.start_mark.line + 1}, expected none"
                 )
+            if node.tag not in _YAML_TAGS:
+                # `!include x.yaml` and the like are for another program; what follows them is plain.
+                kind = {yaml.SequenceNode: "seq", yaml.MappingNode: "map"}.get(type(node), "str")
+                node.tag = f"tag:yaml.org,2002:{kind}"
             try:
                 return super().construct_object(node, deep)
             except ValueError as error:

@@ -34,7 +34,10 @@ PEEK = 2**16
 _OPTION = re.compile(r"(?:^|[\s\"'(])--[a-zA-Z][\w.-]*[\w](?=[\s=\"')]|$)")
 _ASSIGNMENT = re.compile(r"\[|class \w+|@\w+|(import|from) \w|[\w.\-\"]+\s*(:\s*\w+\s*)?=")
 LOGGED = re.compile(
-    r"^-+ arguments -+|\b(iter|iteration|step|batch)\b\W{0,12}\d.{0,300}\b(loss|bpb)\b|'(eval_)?loss': ", re.I | re.M
+    r"^-+ arguments -+|\[(step|batch)=\d+/\d+|'(eval_)?loss': |"
+    r"\b(global_?step|iter|iteration|step|batch)\b\W{0,12}\d[^\n]{0,400}(loss|bpb)|"
+    r"loss\W{0,4}\d[^\n]{0,300}\bnum_updates\W{0,4}\d",
+    re.I | re.M,
 )
 """A line of a training's text log: the arguments follow, or a step and its loss."""
 
@@ -67,6 +70,8 @@ def kind_by_content(head: bytes) -> str:
         return "jsonl" if rest.strip() else "json"
     if re.match(r"#!.*\b(ba|z|k)?sh\b", first):
         return "shell"
+    if LOGGED.search(text):
+        return "log"
     statements = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     bare = separator(first)
     if bare in first and not re.match(r"[\w. \-\"']+:(\s|$)", first) and len(statements) > 1:
@@ -75,8 +80,6 @@ def kind_by_content(head: bytes) -> str:
             return "csv"
     if len(_OPTION.findall("\n".join(statements))) >= 2:
         return "shell"
-    if LOGGED.search(text):
-        return "log"
     if statements and all(_ASSIGNMENT.match(line) for line in statements[:3]):
         return "toml" if any(line.startswith("[") for line in statements) else "python"
     return "csv" if bare in first and not re.match(r"[\w. \-\"']+:(\s|$)", first) else "yaml"

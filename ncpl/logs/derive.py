@@ -33,6 +33,9 @@ POSITIVE = COUNTED - {"warmup_tokens", "tokens_seen"} | {
     "device_batch",
     "accumulation",
     "devices",
+    "gpus",
+    "devices_a_node",
+    "nodes",
     "steps",
 }
 POSITIVE |= {"layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "vocab_rows", "seq_len", "lr"}
@@ -47,6 +50,9 @@ def number_of(value: Any, counted: bool = False) -> float | int | None:
     >>> number_of("3e-4"), number_of("302M", counted=True), number_of("2T", counted=True), number_of([1, 2])
     (0.0003, 302000000, 2000000000000, None)
     """
+    if isinstance(value, list) and len(value) == 1:
+        # Schedules by epoch and accumulation are lists in fairseq, even of one.
+        value = value[0]
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -130,7 +136,15 @@ def _batch(facts: Facts, told: Told, seq: float | None) -> None:
             facts["batch"] = facts["batch"] // seq
             told["batch"] = f"{facts['batch_tokens']:g} is taken for tokens, a multiple of {seq:g}"
         return
-    devices, micro = facts.get("devices"), facts.get("accumulation", 1)
+    devices, micro = _devices(facts), facts.get("accumulation", 1)
+    unknown = facts.get("batch_unknown")
+    if "batch_tokens" not in facts and unknown and seq and unknown >= 2**17 and unknown % seq == 0:
+        facts["batch_tokens"] = unknown
+    each = facts.get("device_batch", 0) * micro
+    if unknown and each and unknown > each and unknown % each == 0 and "batch_tokens" not in facts:
+        facts["batch"] = unknown
+        told["batch"] = f"{unknown:g}, beside {facts['device_batch']:g} of one device"
+        return
     if "batch_tokens" not in facts and "device_batch_tokens" in facts and devices and "accumulation" in facts:
         facts["batch_tokens"] = facts["device_batch_tokens"] * micro * devices
     if "device_batch" in facts and devices:
@@ -147,6 +161,17 @@ def _batch(facts: Facts, told: Told, seq: float | None) -> None:
                     facts["batch"] = round(found)
                     told["batch"] = f"{facts[tokens]:g} tokens over {facts[steps]:g} steps of sequences of {seq:g}"
                     return
+
+
+def _devices(facts: Facts) -> float | None:
+    """Devices that see different data: all devices over those that share one model; None where it is not told."""
+    if "devices" in facts:
+        return facts["devices"]
+    gpus = facts.get("gpus")
+    if gpus is None and "devices_a_node" in facts:
+        gpus = facts["devices_a_node"] * facts.get("nodes", 1)
+    sharing = math.prod(max(1, facts.get(f"{kind}_parallel", 1)) for kind in ("tensor", "pipeline", "context"))
+    return gpus // sharing if gpus and gpus % sharing == 0 else None
 
 
 def _agrees(facts: Facts, a_step: float) -> bool:
@@ -282,8 +307,9 @@ def schedule(facts: Facts, told: Told) -> None:
                     told[f"{length}_steps"] = f"{found[0]:g} {found[1]}" + (
                         " of the run" if found[1] == "share" else ""
                     )
-                if found[1] == "share":
-                    facts[f"{length}_share"] = found[0]
+                whole = {"share": 1, "tokens": facts.get("tokens"), "samples": facts.get("samples")}.get(found[1])
+                if whole:
+                    facts.setdefault(f"{length}_share", round(found[0] / whole, 6))
     if "decay_share" not in facts and facts.get("decay_steps") and steps and facts["decay_steps"] <= steps:
         facts["decay_share"] = round(facts["decay_steps"] / steps, 6)
     if isinstance(facts.get("schedule"), str):
@@ -300,9 +326,9 @@ _SCHEDULES = (
     (r"cos", "cosine"),
     (r"inv|rsqrt", "inverse_sqrt"),
     (r"1[-_]sqrt|minus[-_]sqrt|^sqrt", "1-sqrt"),
-    (r"const|warmuplr|^max", "constant"),
+    (r"const|warmuplr|^max|^fixed|^none$", "constant"),
     (r"exp", "exponential"),
-    (r"lin|warmupdecay", "linear"),
+    (r"lin|warmupdecay|poly", "linear"),
 )
 
 
@@ -381,6 +407,9 @@ def derive(facts: Facts, told: Told) -> dict[str, Any]:
     schedule(facts, told)
     if isinstance(facts.get("optimizer"), str):
         facts["optimizer"] = optimizer_name(facts["optimizer"])
+    if not facts.get("experts"):
+        for name in ("top_k", "expert_dim", "shared_dim"):
+            facts.pop(name, None)
     if facts.get("experts") and "shared_dim" not in facts and facts.get("shared_experts") and facts.get("expert_dim"):
         facts["shared_dim"] = facts["shared_experts"] * facts["expert_dim"]
     fields: dict[str, Any] = {}
@@ -427,6 +456,9 @@ def missing(fields: Mapping[str, Any], facts: Facts) -> list[str]:
             each = micro * facts.get("accumulation", 1)
             what = "devices (that see different data; " + f"{each:g} sequences a step on each)"
             needs.append(what)
+        elif "device_batch_tokens" in facts and "accumulation" in facts and "batch_tokens" not in facts:
+            each = facts["device_batch_tokens"] * facts["accumulation"]
+            needs.append(f"devices (that see different data; {each:g} tokens a step on each)")
         elif "batch_tokens" in facts or "device_batch_tokens" in facts:
             if "batch_tokens" not in facts:
                 needs.append("batch size (sequences a step, of all devices)")

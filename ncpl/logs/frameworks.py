@@ -40,6 +40,12 @@ QUANTITIES = {
     "device_batch_tokens": "tokens a device and micro-step",
     "accumulation": "micro-steps a step, on each device",
     "devices": "devices that see different data",
+    "gpus": "all devices, those that hold parts of one model included",
+    "devices_a_node": "devices of one node",
+    "nodes": "nodes",
+    "tensor_parallel": "devices that share each layer",
+    "pipeline_parallel": "devices that share the layers",
+    "context_parallel": "devices that share each sequence",
     "steps": "training steps",
     "tokens": "training tokens",
     "samples": "training sequences",
@@ -180,10 +186,11 @@ def recognise(names: Iterable[str]) -> Framework:
     best, most = GENERIC, 0
     for framework in FRAMEWORKS:
         found = [mark for mark in framework.marks.split() if _present(keys, mark)]
-        # Step Law's columns are short words that other tables may have too.
-        if len(found) < (3 if framework.name == "Step Law" else 1):
+        weak = sum(_present(keys, mark) for mark in framework.weak.split())
+        # Step Law's columns are short words that other tables may have too; four weak marks are a strong one.
+        if len(found) + weak // 4 < (3 if framework.name == "Step Law" else 1):
             continue
-        score = 3 * (len(found) + sum(_present(keys, mark) for mark in framework.weak.split()))
+        score = 3 * (len(found) + weak)
         score += sum(any(matches(key, name) for key in keys) for name in framework.quantities())
         if score > most:
             best, most = framework, score

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ncpl.errors import one_line, short
 from ncpl.files import write_text
 from ncpl.logs.derive import contradiction, number_of
 from ncpl.logs.frameworks import plain_name
-from ncpl.logs.readers import Logged, is_loss, read_runs
-from ncpl.logs.translate import Reading, Translation, describe, read_names, to_forecast, translate
+from ncpl.logs.readers import Logged, is_loss, join_configs, read_runs
+from ncpl.logs.translate import Reading, Translation, describe, read_names, to_forecast, translate, translate_together
 
 STATUSES = {
     "finished": "a final loss to learn from",
@@ -99,21 +99,28 @@ def import_runs(path: str | Path, map: Mapping[str, str] | None = None, eval: st
     return frame
 
 
-def read_foreign(path: str | Path, assigned: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Configurations to forecast from any framework's file, whether or not it has losses.
+def read_foreign(
+    paths: Sequence[str | Path], assigned: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Configurations to forecast from any framework's files, whether or not they have losses.
 
     Args:
-        path: as `import_runs` takes.
+        paths: each as `import_runs` takes; several files that together hold one run's configuration, such as a model's
+            and its trainer's, are one configuration.
         assigned: fields and quantities, such as `devices`, that the user adds to every run.
 
     Returns:
-        The configurations, the runs' names, and the mapping in lines.
+        The configurations, where each comes from, and the mapping in lines.
 
     Raises:
         ValueError: everything that is missing, with units, in one message.
     """
+    logs = [logged for path in paths for logged in read_runs(path)]
+    if len(paths) > 1 and len(logs) == len(paths):
+        whole = join_configs(logs, Path(paths[0]).stem, " + ".join(Path(path).name for path in paths))
+        logs = [whole] if whole is not None else logs
     by_origin: dict[str, list[Logged]] = defaultdict(list)
-    for logged in read_runs(path):
+    for logged in logs:
         by_origin[logged.origin].append(logged)
     tables = [_Table(origin, runs, {}, None, assigned) for origin, runs in by_origin.items()]
     found = [translation for table in tables for translation in table.translations]
@@ -121,11 +128,14 @@ def read_foreign(path: str | Path, assigned: Mapping[str, Any]) -> tuple[list[di
     _name(rows)
     names = [row["name"] for row in rows]
     configs = []
-    for translation, name in zip(found, names, strict=True):
-        at = f"{one_line(path, 60)}: " if len(found) == 1 else f"{one_line(path, 40)}: {one_line(name, 30)}: "
+    origins = [table.origin for table in tables for _ in table.rows]
+    for translation, name, origin in zip(found, names, origins, strict=True):
+        at = f"{one_line(origin, 60)}: " if len(found) == 1 else f"{one_line(origin, 40)}: {one_line(name, 30)}: "
         configs.append(to_forecast(translation, at))
-    lines = [line for table in tables for line in describe(table.translations[0])]
-    return configs, names, lines + [note for table in tables for note in table.notes[:3]]
+    lines = dict.fromkeys(line for table in tables for line in describe(table.translations[0]))
+    alone = {table.origin for table in tables if len(table.rows) == 1}
+    names = [origin if origin in alone else f"{origin}: {name}" for origin, name in zip(origins, names, strict=True)]
+    return configs, names, [*lines, *(note for table in tables for note in table.notes[:3])]
 
 
 def write_runs(runs: pd.DataFrame, path: str | Path) -> None:
@@ -184,7 +194,7 @@ class _Table:
         chosen: str | None,
         assigned: Mapping[str, Any] | None = None,
     ) -> None:
-        self.origin, self.assigned = origin, assigned
+        self.origin, self.assigned, self.given = origin, assigned, given
         names = list(dict.fromkeys(name for run in runs for name in (*run.values, *run.curves)))
         losses = [name for name in names if is_loss(name)]
         loss_map = {theirs: ours for theirs, ours in given.items() if plain_name(ours) == "final_loss"}
@@ -198,7 +208,12 @@ class _Table:
         self.rows = [self._row(run, embedding) for run in runs]
 
     def _row(self, run: Logged, embedding: float | None) -> dict[str, Any]:
-        found = translate(run.values, self.reading, self.assigned, self._logged(run, embedding), run.complete)
+        extra = self._logged(run, embedding)
+        if run.parts:
+            mapped = {ours: run.values.get(theirs) for ours, theirs in self.reading.fields.items() if self.given}
+            found = translate_together(run.parts, mapped | dict(self.assigned or {}), extra)
+        else:
+            found = translate(run.values, self.reading, self.assigned, extra, run.complete)
         self.translations.append(found)
         facts = found.facts
         loss, column = self._loss(run)
@@ -224,7 +239,7 @@ class _Table:
             "name": None if name is None else str(name),
             "final_loss": loss,
             "_state": None if state == "finished" else state,
-            "_horizon": facts.get("steps") if "steps" not in self._logged(run, embedding) else None,
+            "_horizon": facts.get("steps") if "steps" not in extra else None,
             "_last": last if run.points or "state" not in facts else None,
             "_curve": sorted(dict(run.curves[column].points).items()) if column in run.curves else None,
             "_stem": Path(run.origin).stem,
@@ -258,8 +273,18 @@ class _Table:
             extra["lr"] = (peaks[0], "the largest logged learning rate")
             if names.get("lr", ("", 0))[0] in run.peaks:
                 # The column is logged as the run goes; its last value is the end of the decay.
-                run.values = {**values, names["lr"][0]: peaks[0]}
+                run.values = {name: value for name, value in values.items() if name != names["lr"][0]}
         return extra
+
+    def _in_bits(self, run: Logged, name: str, loss: float) -> bool:
+        """Whether a loss is in bits, as fairseq logs it: the perplexity of the same set says so."""
+        for other, kind in self.losses:
+            perplexity = _last(run, other) if kind == "perplexity" else None
+            if perplexity and perplexity > 1 and loss > 0 and abs(math.log2(perplexity) / loss - 1) < 0.02:
+                note = f"{name} is in bits per token: {other} is 2 to its power"
+                self.notes += [note] if note not in self.notes else []
+                return True
+        return False
 
     def _loss(self, run: Logged) -> tuple[float | None, str | None]:
         """The final loss in nats per token, and the column it comes from."""
@@ -276,10 +301,17 @@ class _Table:
                 if value is not None:
                     self.notes.append(f"{one_line(run.name or self.origin, 60)}: {name} {short(value, 40)} is no loss")
                 continue
+            if kind == "nats" and self._in_bits(run, name, float(number)):
+                kind = "bits per token"
             if kind == "perplexity":
                 return (math.log(number) if number > 0 else math.nan), name
             return float(number) * (math.log(2) if kind == "bits per token" else 1), name
         return None, None
+
+
+def _last(run: Logged, name: str) -> float | None:
+    """The last finite value of a logged loss."""
+    return run.curves[name].last if name in run.curves else number_of(run.values.get(name))
 
 
 def _reading(names: list[str], runs: list[Logged], given: Mapping[str, str]) -> Reading:
@@ -458,10 +490,11 @@ def _report(tables: list[_Table], frame: pd.DataFrame) -> dict[str, Any]:
     }
     lines: dict[str, None] = {}
     for table in tables:
-        for quantity, (theirs, _) in table.reading.names.items():
+        reading = table.translations[0].reading
+        for quantity, (theirs, _) in reading.names.items():
             report["mapping"].setdefault(theirs, quantity)
-        report["mapping"].update({theirs: ours for ours, theirs in table.reading.fields.items()})
-        report["left_out"].update(table.reading.ignored)
+        report["mapping"].update({theirs: ours for ours, theirs in reading.fields.items()})
+        report["left_out"].update(reading.ignored)
         for found in table.translations:
             report["derived"].update(
                 {name: how for name, how in found.derived.items() if name not in report["derived"]}

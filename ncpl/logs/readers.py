@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ncpl.errors import one_line
-from ncpl.files import Row, kind_of, local, read_document, read_rows
+from ncpl.files import Row, kind_of, local, read_document, read_lines, read_rows
 from ncpl.kinds import KINDS
 from ncpl.logs.derive import number_of
 from ncpl.logs.frameworks import plain_name
+from ncpl.logs.text_logs import read_text_log
 from ncpl.logs.translate import flatten, read_names
 
 CURVE_POINTS = 512
@@ -31,7 +32,8 @@ _CONSTANT = ("layers", "width", "batch", "seq_len", "params", "params_body", "st
 _LOSS = re.compile(r"loss|cross_?entropy|perplexity|(^|[._])(ppl|nll|bpb|xent|ce)($|[._])|bits_per_(byte|token)", re.I)
 _NOT_FINAL = re.compile(
     r"z_?loss|aux|balanc|router|loss_?scale|vs_samples|std|stddev|__min$|__max$|global_max|(^|[._])(best|min)[._]|moe_|"
-    r"loss_fn|smoothing|loss_type|loss_func|num_|_count$|per_class|weight|runtime|train_runtime|loss_link",
+    r"loss_fn|smoothing|loss_type|loss_func|num_|_count$|per_class|weight|runtime|train_runtime|loss_link|_every$|"
+    r"_freq$|interval|mask_loss|coef|\.component$|\.class|target|kernel|fused|chunk|impl$|window|parallel_loss|ema_loss_",
     re.I,
 )
 _RATE = re.compile(r"(^|[._])(lr|learning_rate)($|[._])")
@@ -90,6 +92,7 @@ class Logged:
         points: how many points were logged; 0 where the log holds one row a run.
         complete: whether the values hold a whole configuration, in which an absent key has its default.
         origin: file or folder.
+        parts: of each file its values, where a configuration stands in several files.
     """
 
     name: str | None
@@ -101,6 +104,7 @@ class Logged:
     points: int = 0
     origin: str = ""
     complete: bool = False
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @functools.lru_cache(100_000)
@@ -134,8 +138,25 @@ def read_runs(path: str | Path) -> Iterator[Logged]:
     if kind in ("csv", "jsonl", "parquet"):
         yield from _table(read_rows(path), _stem(path), str(path))
         return
+    if kind == "log":
+        yield _text_log(path)
+        return
     document = read_document(path)
     yield from _of_document(document, _stem(path), str(path))
+
+
+def _text_log(path: str | Path) -> Logged:
+    """The run whose training printed this log, with the arguments that it printed."""
+    logged, config = Logged(_stem(path), {}, origin=str(path)), {}
+    for part, values in read_text_log(read_lines(path)):
+        if part == "config":
+            config.update(flatten(values))
+        else:
+            _add_point(logged, values, values.get("step"))
+    logged.complete = bool(config)
+    if not logged.points and not config:
+        raise ValueError(f"{one_line(path, 100)}: a text without arguments, steps or losses, expected a training's log")
+    return _configured(logged, config)
 
 
 def _stem(path: str | Path) -> str:
@@ -422,11 +443,14 @@ def _binary(entries: list[Path]) -> str:
 
 
 def _joined(found: list[Logged], folder: Path) -> list[Logged]:
-    """A folder's only configuration and its only run's history, in several files, are one run."""
+    """A folder's configuration, perhaps in several files, and its only run's history are one run."""
     configs = [logged for logged in found if logged.complete and not logged.points and not logged.curves]
     histories = [logged for logged in found if logged.points and logged.name == _stem(logged.origin)]
-    if len(configs) != 1 or not histories or len(configs) + len(histories) < len(found):
+    whole = join_configs(configs, folder.name, str(folder)) if len(configs) > 1 else configs[0] if configs else None
+    if whole is None or len(configs) + len(histories) < len(found):
         return found
+    if not histories:
+        return [whole]
     run = Logged(folder.name, {}, origin=str(folder), complete=True)
     for history in histories:
         # Two files may use one name, such as train.csv and val.csv with a column `loss`.
@@ -436,7 +460,30 @@ def _joined(found: list[Logged], folder: Path) -> list[Logged]:
         run.changed |= history.changed
         run.peaks.update(history.peaks)
         run.points += history.points
-    return [_configured(run, configs[0].values)]
+    run.parts = whole.parts
+    return [_configured(run, whole.values)]
+
+
+def join_configs(configs: list[Logged], name: str, origin: str) -> Logged | None:
+    """Several files as one run's configuration, such as a model's and its trainer's; None where they are several runs.
+
+    They are one where no two files give one quantity two values, and each adds something that the others lack.
+    """
+    known: list[dict[str, Any]] = []
+    for config in configs:
+        reading = read_names(config.values)
+        found = {quantity: str(config.values[theirs]) for quantity, (theirs, _) in reading.names.items()}
+        found |= {ours: str(config.values[theirs]) for ours, theirs in reading.fields.items()}
+        known.append({quantity: value for quantity, value in found.items() if quantity != "name"})
+    for i, one in enumerate(known):
+        others: dict[str, str] = {k: v for j, other in enumerate(known) if j != i for k, v in other.items()}
+        differs = any(others.get(quantity, value) != value for quantity, value in one.items())
+        if differs or (one and one.keys() <= others.keys()):
+            return None
+    values: dict[str, Any] = {}
+    for config in configs:
+        values = config.values | values
+    return Logged(name, values, origin=origin, complete=True, parts=[config.values for config in configs])
 
 
 def _config(entry: Path) -> bool:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from names_ncpl import OPTIMIZERS, OTHER_OPTIMIZERS, optimizer_name
+
 Facts = dict[str, Any]
 """Quantity (`frameworks.QUANTITIES`) -> value; `complete`: whether the file is a whole configuration."""
 
@@ -123,6 +125,9 @@ def _neox(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
 def _torchtitan(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     if facts.get("batch", 1) == -1:
         del facts["batch"]
+    replicas, shards = values.get("data_parallel_replicate_degree", 1), values.get("data_parallel_shard_degree", -1)
+    if isinstance(replicas, int) and isinstance(shards, int) and replicas > 0 and shards > 0:
+        facts.setdefault("devices", replicas * shards)
     share = values.get("decay_ratio")
     if share is not None:
         facts["decay_share"] = share
@@ -141,6 +146,10 @@ def _litgpt(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
         facts.setdefault("ffn", 4 * facts["width"])
     if facts.get("experts") == 0:
         del facts["experts"]
+    if values.get("lr_warmup_fraction") is not None and values.get("lr_warmup_steps") is None:
+        # A share of an epoch, whose length no file gives.
+        facts.pop("warmup_steps", None)
+        facts.pop("warmup_share", None)
     told = {}
     if facts.get("complete") and str(values.get("optimizer", "")).lower() == "adamw":
         # Named without arguments, it has PyTorch's.
@@ -182,7 +191,7 @@ def _nanogpt(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _nanochat(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
-    told = {}
+    told: dict[str, str] = {}
     for name in ("batch_tokens", "steps"):
         if facts.get(name, 1) == -1:
             del facts[name]
@@ -228,6 +237,7 @@ def _shape_in_name(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
 
 def _general(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     told = _shape_in_name(facts, values)
+    named_in_section(facts, values)
     batch, seq, tokens, steps = (facts.get(name) for name in ("batch_unknown", "seq_len", "tokens", "steps"))
     if batch and tokens and steps and not {"batch", "batch_tokens", "device_batch"} & facts.keys():
         # Steps and tokens say whose batch it is.
@@ -252,6 +262,74 @@ def _foundry(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
         facts["weight_decay"] = facts["weight_decay"] / facts["lr"]
         told["weight_decay"] = "Composer's decoupled weight decay over the peak learning rate"
     return told
+
+
+def _composer(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    section = next((name for name in values if re.search(r"(^|\.)schedulers\.\w+\.", name)), "")
+    if section:
+        facts.setdefault("schedule", section.split("schedulers.")[1].split(".")[0])
+    facts["gated"] = "glu" in str(facts.get("activation", "gelu")).lower()
+    named_in_section(facts, values)
+    return _foundry(facts, {**values, "ffn_type": "mptglu" if facts["gated"] else "mptmlp"})
+
+
+def named_in_section(facts: Facts, values: Mapping[str, Any]) -> None:
+    """The optimizer that a section is called after, `optimizers.decoupled_adamw.lr`, where no key names it."""
+    if "optimizer" in facts:
+        return
+    for name in values:
+        found = re.search(
+            r"(?:^|\.)(?:optimizers?|optim)\.(\w+?)(?:_optimizer)?\.(?:lr|learning_rate|weight_decay)$", name
+        )
+        if found is not None and optimizer_name(found[1]) in (*OPTIMIZERS, *OTHER_OPTIMIZERS):
+            facts["optimizer"] = found[1]
+            return
+
+
+def _nemo(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    facts["gated"] = "glu" in str(values.get("activation", "gelu")).lower()
+    if not facts["gated"] and facts.get("width"):
+        facts.setdefault("ffn", 4 * facts["width"])
+    if "fused" in str(facts.get("optimizer", "")).lower() and "adam" in str(facts["optimizer"]).lower():
+        facts["optimizer"] = "adamw"
+        return {"optimizer": "NeMo's fused Adam has decoupled weight decay"}
+    return {}
+
+
+def _fairseq(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    facts["gated"] = "glu" in str(facts.get("activation", "relu")).lower()
+    if facts.get("clip") == 0:
+        del facts["clip"]
+    if str(facts.get("optimizer", "")).lower() == "adam":
+        facts["optimizer"] = "adamw"
+        return {"optimizer": "fairseq's Adam has decoupled weight decay"}
+    return {}
+
+
+def _lingua(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    facts["gated"] = True
+    width = facts.get("width")
+    if not width or "ffn" in facts:
+        return {}
+    factor, multiple = values.get("ffn_dim_multiplier"), values.get("multiple_of") or 256
+    wide = int(8 * width / 3 * (factor or 1)) if factor else int(8 * width / 3)
+    facts["ffn"] = -(-wide // multiple) * multiple
+    return {
+        "ffn": f"lingua's own, 8/3 of the width{f' x {factor:g}' if factor else ''}, up to a multiple of {multiple}"
+    }
+
+
+def _torchtune(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
+    if values.get("packed") is not True:
+        # A capacity: texts that are not packed are shorter.
+        facts.pop("seq_len", None)
+    if facts.get("clip") is None:
+        facts.pop("clip", None)
+    steps, epochs = values.get("max_steps_per_epoch"), values.get("epochs", 1)
+    if isinstance(steps, int) and isinstance(epochs, int):
+        facts.setdefault("steps", steps * epochs)
+        return {"steps": f"{steps:g} steps an epoch x {epochs:g}"}
+    return {}
 
 
 _PLAIN_MODELS = (
@@ -375,6 +453,12 @@ RULES: dict[str, Callable[[Facts, Mapping[str, Any]], dict[str, str]]] = {
     "nanotron": _nanotron,
     "MaxText": _maxtext,
     "Hugging Face Trainer": _transformers,
+    "NeMo": _nemo,
+    "fairseq": _fairseq,
+    "lingua": _lingua,
+    "torchtune": _torchtune,
+    "Composer": _composer,
+    "Axolotl": _transformers,
     "Step Law": _steplaw,
     "general": _general,
 }

@@ -1,7 +1,7 @@
 """One configuration of any framework under the registry's names, and what was read, derived, defaulted and left out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,6 +214,11 @@ def _find(
     words: list[str], originals: list[str], plain: Mapping[str, str], taken: AbstractSet[str], quantity: str
 ) -> tuple[str, float] | None:
     """The first of a quantity's words that the file holds, the shortest name first, and the factor of its unit."""
+    if quantity == "name":
+        # `model.name` and `optimizer.name` name no run; a section of the run's own may hold its `run_name`.
+        originals = [name for name in originals if "." not in plain[name]] + [
+            name for name in originals if re.search(r"\.(run|run_name|exp_name|experiment_name)$", plain[name])
+        ]
     for word in words:
         found = [name for name in originals if name not in taken and _same(name, plain[name], word)]
         if found:
@@ -256,7 +261,7 @@ def read_facts(values: Mapping[str, Any], reading: Reading) -> tuple[Facts, dict
             )
         elif number <= 0 and quantity in POSITIVE:
             refused[name] = f"{number:g} says that it is not set"
-        elif quantity in COUNTED and 0 < number * factor < SMALLEST_COUNT and quantity != "batch_tokens":
+        elif quantity in COUNTED and 0 < number * factor < SMALLEST_COUNT and "batch_tokens" not in quantity:
             refused[name] = f"{number:g} is too small for a count and its unit is unknown; rename it, such as {name}_m"
         else:
             facts[quantity] = number * factor if factor != 1 else number
@@ -308,26 +313,87 @@ def translate(
     ['model size (million non-embedding parameters) or num layers, hidden dim, ffn dim', 'learning rate (peak)']
     """
     reading = reading or read_names(values)
-    framework = reading.framework
+    facts, told, defaulted = _facts_of(values, reading, assigned or {}, extra or {}, complete)
+    return _derived(facts, told, defaulted, reading)
+
+
+def translate_together(
+    parts: Sequence[Mapping[str, Any]], assigned: Mapping[str, Any], extra: Mapping[str, tuple[Any, str]]
+) -> Translation:
+    """One run's configuration that stands in several files, each in its own framework's names.
+
+    What any file says comes before what another one's framework has as its default.
+
+    Args:
+        parts: of each file the flattened values.
+        assigned, extra: as `translate` takes.
+
+    >>> model = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256}
+    >>> found = translate_together([model, {"train_batch_size": 8, "zero_optimization.stage": 1}], {"seq len": 128}, {})
+    >>> found.fields["batch size"], found.fields["model size"], found.reading.framework.name
+    (8, 0.131072, 'Hugging Face Trainer')
+    """
+    readings = [read_names(part) for part in parts]
+    main = max(readings, key=lambda reading: (reading.framework is not GENERIC, len(reading.names)))
+    together = Reading(main.framework)
+    facts: Facts = {}
+    told: dict[str, str] = {}
+    filled: Facts = {}
+    for part, reading in zip(parts, readings, strict=True):
+        own, how, defaulted = _facts_of(part, reading, {}, {}, True)
+        default = {*defaulted, *(name for name, why in how.items() if why.startswith("default of"))}
+        for name, value in own.items():
+            (filled if name in default else facts).setdefault(name, value)
+        told = how | told
+        told |= {name: f"default of {reading.framework.name}" for name in defaulted if name not in told}
+        together.names = reading.names | together.names
+        together.fields = reading.fields | together.fields
+        together.ignored |= reading.ignored
+    given = {name: value for name, (value, _) in extra.items() if name not in facts}
+    told |= {name: extra[name][1] for name in given}
+    facts = filled | given | facts
+    # A default that another file's value replaces is none.
+    told = {name: why for name, why in told.items() if not why.startswith("default of") or facts[name] == filled[name]}
+    _assign(facts, assigned)
+    return _derived(facts, told, [], together)
+
+
+def _facts_of(
+    values: Mapping[str, Any],
+    reading: Reading,
+    assigned: Mapping[str, Any],
+    extra: Mapping[str, tuple[Any, str]],
+    complete: bool,
+) -> tuple[Facts, dict[str, str], list[str]]:
+    """The quantities of one file by its framework's rules, how some came about, and which are its defaults."""
     facts, refused = read_facts(values, reading)
     told: dict[str, str] = {}
-    for name, (value, how) in (extra or {}).items():
+    for name, (value, how) in extra.items():
         if name not in facts:
             facts[name], told[name] = value, how
-    for name, value in (assigned or {}).items():
+    _assign(facts, assigned)
+    facts["complete"] = complete
+    defaulted = _defaults(facts, reading.framework) if complete else []
+    if reading.framework.rules is not None:
+        told.update(reading.framework.rules(facts, _plainly(values)))
+    reading.ignored.update(refused)
+    return facts, told, defaulted
+
+
+def _assign(facts: Facts, assigned: Mapping[str, Any]) -> None:
+    """What the user adds, in place: fields of the registry, or quantities such as `devices`."""
+    for name, value in assigned.items():
         if field_name(name) is None and name in QUANTITIES:
             facts[name] = number_of(value, name in COUNTED) if name not in TEXTS else value
         else:
             _set_field(facts, field_name(name) or name, value)
-    facts["complete"] = complete
-    defaulted = _defaults(facts, framework) if complete else []
-    if framework.rules is not None:
-        told.update(framework.rules(facts, _plainly(values)))
+
+
+def _derived(facts: Facts, told: dict[str, str], defaulted: Iterable[str], reading: Reading) -> Translation:
     fields = derive(facts, told)
     for name in defaulted:
-        told.setdefault(name, f"default of {framework.name}")
+        told.setdefault(name, f"default of {reading.framework.name}")
     fields.update(facts.get("fields", {}))
-    reading.ignored.update(refused)
     derived = {_mapped(name) or name: how for name, how in told.items() if _mapped(name) in fields or name == "width"}
     return Translation(fields, facts, reading, derived, missing(fields, facts))
 
