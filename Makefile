@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
+.PHONY: audit release embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -68,6 +68,18 @@ app-test: $(VENV)/.dev
 hardening: $(VENV)/.dev
 	$(BIN)/python -m tests.hardening.training_kills
 	NCPL_LOG_MB=300 $(BIN)/python -m pytest -q tests/test_malformed_logs.py
+
+# Known vulnerabilities of the locked versions; a package that cannot be looked up fails it too.
+$(VENV)/.release: $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[release]"
+	touch $@
+
+audit: $(VENV)/.release
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
+# Tests, audit, then version, changelog, archives, SBOM, commit and tag: make release VERSION=0.2.0 [DRY_RUN=1]
+release: test audit
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/release.py $(VERSION) $(if $(DRY_RUN),--dry-run)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,11 +13,13 @@ try:
     from .fields_ncpl import sequence_length
     from .forms_ncpl import REFERENCE
     from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
+    from .text_ncpl import short
 except ImportError:
     from adapted_ncpl import AdaptedLaw
     from fields_ncpl import sequence_length
     from forms_ncpl import REFERENCE
     from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
+    from text_ncpl import short
 
 # The most that intervals can be asked to cover: beyond it no held-out run speaks.
 MOST_LEVEL = 0.999
@@ -139,7 +141,7 @@ class Calibration:
             ValueError: a level that is not between 0 and 1.
         """
         if not 0 < level <= MOST_LEVEL:
-            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
+            raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
         at = self.law.evaluate(configs)
         scores = {source: self._score(source, level) for source in set(at.sources.tolist())}
         half = self.deviation(at) * np.array([scores[source] for source in at.sources.tolist()])

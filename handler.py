@@ -167,7 +167,7 @@ def _check_values(config: Any) -> None:
         if len(str(name)) > MOST_TEXT:
             raise ValueError(f"{_short(name)[1:-1]}: a name of {len(name)} characters, expected at most {MOST_TEXT}")
         if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{name}: got {_short(value)}, expected a number or a text")
+            raise ValueError(f"{_short(name)[1:-1]}: got {_short(value)}, expected a number or a text")
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise ValueError(f"{name}: got {len(value)} characters, expected at most {MOST_TEXT}")
         if isinstance(value, int) and value.bit_length() > 64:

@@ -33,12 +33,14 @@ try:
     from .feature_extraction_nsp import NSPFeatureExtractor
     from .layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from .regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
+    from .text_ncpl import short
 except ImportError:
     from configuration_nsp import NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import resolve
     from feature_extraction_nsp import NSPFeatureExtractor
     from layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
+    from text_ncpl import short
 
 # Variance in squared logits per squared unit of ln(size) beyond the training data.
 EXTRAPOLATION = 0.25
@@ -472,8 +474,8 @@ class NSPModel(NSPPreTrainedModel):
         >>> bool((lower < upper).all())
         True
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level: {level!r}, accepted is a coverage between 0 and 1")
+        if not (isinstance(level, int | float) and 0 < level < 1):
+            raise ValueError(f"level: {short(level)}, accepted is a coverage between 0 and 1")
         logits = output.logits
         normal = torch.distributions.Normal(0.0, 1.0)
         multiple = normal.icdf(torch.tensor((1 + level) / 2)).expand(logits.shape[1])

@@ -12,9 +12,11 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 try:
     from .calibration_ncpl import forecast_columns
     from .fields_ncpl import check_config, training_order
+    from .text_ncpl import short
 except ImportError:
     from calibration_ncpl import forecast_columns
     from fields_ncpl import check_config, training_order
+    from text_ncpl import short
 
 TASK = "scaling-forecast"
 
@@ -68,7 +70,7 @@ class ScalingForecastPipeline(Pipeline):
         if level is None:
             return {}, {}, {}
         if not 0 < level < 1:
-            raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1")
+            raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1")
         return {}, {"level": level}, {}
 
     def _checked(self, configs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

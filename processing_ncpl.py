@@ -25,6 +25,7 @@ try:
     from .configuration_ncpl import NCPLConfig
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from .laws_ncpl import ChinchillaLaw, law_from_dict
+    from .text_ncpl import short
     from .upgrade_ncpl import join_arrays, split_arrays
 except ImportError:
     from calibration_ncpl import Calibration
@@ -32,6 +33,7 @@ except ImportError:
     from configuration_ncpl import NCPLConfig
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from laws_ncpl import ChinchillaLaw, law_from_dict
+    from text_ncpl import short
     from upgrade_ncpl import join_arrays, split_arrays
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -96,7 +98,7 @@ def branch_pieces(config: Config, step: float | None = None) -> list[str | float
         return ["final loss: "]
     total = max_step(config)
     if isinstance(step, bool) or not isinstance(step, Real | np.generic) or not 0 < step <= total:
-        raise ValueError(f"steps: got {step!r}, expected more than 0 and at most the run's {total} training steps")
+        raise ValueError(f"steps: got {short(step)}, expected more than 0 and at most the run's {total} training steps")
     return ["frac: ", float(step) / total, "loss: "]
 
 
@@ -135,7 +137,7 @@ class NCPLProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(tokenizer)
         if prompt_version not in (1, 2):
-            raise ValueError(f"prompt_version: got {prompt_version!r}, accepted: 1 (published), 2")
+            raise ValueError(f"prompt_version: got {short(prompt_version)}, accepted: 1 (published), 2")
         self.prompt_version = prompt_version
         self.number_token_id = number_token_id
         self.strict = strict
@@ -351,7 +353,7 @@ def _per_config(name: str, values: Any, count: int) -> list[Any]:
     if values is None:
         return [None] * count
     if not isinstance(values, Iterable) or isinstance(values, str):
-        raise ValueError(f"{name}: got {values!r} for {count} configurations, expected a list with one for each")
+        raise ValueError(f"{name}: got {short(values)} for {count} configurations, expected a list with one for each")
     values = list(values)
     if len(values) != count:
         raise ValueError(f"{name}: got {len(values)} for {count} configurations, expected one for each")
@@ -360,7 +362,7 @@ def _per_config(name: str, values: Any, count: int) -> list[Any]:
 
 def _loss(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real | np.generic) or not math.isfinite(value):
-        raise ValueError(f"{name}: got {value!r}, expected a finite loss in nats per token")
+        raise ValueError(f"{name}: got {short(value)}, expected a finite loss in nats per token")
     return float(value)
 
 

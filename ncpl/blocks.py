@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from ncpl.errors import short
+
 LONGEST_MESSAGE = 300
 """Characters of an error message; what does not fit is counted."""
 
@@ -219,7 +221,7 @@ def read_yaml(path: str | Path, overrides: Mapping[str, str] | None = None) -> d
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"recipe: {path} holds {values!r}, expected the blocks model, data and stages")
+        raise ValueError(f"recipe: {path} holds {short(values)}, expected the blocks model, data and stages")
     values = {"data": {}, "output_dir": f"outputs/{path.stem}", **values}
     for key, text in (overrides or {}).items():
         _set(values, key, text)
@@ -253,7 +255,7 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
         if values.get(block) is None:
             values[block] = {}
         if not isinstance(values[block], dict):
-            raise ValueError(f"{'.'.join(blocks[: i + 1])}: holds {values[block]!r}, there is no {key}")
+            raise ValueError(f"{'.'.join(blocks[: i + 1])}: holds {short(values[block])}, there is no {key}")
         values = values[block]
     try:
         values[last] = yaml.safe_load(text)

@@ -129,9 +129,13 @@ def read_grid(arguments: Sequence[str]) -> tuple[Config, dict[str, list[Any]]]:
             continue
         numbers = [parse_value(part) for part in text.split(":")]
         if len(numbers) != 3 or not all(_positive(number) for number in numbers) or numbers[2] != int(numbers[2]):
-            raise ValueError(f"{name}: got {short(text)}, expected low:high:count, positive numbers and a whole count")
+            raise ValueError(
+                f"{one_line(name, 60)}: got {short(text)}, expected low:high:count, positive numbers and a whole count"
+            )
         if numbers[2] > MOST_VALUES:
-            raise ValueError(f"{name}: got {short(text)}, expected at most {MOST_VALUES} values of one field")
+            raise ValueError(
+                f"{one_line(name, 60)}: got {short(text)}, expected at most {MOST_VALUES} values of one field"
+            )
         low, high, count = numbers
         values = [float(f"{value:.6g}") for value in np.geomspace(low, high, int(count))]
         field = FIELDS.get(name)
@@ -159,7 +163,7 @@ def read_bounds(arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
             continue
         numbers = [parse_value(part) for part in text.split(":")]
         if len(numbers) != 2 or not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError(f"{name}: got {short(text)}, expected low:high, two numbers")
+            raise ValueError(f"{one_line(name, 60)}: got {short(text)}, expected low:high, two numbers")
         bounds[name] = (numbers[0], numbers[1])
     return config, bounds
 
@@ -229,11 +233,13 @@ def by_name(fields: Mapping[str, Any]) -> Config:
     >>> by_name({"lr": 1e-3, "colour": "red"})
     {'learning rate': 0.001, 'colour': 'red'}
     """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"configuration: got {short(fields)}, expected a mapping of fields to values")
     named: Config = {}
     for given, value in fields.items():
         name = field_name(given) or str(given)
         if name in named:
-            raise ValueError(f"{name}: given twice, the second time as {given!r}")
+            raise ValueError(f"{one_line(name, 60)}: given twice, the second time as {short(given)}")
         named[name] = value
     return named
 
@@ -288,7 +294,7 @@ def _split(arguments: Sequence[str], marks: str, form: str) -> tuple[Config, dic
             continue
         name = field_name(name) or name.strip()
         if name in free:
-            raise ValueError(f"{name}: given twice, the second time as {short(argument)}")
+            raise ValueError(f"{one_line(name, 60)}: given twice, the second time as {short(argument)}")
         free[name] = value
     if not free:
         raise ValueError(f"fields: got none to vary, expected {form}")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from curves_ncpl import CurveLaw, Observed, RunShape, forecast
+from ncpl.errors import short
 from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
@@ -107,9 +108,9 @@ def curve(
         ValueError: no such points, or an observed part without steps and losses.
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 1:
-        raise ValueError(f"points: got {points!r}, expected a whole number, at least 1")
+        raise ValueError(f"points: got {short(points)}, expected a whole number, at least 1")
     if isinstance(window, bool) or not isinstance(window, int | float) or not window >= 1:
-        raise ValueError(f"window: got {window!r}, expected training steps, 1 or more")
+        raise ValueError(f"window: got {short(window)}, expected training steps, 1 or more")
     run = RunShape.of(config)
     steps = np.unique(np.ceil(np.linspace(0, run.steps, points + 1)[1:]).astype(int))
     deviation = final.deviation(law.scores["before"])

@@ -14,6 +14,7 @@ from datasets_scripts.runs import data_hash, load_runs
 from fields_ncpl import SOURCES
 from laws_ncpl import ChinchillaLaw
 from ncpl.configs import check_configs
+from ncpl.errors import short
 from ncpl.forecaster import Forecaster
 from ncpl.metrics import regression_metrics
 from ncpl.record import provenance
@@ -70,7 +71,7 @@ def forecast_runs(
         if split not in SPLITS:
             near = get_close_matches(split, SPLITS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}{hint}")
+            raise ValueError(f"split: got {short(split)}, accepted: {', '.join(SPLITS)}{hint}")
     tables = []
     left_out: list[str] = []
     law = forecaster.law

@@ -14,7 +14,7 @@ from calibration_ncpl import MOST_LEVEL, Calibration, forecast_columns
 from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, vary
-from ncpl.errors import CheckpointError
+from ncpl.errors import CheckpointError, short
 from ncpl.grid import Grid, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
@@ -130,7 +130,7 @@ class Forecaster:
             configs = self._known_columns(configs)
         rows, index = as_configs(configs)
         rows = [self._completed(row) for row in rows]
-        origins = [f"row {name!r}" for name in index] if isinstance(configs, pd.DataFrame) else None
+        origins = [f"row {short(name)}" for name in index] if isinstance(configs, pd.DataFrame) else None
         return self.predict_checked(check_configs(rows, self.strict, origins), level).set_index(index)
 
     def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
@@ -361,8 +361,8 @@ class Forecaster:
         sources = [config["source"] for config in configs]
         if sources[0] != sources[1]:
             raise ValueError(
-                f"source: got {sources[0]!r} and {sources[1]!r}, expected one source; losses on two evaluation sets "
-                "do not compare"
+                f"source: got {short(sources[0])} and {short(sources[1])}, expected one source; losses on "
+                "two evaluation sets do not compare"
             )
         notes = self.notes(configs) + self._farthest(
             configs, pd.DataFrame({"extrapolation": self.calibration.extrapolation(configs)})
@@ -514,6 +514,7 @@ class Forecaster:
 
         if not are_configurations(models):
             return benchmarks(models, like, level, model)
+        _check_level(level)
         configs = check_configs(as_configs(models)[0], self.strict)
         forecast = self.predict_checked(configs, level)
         table = benchmarks_of_runs(configs, forecast, like, level, model)
@@ -579,7 +580,7 @@ class _Rows(Sequence[Mapping[str, Any]]):
 
 def _check_level(level: float) -> None:
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= MOST_LEVEL:
-        raise ValueError(f"level: got {level!r}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
+        raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
 
 
 def _one(config: Any) -> Mapping[str, Any]:
@@ -587,5 +588,5 @@ def _one(config: Any) -> Mapping[str, Any]:
     if len(rows) > 1:
         raise ValueError(f"config: got {len(rows)} configurations, expected one to vary")
     if not isinstance(rows[0], Mapping):
-        raise ValueError(f"config: got {rows[0]!r}, expected a mapping of fields to values")
+        raise ValueError(f"config: got {short(rows[0])}, expected a mapping of fields to values")
     return rows[0]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fields_ncpl import check_config, field_name, training_order
 from ncpl.configs import vary
+from ncpl.errors import one_line, short
 
 # What the number of training steps follows from.
 TOKENS = ("data size", "batch size", "seq len")
@@ -104,20 +105,20 @@ def named_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     {'learning rate': [0.001]}
     """
     if not isinstance(given, Mapping) or not given:
-        raise ValueError(f"fields: got {given!r}, expected a mapping of at least one field")
+        raise ValueError(f"fields: got {short(given)}, expected a mapping of at least one field")
     named: dict[str, Any] = {}
     for name, value in given.items():
         known = field_name(name) or str(name)
         if known in named:
-            raise ValueError(f"{known}: given twice, the second time as {name!r}")
+            raise ValueError(f"{one_line(known, 60)}: given twice, the second time as {short(name)}")
         named[known] = value
     return named
 
 
 def _values(name: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"{name}: got {values!r}, expected a list of values")
+        raise ValueError(f"{one_line(name, 60)}: got {short(values)}, expected a list of values")
     values = list(values)
     if not values:
-        raise ValueError(f"{name}: got no values, expected at least one")
+        raise ValueError(f"{one_line(name, 60)}: got no values, expected at least one")
     return values

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, known_seq_len
+from ncpl.errors import short
 
 _FACTS = Path(__file__).with_name("hardware.toml")
 # Bytes a parameter of AdamW in mixed precision: fp32 weights and gradients, two fp32 moments (ZeRO, arXiv 1910.02054).
@@ -84,7 +85,7 @@ class Hardware:
                 return self.accelerators[candidate]
         near = difflib.get_close_matches(plain, self.accelerators, 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"gpu: got {name!r}, {hint}known: {', '.join(self.accelerators)}")
+        raise ValueError(f"gpu: got {short(name)}, {hint}known: {', '.join(self.accelerators)}")
 
 
 @lru_cache(8)
@@ -130,7 +131,9 @@ def _update(known: dict[str, Any], own: Mapping[str, Any], kind: Any, where: str
         text = accepted[key] is str
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
         if not (isinstance(value, str) if text else number):
-            raise ValueError(f"hardware: {where}.{key}: got {value!r}, expected {'text' if text else 'a number >= 0'}")
+            raise ValueError(
+                f"hardware: {where}.{key}: got {short(value)}, expected {'text' if text else 'a number >= 0'}"
+            )
         known[key] = value
 
 
@@ -414,11 +417,11 @@ def energy_mwh(hours: float, accelerator: Accelerator, site: Site) -> float:
 def check_count(count: Any) -> None:
     """Refuses what is no count of accelerators."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**7:
-        raise ValueError(f"count: got {count!r}, expected a whole number of accelerators, 1 to 10 million")
+        raise ValueError(f"count: got {short(count)}, expected a whole number of accelerators, 1 to 10 million")
 
 
 def check_utilisation(utilisation: Any) -> float:
     """A utilisation that is one."""
     if isinstance(utilisation, bool) or not isinstance(utilisation, int | float) or not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation: got {utilisation!r}, expected a share of the peak, above 0 and at most 1")
+        raise ValueError(f"utilisation: got {short(utilisation)}, expected a share of the peak, above 0 and at most 1")
     return float(utilisation)

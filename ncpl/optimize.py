@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.optimize import differential_evolution, minimize_scalar
 
 from fields_ncpl import FIELDS
+from ncpl.errors import one_line, short
 
 # More free fields than this need more forecasts than anyone waits for.
 FREE_FIELDS = 6
@@ -74,24 +75,24 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
     """
     axes, choices = [], {}
     for name, given in bounds.items():
-        field = FIELDS.get(name)
+        field, shown = FIELDS.get(name), one_line(name, 60)
         if (
             isinstance(given, Sequence)
             and not isinstance(given, str | tuple)
             and (len(given) != 2 or field is None or field.kind in ("text", "flag"))
         ):
             if not given:
-                raise ValueError(f"{name}: got no choices, expected a list of values")
+                raise ValueError(f"{shown}: got no choices, expected a list of values")
             choices[name] = list(given)
             continue
         if field is None or field.kind in ("text", "flag"):
-            raise ValueError(f"{name}: not a number, expected a numeric field, or a list of choices")
+            raise ValueError(f"{shown}: not a number, expected a numeric field, or a list of choices")
         try:
             low, high = (float(limit) for limit in given)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name}: got {given!r}, expected two finite numbers, the lower first") from None
+        except (ArithmeticError, TypeError, ValueError):
+            raise ValueError(f"{shown}: got {short(given)}, expected two finite numbers, the lower first") from None
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"{name}: got {given!r}, expected two finite numbers, the lower first")
+            raise ValueError(f"{shown}: got {short(given)}, expected two finite numbers, the lower first")
         multiple = int(multiples.get(name, 1 if field.kind == "count" else 0))
         if multiple and math.ceil(low / multiple) > math.floor(high / multiple):
             raise ValueError(f"{name}: no multiple of {multiple} between {low:g} and {high:g}")
@@ -113,21 +114,25 @@ def check_constraints(constraints: Mapping[str, Any] | None) -> tuple[float, dic
     most, multiples = MOST_DIVERGENCE, {}
     for name, value in (constraints or {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"constraints: {name}: got {value!r}, expected a number")
+            raise ValueError(f"constraints: {one_line(name, 60)}: got {short(value)}, expected a number")
         if name == "divergence":
             if not 0 < value <= 1:
-                raise ValueError(f"constraints: divergence: got {value!r}, expected a probability above 0, at most 1")
+                raise ValueError(
+                    f"constraints: divergence: got {short(value)}, expected a probability above 0, at most 1"
+                )
             most = float(value)
         elif name in FIELDS and FIELDS[name].kind == "count":
             if value < 1 or value != int(value):
-                raise ValueError(f"constraints: {name}: got {value!r}, expected the whole number it is a multiple of")
+                raise ValueError(
+                    f"constraints: {name}: got {short(value)}, expected the whole number it is a multiple of"
+                )
             multiples[name] = int(value)
         else:
             known = ["divergence", *(field.name for field in FIELDS.values() if field.kind == "count")]
             near = get_close_matches(str(name), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"constraints: {name!r}: expected divergence (at most) or a counted field (a multiple){hint}"
+                f"constraints: {short(name)}: expected divergence (at most) or a counted field (a multiple){hint}"
             )
     return most, multiples
 

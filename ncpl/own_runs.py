@@ -15,6 +15,7 @@ from fields_ncpl import FIELDS, check_config, field_name, sequence_length, train
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs
+from ncpl.errors import short
 from ncpl.logs.importer import import_runs
 from ncpl.trust import report
 
@@ -50,7 +51,7 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     found, aside, unknown = [], 0, dict[str, None]()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise ValueError(f"runs[{i}]: got {row!r}, expected a mapping of fields to values")
+            raise ValueError(f"runs[{i}]: got {short(row)}, expected a mapping of fields to values")
         given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
         loss = _number(given, i, "final_loss")
         if loss is None or str(row.get("status", "")).lower() not in FINISHED:
@@ -93,7 +94,7 @@ def _number(value: Any, i: int, name: str) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"runs[{i}]: {name}: got {value!r}, expected a loss in nats per token") from None
+        raise ValueError(f"runs[{i}]: {name}: got {short(value)}, expected a loss in nats per token") from None
     if number <= 0:
         raise ValueError(f"runs[{i}]: {name}: got {number:g}, expected a loss in nats per token, above 0")
     return number if math.isfinite(number) else None
@@ -124,11 +125,11 @@ def adapted(
         raise ValueError(f"adapt: the checkpoint's prior is a {type(law).__name__}, expected a configuration-aware law")
     known = law.adapted if isinstance(law, AdaptedLaw) else {}
     if source in law.sources:
-        raise ValueError(f"source: {source!r} is known to this checkpoint already; give your lab another name")
+        raise ValueError(f"source: {short(source)} is known to this checkpoint already; give your lab another name")
     if parent is not None and parent not in known:
-        raise ValueError(f"parent: {parent!r} was not adapted to, known: {', '.join(known) or 'none'}")
+        raise ValueError(f"parent: {short(parent)} was not adapted to, known: {', '.join(known) or 'none'}")
     if not runs:
-        raise ValueError(f"runs: none of {source!r} has a final_loss (nats per token), expected at least one")
+        raise ValueError(f"runs: none of {short(source)} has a final_loss (nats per token), expected at least one")
     runs = with_earlier(law, runs, source)
     parent = parent or (known[source].parent if source in known else None)
     offsets = 0.0 if network is None else network([training_order({**_DEFAULTS, **_conf(run)}) for run in runs])

@@ -25,6 +25,7 @@ from fields_ncpl import (
 from laws_ncpl import StepLaw
 from ncpl.allocations import effective_params, effective_tokens, reference_allocations
 from ncpl.configs import by_name
+from ncpl.errors import short
 from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
 from ncpl.hardware import shape_of as model_shape
 
@@ -377,7 +378,7 @@ def plan(
     _check(given, {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens})
     check_count(count)
     if not 0 <= inference_tokens < math.inf:
-        raise ValueError(f"inference_tokens: got {inference_tokens!r}, expected a number of tokens, at least 0")
+        raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")
     accelerator = hardware.find(gpu)
     share = None if utilisation is None else check_utilisation(utilisation)
     search = Search(losses, base, _flops_per_token(base), params, tokens_per_param, unique_tokens, inference_tokens)
@@ -431,7 +432,7 @@ def _check(given: Mapping[str, Any], constraints: Mapping[str, Any]) -> None:
     for name, value in {**given, **constraints}.items():
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (numeric and math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: got {value!r}, expected a number above 0")
+            raise ValueError(f"{name}: got {short(value)}, expected a number above 0")
     if constraints["params"] is not None and constraints["tokens_per_param"] is not None:
         raise ValueError(
             "tokens_per_param: given with params, which together leave a budget nothing to decide; give one of them, "

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ncpl.commands.shared import ROWS, Json, absent, app, cell, check_folder, note, print_json, print_table, records
+from ncpl.errors import short
 
 
 @app.command(name="import")
@@ -34,7 +35,7 @@ def import_(
     for pair in mapping or []:
         theirs, equals, ours = pair.partition("=")
         if not equals or not theirs.strip() or not ours.strip():
-            raise ValueError(f"map: got {pair!r}, expected THEIRS=OURS")
+            raise ValueError(f"map: got {short(pair)}, expected THEIRS=OURS")
         given[theirs.strip()] = ours.strip()
     runs = import_runs(path, given, evaluation)
     if out is not None:

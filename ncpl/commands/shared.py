@@ -162,7 +162,9 @@ def coverage(text: str | float) -> float:
             return float(text)
     except ValueError:
         pass
-    raise typer.BadParameter(f"got {text!r}, expected a coverage between 0 and 1")
+    from text_ncpl import short
+
+    raise typer.BadParameter(f"got {short(text)}, expected a coverage between 0 and 1")
 
 
 def check_folder(path: Path | None) -> None:

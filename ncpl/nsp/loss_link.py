@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from datasets_scripts.leaderboard import chance as blind_guess
+from ncpl.errors import short
 
 LINK_FILE = "loss_link.json"
 # The link of configurations: its runs cover the sizes that losses are forecast for, with one recipe.
@@ -180,13 +181,13 @@ def scores_from_loss(
     """
     links = load_links()
     if source not in links:
-        raise ValueError(f"source: unknown {source!r}, accepted are {', '.join(links)}")
+        raise ValueError(f"source: unknown {short(source)}, accepted are {', '.join(links)}")
     link = links[source]
     losses = np.atleast_1d(np.asarray(loss, dtype=float))
     if not (losses > 0).all():
         raise ValueError(f"loss: {losses[~(losses > 0)][0]!r}, accepted is a loss above 0 in nats per token")
     if not 0 < level < 1:
-        raise ValueError(f"level: {level!r}, accepted is a coverage between 0 and 1")
+        raise ValueError(f"level: {short(level)}, accepted is a coverage between 0 and 1")
     multiple = normal_multiple(level)
     ends = [losses if end is None else np.atleast_1d(np.asarray(end, dtype=float)) for end in (upper, lower)]
     columns: dict[str, Any] = {"loss": losses}

@@ -11,6 +11,7 @@ import numpy as np
 from datasets_scripts import SAMPLE_DIR
 from datasets_scripts.runs import load_runs
 from fields_ncpl import FIELDS, check_config
+from ncpl.errors import short
 from ncpl.packing import Run
 from ncpl.recipe import DataBlock
 
@@ -107,12 +108,12 @@ def absurd(run: LoggedRun) -> list[str]:
         if field is None or field.kind not in ("number", "count") or (value == 0 and (field.zero or field.low == 0)):
             continue
         if not field.low / BEYOND_RANGE <= value <= field.high * BEYOND_RANGE:
-            found.append(f"{name} is {value!r}, expected {field.accepted}")
+            found.append(f"{name} is {short(value)}, expected {field.accepted}")
     losses = [("final_loss", run.final_loss)]
     losses += [(f"the curve at step {step:g}", loss) for step, loss in zip(run.steps, run.losses, strict=True)]
     for name, loss in losses:
         if not 0 < loss <= LARGEST_LOSS:
-            found.append(f"{name} is {loss!r}, expected 0 to {LARGEST_LOSS:g} nats per token")
+            found.append(f"{name} is {short(loss)}, expected 0 to {LARGEST_LOSS:g} nats per token")
     return [f"run {run.name!r}: {problem}" for problem in found]
 
 

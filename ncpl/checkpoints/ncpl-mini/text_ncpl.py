@@ -39,15 +39,16 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,6})?", re.ASCII)
 def read_number(text: str) -> int | float | None:
     """The number that a text reads as, in ASCII digits; None where it is none. The one parser of numbers.
 
-    >>> read_number("1e-4"), read_number(" 128 "), read_number("1_000"), read_number("nan"), read_number("0x10")
-    (0.0001, 128, None, nan, None)
+    >>> read_number("1e-4"), read_number(" 128 "), read_number("1_000"), read_number("nan"), read_number("9" * 400)
+    (0.0001, 128, None, nan, inf)
     """
     text = text.strip()
     if text.lower().lstrip("+-") in ("nan", "inf", "infinity", ".nan", ".inf"):
         return float(text.lower().replace(".", ""))
     if len(text) > 400 or not _NUMBER.fullmatch(text):
         return None
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+    # A whole number of more digits may be none that a float holds: it becomes infinite, as 1e400 does.
+    return int(text) if text.lstrip("+-").isdigit() and len(text) <= 300 else float(text)
 
 
 def parse_count(text: str) -> float | None:

@@ -21,12 +21,12 @@ try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import resolve
     from .fields_ncpl import TOKENS_PER_PARAMETER, is_code
-    from .text_ncpl import parse_count
+    from .text_ncpl import one_line, parse_count, short
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import resolve
     from fields_ncpl import TOKENS_PER_PARAMETER, is_code
-    from text_ncpl import parse_count
+    from text_ncpl import one_line, parse_count, short
 
 ALIASES = {
     "n": "params",
@@ -152,18 +152,18 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
             elif name not in FIELDS:
                 accepted = FIELDS + tuple(self.tasks) if sibling else FIELDS
                 raise ValueError(
-                    f"{where}unknown field {key!r}{_nearest(name, accepted)}; known: {', '.join(accepted)}"
+                    f"{where}unknown field {short(key)}{_nearest(name, accepted)}; known: {', '.join(accepted)}"
                 )
             elif missing:
                 continue
             elif name in fields:
-                raise ValueError(f"{where}{name} is given twice, as {key!r} and under another name")
+                raise ValueError(f"{where}{name} is given twice, as {short(key)} and under another name")
             else:
                 fields[name] = value
         given = fields.get("scores", {})
         if not isinstance(given, Mapping):
             raise ValueError(
-                f"{where}scores: {given!r}, accepted is a mapping of tasks to accuracies, {{'mmlu': 0.45}}"
+                f"{where}scores: {short(given)}, accepted is a mapping of tasks to accuracies, {{'mmlu': 0.45}}"
             )
         scores.update(given)
         features, mask = self._read_size(fields, where)
@@ -207,7 +207,7 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
                 )
         code = self._read_domain(fields, where)
         if moe is not None and moe not in (True, False):
-            raise ValueError(f"{where}moe: {moe!r}, accepted are true and false")
+            raise ValueError(f"{where}moe: {short(moe)}, accepted are true and false")
         known = [1.0, float(tokens is not None), float(code is not None), float(moe is not None)]
         values = [math.log(params / 1e9), math.log((tokens or 1e12) / 1e12), float(code or 0), float(moe or 0)]
         return values, known
@@ -217,7 +217,7 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
         domain, name = fields.get("domain"), fields.get("name")
         if domain is not None:
             if domain not in ("code", "general"):
-                raise ValueError(f"{where}domain: {domain!r}, accepted are 'code' and 'general'")
+                raise ValueError(f"{where}domain: {short(domain)}, accepted are 'code' and 'general'")
             return bool(domain == "code")
         if name is None:
             return None
@@ -228,12 +228,13 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
         for task, value in scores.items():
             if task not in self.tasks:
                 raise ValueError(
-                    f"{where}scores: unknown task {task!r}{_nearest(task, self.tasks)}; known: {', '.join(self.tasks)}"
+                    f"{where}scores: unknown task {short(task)}{_nearest(task, self.tasks)}; known: "
+                    f"{', '.join(self.tasks)}"
                 )
             if _is_missing(value):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-                raise ValueError(f"{where}scores: {task} is {value!r}, accepted is an accuracy from 0 to 1")
+                raise ValueError(f"{where}scores: {task} is {short(value)}, accepted is an accuracy from 0 to 1")
             read.append((float(value), self.tasks.index(task)))
         return read
 
@@ -243,8 +244,10 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
         names = [family.lower() for family in self.families]
         if str(like).lower() not in names:
             raise ValueError(
-                f"{where}like: unknown family {like!r}{_nearest(str(like), self.families)}; known: "
-                f"{', '.join(self.families) or 'none in this checkpoint'}"
+                one_line(
+                    f"{where}like: unknown family {short(like)}{_nearest(str(like), self.families)}; known: "
+                    f"{', '.join(self.families) or 'none in this checkpoint'}"
+                )
             )
         return names.index(str(like).lower())
 
@@ -297,13 +300,13 @@ def read_count(value: Any, name: str, where: str = "") -> float | None:
         try:
             number = float(value) if (count := parse_count(value)) is None else count
         except ValueError:
-            raise ValueError(f"{where}{name}: {value!r} is not a number; give a count, {HINTS[name]}") from None
+            raise ValueError(f"{where}{name}: {short(value)} is not a number; give a count, {HINTS[name]}") from None
     if isinstance(number, bool) or not isinstance(number, int | float | np.number):
-        raise ValueError(f"{where}{name}: {value!r} is not a number; give a count, {HINTS[name]}")
+        raise ValueError(f"{where}{name}: {short(value)} is not a number; give a count, {HINTS[name]}")
     low, high = RANGES[name]
     if not low <= number <= high:
         rule = "must be positive" if not number > 0 else f"must be a count from {low:.0e} to {high:.0e}"
-        raise ValueError(f"{where}{name}: {value!r} {rule}, {HINTS[name]}")
+        raise ValueError(f"{where}{name}: {short(value)} {rule}, {HINTS[name]}")
     return float(number)
 
 
@@ -334,7 +337,7 @@ def count_parameters(config: Any) -> tuple[float, float]:
             config = AutoConfig.for_model(kind, **config)
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"config: model_type {kind!r} is not known to transformers; give params instead"
+                f"config: model_type {short(kind)} is not known to transformers; give params instead"
             ) from error
     if not isinstance(config, PreTrainedConfig):
         raise ValueError(f"config: {type(config).__name__}, accepted is a transformers config or its JSON as a dict")
@@ -376,7 +379,7 @@ def as_rows(models: Any) -> list[Mapping[str, Any]]:
         if isinstance(row, PreTrainedConfig):
             row = {"config": row}
         if not isinstance(row, Mapping):
-            raise ValueError(f"models: {row!r}, accepted is a mapping such as {{'params': 7e9, 'tokens': 2e12}}")
+            raise ValueError(f"models: {short(row)}, accepted is a mapping such as {{'params': 7e9, 'tokens': 2e12}}")
         if "model_type" in row:  # a config.json, perhaps with the tokens beside it
             rest = {k: row[k] for k in ("tokens", "domain", "name", "like", "scores", "siblings") if k in row}
             row = {"config": {k: v for k, v in row.items() if k not in rest}, **rest}
