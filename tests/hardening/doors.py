@@ -43,6 +43,7 @@ from ncpl.record import provenance
 from ncpl.training.checkpoints import write_json
 from ncpl.views.inputs import config_of, from_query
 from tests.hardening import inputs
+from text_ncpl import short
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
@@ -73,7 +74,7 @@ class Counts:
     """What went wrong and where -> the shortest input that showed it."""
 
     def failed(self, what: str, given: Any) -> None:
-        shown = repr(given) if len(repr(given)) < 2000 else repr(given)[:2000] + "..."
+        shown = short(given, 2000)
         if len(shown) < len(self.failures.get(what, shown + "x")):
             self.failures[what] = shown
 
