@@ -12,12 +12,21 @@ from types import ModuleType
 _FAMILIES = {"_ncpl": ("modeling_ncpl", "processing_ncpl"), "_nsp": ("modeling_nsp", "feature_extraction_nsp")}
 
 
-def register() -> bool:
+# Imports nothing else of its family, so that no further import tells when the family is whole.
+_ENDS = ("transformers", "pipeline_ncpl")
+
+
+def register(imported: str = "") -> bool:
     """Imports the classes, and says whether all are there.
 
     A family of which a module is being imported right now, which is what has imported transformers, has to wait.
+
+    Args:
+        imported: name of a module whose import is just ending.
     """
-    waiting = [family for family in _FAMILIES if any(map(_is_being_imported, _members(family)))]
+    ours = [name for name in sys.modules if name.endswith(tuple(_FAMILIES)) and "." not in name]
+    importing = [name for name in ours if name != imported and _is_being_imported(name)]
+    waiting = [family for family in _FAMILIES if any(name.endswith(family) for name in importing)]
     for family in _FAMILIES.keys() - waiting:
         for module in _FAMILIES[family]:
             import_module(module)
@@ -32,10 +41,6 @@ def register_with_transformers() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-def _members(family: str) -> list[str]:
-    return [name for name in sys.modules if name.endswith(family) and "." not in name]
-
-
 def _is_being_imported(name: str) -> bool:
     return bool(getattr(sys.modules[name].__spec__, "_initializing", False))
 
@@ -48,19 +53,22 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname.startswith("transformers."):
             self.try_to_register()
-        if fullname != "transformers":
+        if fullname not in _ENDS:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
+        sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self)
         return spec
 
-    def try_to_register(self) -> None:
-        if self in sys.meta_path:
+    def try_to_register(self, imported: str = "") -> None:
+        """Calls `register`, during which nothing is watched, and goes on watching if not all classes are there."""
+        there = "transformers" in sys.modules and (imported == "transformers" or not _is_being_imported("transformers"))
+        if there and self in sys.meta_path:
             sys.meta_path.remove(self)
-        if not register():
-            sys.meta_path.insert(0, self)
+            if not register(imported):
+                sys.meta_path.insert(0, self)
 
 
 class _Loader(Loader):
@@ -74,4 +82,4 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        self.finder.try_to_register()
+        self.finder.try_to_register(module.__name__)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from adapted_ncpl import AdaptedLaw
-from calibration_ncpl import MOST_LEVEL, Calibration, forecast_columns
+from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, vary
@@ -19,6 +19,7 @@ from ncpl.grid import Grid, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
 from ncpl.sweep_files import forecast_grid
+from text_ncpl import check_level
 
 if TYPE_CHECKING:
     from modeling_nsp import NSPModel
@@ -33,7 +34,7 @@ class Forecaster:
     Args:
         law: the prior law; configurations -> losses in nats per token.
         calibration: intervals, divergence and extrapolation; None where there is none.
-        network: what adds to the law; None where the law speaks alone.
+        network: adds its residuals to the law's forecasts; None where forecasts are the law's alone.
         strict: whether unknown fields and implausible values are errors (`fields_ncpl.check_config`).
         folder: the checkpoint's; its network is loaded only where it is asked for.
 
@@ -104,8 +105,8 @@ class Forecaster:
 
     def __repr__(self) -> str:
         sources = ", ".join(sorted(getattr(self.law, "sources", ()))) or "none"
-        speaks = "adds to the law" if self.network is not None else "is silent: forecasts are the law's alone"
-        return f"{type(self).__name__}({self.folder.name}; sources: {sources}; the network {speaks})"
+        network = "is silent: forecasts are the law's alone" if self.network is None else "adds to the law"
+        return f"{type(self).__name__}({self.folder.name}; sources: {sources}; the network {network})"
 
     def predict(self, configs: Any, level: float = 0.9) -> pd.DataFrame:
         """Forecasts final losses.
@@ -125,18 +126,17 @@ class Forecaster:
         Raises:
             ValueError: no configurations, or one that is not accepted; says which, the field and what is accepted.
         """
-        _check_level(level)
+        check_level(level)
         if isinstance(configs, pd.DataFrame):
             configs = self._known_columns(configs)
         rows, index = as_configs(configs)
-        rows = [self._completed(row) for row in rows]
         origins = [f"row {short(name)}" for name in index] if isinstance(configs, pd.DataFrame) else None
-        return self.predict_checked(check_configs(rows, self.strict, origins), level).set_index(index)
+        return self.predict_checked(self._checked(rows, origins), level).set_index(index)
 
     def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
         """`predict` for configurations that `fields_ncpl.check_config` has passed, such as logged runs."""
         configs = [training_order(config) for config in configs]
-        table = self._columns(configs, 0.0 if self.network is None else self.network.residuals(configs), level)
+        table = self._columns(configs, self._residuals(configs), level)
         table.attrs["notes"] += self._farthest(configs, table)
         return table
 
@@ -150,6 +150,11 @@ class Forecaster:
             return list(self.law.notes(configs))
         fallbacks: Any = getattr(self.law, "fallbacks", lambda config: [])
         return list(dict.fromkeys(note for config in configs for note in fallbacks(config)))
+
+    def _checked(self, configs: Sequence[Any], origins: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The one check of configurations: completed, checked, in training order."""
+        completed = [self._completed(config) for config in configs]
+        return [training_order(config) for config in check_configs(completed, self.strict, origins)]
 
     def _completed(self, config: Any) -> Any:
         """A configuration with what an adapted source's runs leave unsaid."""
@@ -173,14 +178,17 @@ class Forecaster:
                 self._told.add(note)
                 warnings.warn(note, stacklevel=4)
 
+    def _residuals(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray | float:
+        """What the network adds to the law for configurations in training order, in nats; 0 where there is none."""
+        return 0.0 if self.network is None else self.network.residuals(configs)
+
     def _columns(
         self, configs: Sequence[Mapping[str, Any]], residuals: np.ndarray | float, level: float
     ) -> pd.DataFrame:
         """`predict`'s columns for checked configurations in training order, from what the network adds to the law."""
-        notes = list(self.notes(configs))
+        notes = self.notes(configs)
         if self.calibration is None:
-            told = "this checkpoint has no calibration: lower, upper, divergence and extrapolation are NaN"
-            notes = [told, *notes]
+            notes.insert(0, "this checkpoint has no calibration: lower, upper, divergence and extrapolation are NaN")
         self._tell(notes)
         forecast = forecast_columns(self.law, self.calibration, configs, residuals, level)
         if not all(np.isfinite(values).all() for values in forecast.values()):
@@ -214,7 +222,7 @@ class Forecaster:
         Raises:
             ValueError: a field that is unknown or has no values, and what `predict` refuses.
         """
-        _check_level(level)
+        check_level(level)
         combinations = Grid(self._completed(_one(config)), grid, self.strict)
         frames = list(forecast_grid(self, combinations, level))
         table = pd.concat(frames)
@@ -242,9 +250,10 @@ class Forecaster:
             within: nats over the lowest loss that count as equally good.
 
         Returns:
-            The optimised fields, then `predict`'s columns at them. `risk` is what not knowing the best learning rate's
-            place exactly adds to the loss to expect, and `expected` their sum, where the checkpoint is calibrated;
-            `FIELD low` and `FIELD high` are how far a field goes with the others held and the loss `within` the lowest.
+            The optimised fields, then `predict`'s columns at them. Where the checkpoint is calibrated, `risk` is the
+            expected excess loss from uncertainty in the optimal learning rate, and `expected` the loss plus that.
+            `FIELD low` and `FIELD high` are the ends of a field's flat region, where with the other fields held the
+            loss is `within` the lowest.
 
         Raises:
             ValueError: bounds that are no range, an unknown constraint, more than six fields, and what `predict`
@@ -252,15 +261,15 @@ class Forecaster:
         """
         from ncpl import optimize as search
 
-        _check_level(level)
+        check_level(level)
         base, fields = self._completed(_one(config)), named_fields(bounds)
         most, multiples = search.check_constraints(named_fields(constraints) if constraints else None)
         axes, choices = search.axes_of(fields, multiples)
         ends: dict[str, Sequence[Any]] = {axis.name: [axis.value(0), axis.value(1)] for axis in axes}
         Grid(base, ends | choices, self.strict)
 
-        def checked(points: Sequence[Mapping[str, Any]]) -> list[Any]:
-            return check_configs([vary(base, point) for point in points], self.strict)
+        def checked(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+            return self._checked([vary(base, point) for point in points])
 
         def forecast(points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             return self.predict_checked(checked(points), level)
@@ -353,11 +362,10 @@ class Forecaster:
         >>> list(found.index), bool(found["difference"] < 0)
         (['difference', 'lower', 'upper', 'p_better'], True)
         """
-        _check_level(level)
+        check_level(level)
         if self.calibration is None:
             raise ValueError("compare: this checkpoint has no calibration, so no interval of the difference is known")
-        rows = [self._completed(_one(config)) for config in (config_a, config_b)]
-        configs = [training_order(config) for config in check_configs(rows, self.strict)]
+        configs = self._checked([_one(config) for config in (config_a, config_b)])
         sources = [config["source"] for config in configs]
         if sources[0] != sources[1]:
             raise ValueError(
@@ -371,7 +379,7 @@ class Forecaster:
         with warnings.catch_warnings():
             # Told above, once in the forecaster's life.
             warnings.simplefilter("ignore")
-            first, second = self.law(configs) + (0.0 if self.network is None else self.network.residuals(configs))
+            first, second = self._losses(configs)
         half, deviation = self.calibration.difference(configs, level)
         difference = float(first - second)
         better = statistics.NormalDist().cdf(-difference / deviation)
@@ -399,16 +407,12 @@ class Forecaster:
         """
         from ncpl.suggest import suggestions
 
-        _check_level(level)
+        check_level(level)
         if self.calibration is None:
             raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")
-        tables = []
-        for asked in (candidates, target):
-            rows, index = as_configs(asked) if asked is not None else ([], pd.RangeIndex(0))
-            completed = [self._completed(row) for row in rows]
-            tables.append((check_configs(completed, self.strict) if rows else [], index))
-        (pool, index), (targets, _) = tables
-        return suggestions(self.calibration, pool, index, targets, budget_flops, level)
+        rows, index = as_configs(candidates)
+        targets = [] if target is None else self._checked(as_configs(target)[0])
+        return suggestions(self.calibration, self._checked(rows), index, targets, budget_flops, level)
 
     def plan(
         self,
@@ -444,7 +448,7 @@ class Forecaster:
         >>> bool(2e8 < planned["params_low"] < planned["params"] < planned["params_high"] < 4e9)
         True
         """
-        _check_level(level)
+        check_level(level)
         return plan(
             self._losses,
             base,
@@ -480,14 +484,13 @@ class Forecaster:
         Raises:
             ValueError: what `predict` refuses, an accelerator that is not known, a count or a share that is not one.
         """
-        (checked,) = check_configs([_one(config)], self.strict)
+        (checked,) = self._checked([_one(config)])
         return pd.Series(cost(checked, gpu, count, utilisation, read_hardware(hardware)))
 
     def _losses(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Losses of checked configurations, without anything else."""
-        if self.network is None:
-            return np.asarray(self.law(configs))
-        return np.asarray(self.law(configs)) + self.network.residuals([training_order(config) for config in configs])
+        """Losses of checked configurations, in nats per token."""
+        configs = [training_order(config) for config in configs]
+        return np.asarray(self.law(configs) + self._residuals(configs))
 
     def benchmarks(
         self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = "nsp-base"
@@ -514,8 +517,8 @@ class Forecaster:
 
         if not are_configurations(models):
             return benchmarks(models, like, level, model)
-        _check_level(level)
-        configs = check_configs(as_configs(models)[0], self.strict)
+        check_level(level)
+        configs = self._checked(as_configs(models)[0])
         forecast = self.predict_checked(configs, level)
         table = benchmarks_of_runs(configs, forecast, like, level, model)
         table.attrs["notes"] = forecast.attrs["notes"]
@@ -549,8 +552,8 @@ class Forecaster:
         """
         from ncpl import curves
 
-        _check_level(level)
-        checked = training_order(check_configs([self._completed(_one(config))], self.strict)[0])
+        check_level(level)
+        (checked,) = self._checked([_one(config)])
         # The bands' deviation must not depend on the level where a run is observed.
         asked = level if observed is None else 0.9
         forecast = self.predict_checked([checked], asked)
@@ -576,11 +579,6 @@ class _Rows(Sequence[Mapping[str, Any]]):
 
     def __getitem__(self, i: Any) -> Any:
         return self.grid.configs(i, i + 1)[0]
-
-
-def _check_level(level: float) -> None:
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= MOST_LEVEL:
-        raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
 
 
 def _one(config: Any) -> Mapping[str, Any]:

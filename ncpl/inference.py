@@ -143,8 +143,7 @@ class Prompts:
     @classmethod
     def of(cls, processor: NCPLProcessor, configs: Sequence[Mapping[str, Any]]) -> "Prompts":
         """The final-loss prompts of checked configurations."""
-        rows = [(processor.prefix(config) + processor.branch(config), None) for config in configs]
-        batch = processor.pad(rows, return_tensors="np")
+        batch = processor.prompts(configs, return_tensors="np")
         is_number = batch["is_number_mask"] & ~batch["loss_mask"]
         return cls(batch["input_ids"], is_number, batch["number_values_filled"], batch["attention_mask"].sum(-1) - 1)
 

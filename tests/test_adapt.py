@@ -237,6 +237,15 @@ def test_a_batch_that_never_varies_is_read_and_need_not_be_said(shipped):
     assert lab.predict({**unsaid, "source": "acme"})["loss"][0] == pytest.approx(losses[-1], abs=0.02)
 
 
+def test_what_an_adapted_source_leaves_unsaid_is_completed_everywhere(adapted):
+    config = {"source": "acme", "model size": 600.0, "data size": 20.0}
+    assert adapted.cost(config)["flops"] > 6 * 600e6 * 20e9
+    forecast = adapted.predict(config)["loss"].item()
+    assert adapted.benchmarks(config)["loss"].item() == forecast
+    assert adapted.curve(config, points=1)["loss"].item() == pytest.approx(forecast)
+    assert adapted.sweep(config, {"model size": [600.0]})["loss"].item() == pytest.approx(forecast)
+
+
 @pytest.mark.parametrize(
     ("runs", "source", "message"),
     [

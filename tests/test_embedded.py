@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncpl import Forecaster
+from ncpl import (
+    Forecaster,
+    NCPLConfig,
+    NCPLForecaster,
+    NCPLProcessor,
+    NSPConfig,
+    NSPFeatureExtractor,
+    NSPModel,
+)
 from tests.checkpoints import ADAMW, fresh_process
 
 FROZEN = Path(__file__).parent / "frozen"
@@ -19,6 +27,21 @@ def test_folders_are_whole_and_small(name, limit):
     assert sum(path.stat().st_size for path in folder.iterdir()) < limit
     for code in folder.glob("*.py"):
         assert code.read_bytes() == (folder.parents[2] / code.name).read_bytes(), "run: make embedded"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (NCPLConfig, "ncpl-mini"),
+        (NCPLForecaster, "ncpl-mini"),
+        (NCPLProcessor, "ncpl-mini"),
+        (NSPConfig, "nsp-base"),
+        (NSPModel, "nsp-base"),
+        (NSPFeatureExtractor, "nsp-base"),
+    ],
+)
+def test_each_class_loads_an_embedded_checkpoint_by_its_name(kind, name):
+    assert isinstance(kind.from_pretrained(name), kind)
 
 
 def test_the_default_forecasts_alike_through_every_door(tmp_path):

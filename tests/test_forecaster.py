@@ -313,9 +313,11 @@ def test_evaluation_judges_all_on_identical_runs(forecaster, real_data_dir):
     assert published == [0.0104, 0.0138, 0.0084, 0.0149]
 
 
-def test_importing_ncpl_registers_the_auto_classes(folder):
+@pytest.mark.parametrize("first", ["transformers", "pipeline_ncpl"])
+def test_importing_ncpl_registers_the_auto_classes(folder, first):
+    """Also where one of our own modules, which nothing else of its family follows, imports transformers first."""
     code = f"""
-import ncpl
+import ncpl, {first}
 from transformers import AutoConfig, AutoModel, AutoProcessor
 for kind in (AutoConfig, AutoModel, AutoProcessor):
     print(type(kind.from_pretrained({str(folder)!r}, trust_remote_code=False)).__module__)"""

@@ -51,6 +51,15 @@ def test_many_configurations_give_what_each_gives_alone(forecast, container, bat
     assert [result["loss"] for result in results] == pytest.approx(alone, abs=1e-6)
 
 
+def test_a_data_set_is_read_like_a_list(forecast):
+    class Configurations(torch.utils.data.Dataset):
+        def __getitem__(self, i):
+            return CONFIGS[i]
+
+    results = list(forecast(Configurations(), batch_size=2))
+    assert [result["loss"] for result in results] == pytest.approx([r["loss"] for r in forecast(CONFIGS)], abs=1e-6)
+
+
 def test_a_left_padding_tokenizer_changes_nothing(model, processor):
     left = tiny_processor()
     left.tokenizer.padding_side = "left"

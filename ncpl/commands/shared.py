@@ -157,14 +157,12 @@ def print_table(shown: "list[dict[str, str]] | Table") -> None:
 
 def coverage(text: str | float) -> float:
     """typer's own message would not say what came."""
-    try:
-        if 0 < float(text) < 1:
-            return float(text)
-    except ValueError:
-        pass
-    from text_ncpl import short
+    from text_ncpl import check_level
 
-    raise typer.BadParameter(f"got {short(text)}, expected a coverage between 0 and 1")
+    try:
+        return check_level(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error).removeprefix("level: ")) from None
 
 
 def check_folder(path: Path | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from datasets_scripts.leaderboard import chance as blind_guess
-from ncpl.errors import short
+from text_ncpl import check_level, short
 
 LINK_FILE = "loss_link.json"
 # The link of configurations: its runs cover the sizes that losses are forecast for, with one recipe.
@@ -186,9 +186,7 @@ def scores_from_loss(
     losses = np.atleast_1d(np.asarray(loss, dtype=float))
     if not (losses > 0).all():
         raise ValueError(f"loss: {losses[~(losses > 0)][0]!r}, accepted is a loss above 0 in nats per token")
-    if not 0 < level < 1:
-        raise ValueError(f"level: {short(level)}, accepted is a coverage between 0 and 1")
-    multiple = normal_multiple(level)
+    multiple = normal_multiple(check_level(level))
     ends = [losses if end is None else np.atleast_1d(np.asarray(end, dtype=float)) for end in (upper, lower)]
     columns: dict[str, Any] = {"loss": losses}
     for task, (chance, *_, deviation) in link.tasks.items():

@@ -1,27 +1,20 @@
 """Words of the app's answers: the number, what has to be known of it, the command that gives the same."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ncpl.errors import one_line
 from ncpl.views.inputs import Inputs, written
+from text_ncpl import check_level
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster
 
 
 def read_level(inputs: Inputs) -> float:
-    text = inputs.get("level", "0.9")
-    try:
-        level = float(text)
-    except ValueError:
-        level = math.nan
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {one_line(text, 40)!r}, expected a coverage between 0 and 1, such as 0.9")
-    return level
+    """The coverage of intervals that the form asks for."""
+    return check_level(inputs.get("level", "0.9"))
 
 
 def level_words(level: float) -> list[str]:

@@ -8,8 +8,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 # Imported here, the pipeline travels with every saved model or configuration: transformers copies what a file imports.
 try:
+    from .embedded_ncpl import ByName
     from .pipeline_ncpl import TASK, ScalingForecastPipeline
 except ImportError:
+    from embedded_ncpl import ByName
     from pipeline_ncpl import TASK, ScalingForecastPipeline
 
 # Qwen3-1.7B, the published backbone; pad_token_id is its `<|endoftext|>`.
@@ -30,7 +32,7 @@ QWEN3_1_7B: dict[str, Any] = {
 
 
 @strict
-class NCPLConfig(PreTrainedConfig):
+class NCPLConfig(ByName, PreTrainedConfig):
     """What a forecaster is made of: a text backbone, how numbers enter it, and the loss it is trained with.
 
     Args:

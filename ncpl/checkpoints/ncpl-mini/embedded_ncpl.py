@@ -6,7 +6,7 @@ in its entry points of the group `ncpl.checkpoints`. A frozen copy of this file 
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 EMBEDDED: dict[str, Path] = {}
 
@@ -25,3 +25,20 @@ def resolve(name: Any) -> Any:
         for package in entry_points(group="ncpl.checkpoints"):
             EMBEDDED.update(package.load())
     return str(EMBEDDED.get(name, name))
+
+
+class ByName:
+    """First base of a transformers class whose `from_pretrained` also takes the bare name of an embedded checkpoint."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Loads a folder, a Hub repository, or an embedded checkpoint by its bare name (`"ncpl-mini"`, `"nsp-base"`).
+
+        Args:
+            pretrained_model_name_or_path: which.
+            args, kwargs: as transformers' `from_pretrained` takes them.
+
+        Raises:
+            OSError: there is no such checkpoint.
+        """
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)  # type: ignore[misc]

@@ -16,8 +16,10 @@ from transformers.utils import ModelOutput
 
 try:
     from .configuration_ncpl import NCPLConfig
+    from .embedded_ncpl import ByName
 except ImportError:
     from configuration_ncpl import NCPLConfig
+    from embedded_ncpl import ByName
 
 # Keys of the published checkpoints (`OptimizerStudy/NCPL-*`) -> ours, by prefix.
 PUBLISHED_PREFIXES = {
@@ -102,7 +104,9 @@ class NumberEmbedding(nn.Module):
         return torch.cat([scalars, angles.sin(), angles.cos()], -1)
 
 
-class NCPLPreTrainedModel(PreTrainedModel):
+class NCPLPreTrainedModel(ByName, PreTrainedModel):
+    """What transformers has to know to initialise and load `NCPLForecaster`."""
+
     config_class = NCPLConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"

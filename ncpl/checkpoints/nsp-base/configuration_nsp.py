@@ -5,6 +5,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+try:
+    from .embedded_ncpl import ByName
+except ImportError:
+    from embedded_ncpl import ByName
+
 # Accuracy of a blind guess, by task: 1 / options for multiple choice, 0 for free answers. BIG-bench's arithmetic and
 # transliteration are answered freely here; truthfulqa is MC2, whose floor is taken as one option of four.
 CHANCE: dict[str, float] = {
@@ -47,7 +52,7 @@ FEATURES: tuple[str, ...] = ("params", "tokens", "code", "moe")
 
 
 @strict
-class NSPConfig(PreTrainedConfig):
+class NSPConfig(ByName, PreTrainedConfig):
     """What a predictor is made of.
 
     Args:
@@ -126,7 +131,7 @@ class NSPConfig(PreTrainedConfig):
 
 
 @strict
-class NSPEnsembleConfig(PreTrainedConfig):
+class NSPEnsembleConfig(ByName, PreTrainedConfig):
     """Configuration of `NSPEnsemble`.
 
     Args:
