@@ -4,26 +4,22 @@ Every key that does not exist and every value of the wrong type or range is repo
 what came, what is accepted and the nearest name.
 """
 
-import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ncpl.errors import short
-
-LONGEST_MESSAGE = 300
-"""Characters of an error message; what does not fit is counted."""
+from ncpl.files import parse_document, read_document
+from text_ncpl import MOST_MESSAGE, one_line, short
 
 
 def _number(value: Any) -> Any:
-    """Text that reads as a number is one, because YAML 1.1 takes `1e-4` for text; true and false are none."""
+    """A number, or a text that reads as one; true and false are none."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -91,9 +87,9 @@ def _joined(problems: Sequence[str]) -> str:
     for shown in range(len(problems), 0, -1):
         more = f"; and {len(problems) - shown} more" if shown < len(problems) else ""
         text = " ".join("; ".join(problems[:shown]).split()) + more
-        if len(text) <= LONGEST_MESSAGE:
+        if len(text) <= MOST_MESSAGE:
             return text
-    return text[: LONGEST_MESSAGE - 4] + " ..."
+    return text[: MOST_MESSAGE - 4] + " ..."
 
 
 LIMITS = {
@@ -108,7 +104,7 @@ LIMITS = {
 def _problem(outer: type[Block], details: ErrorDetails) -> tuple[str, str]:
     """A problem's dotted key, and the problem in our terms."""
     key, block, field = _locate(outer, details["loc"])
-    kind, came = details["type"], reprlib.repr(details["input"])
+    kind, came = details["type"], short(details["input"], 40)
     if kind == "value_error":
         text = str(details["ctx"]["error"])
         if text.partition(":")[0].partition(".")[0] in block.model_fields:
@@ -215,11 +211,9 @@ def read_yaml(path: str | Path, overrides: Mapping[str, str] | None = None) -> d
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"recipe: cannot read {path} ({error.strerror}), expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from None
+        values = read_document(path)
+    except ValueError as error:
+        raise ValueError(one_line(f"recipe: {error}")) from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe: {path} holds {short(values)}, expected the blocks model, data and stages")
     values = {"data": {}, "output_dir": f"outputs/{path.stem}", **values}
@@ -230,6 +224,9 @@ def read_yaml(path: str | Path, overrides: Mapping[str, str] | None = None) -> d
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping.
+
+    Raises:
+        ValueError: a word that is no option, or an option without a value.
 
     >>> parse_overrides(["--seed", "7", "--data.config=final"])
     {'seed': '7', 'data.config': 'final'}
@@ -258,6 +255,6 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
             raise ValueError(f"{'.'.join(blocks[: i + 1])}: holds {short(values[block])}, there is no {key}")
         values = values[block]
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[last] = parse_document(text)
+    except ValueError:
         values[last] = text

@@ -47,7 +47,7 @@ BAD_RECIPES = [
     ({"modle.backbone": "x"}, "modle: not a key, did you mean model?"),
     ({"stages.full.epochs": "many"}, "stages.full.epochs: got 'many', expected a number"),
     ({"stages.full.epochs": "0"}, "stages.full.epochs: got 0, expected more than 0"),
-    ({"stages.full.learning_rate": "-1e-4"}, "stages.full.learning_rate: got '-1e-4', expected more than 0"),
+    ({"stages.full.learning_rate": "-1e-4"}, "stages.full.learning_rate: got -0.0001, expected more than 0"),
     ({"stages.full.learning_rate": ".nan"}, "stages.full.learning_rate: got nan, expected a number"),
     ({"stages.full.learning_rate": "null"}, "stages.full.learning_rate: missing, expected a number"),
     ({"stages.full.batch_size": "2.5"}, "stages.full.batch_size: got 2.5, expected an integer"),
@@ -98,8 +98,9 @@ def test_all_problems_of_a_recipe_are_told_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot read"),
-        ("model: {", "is not YAML"),
+        (None, "recipe.yaml: cannot be read"),
+        ("model: {", "recipe.yaml: not YAML"),
+        ("model: {}\nmodel: {}", "model: given twice"),
         ("- a list", "expected the blocks model, data and stages"),
         ("stages: {full: {epochs: 1, learning_rate: 1e-3}}", "model: missing, expected a block of"),
     ],
@@ -113,7 +114,7 @@ def test_bad_recipe_files(tmp_path, text, message):
 
 
 def test_yaml_numbers_and_overrides(tmp_path):
-    """YAML 1.1 reads 1e-4 as text: a recipe does not."""
+    """A recipe is YAML 1.2, in which 1e-4 is a number (YAML 1.1 reads text)."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY) + "output_dir: there\n")
     assert yaml.safe_load("rate: 1e-4") == {"rate": "1e-4"}
