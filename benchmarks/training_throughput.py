@@ -28,7 +28,7 @@ from tqdm import tqdm
 from fields_ncpl import max_step
 from modeling_ncpl import NCPLForecaster
 from ncpl.packing import PackedCollator, PlainCollator, Run
-from ncpl.record import peak_flops
+from ncpl.training.trainer import peak_flops
 from processing_ncpl import NCPLProcessor
 
 

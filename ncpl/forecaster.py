@@ -250,10 +250,9 @@ class Forecaster:
             within: nats over the lowest loss that count as equally good.
 
         Returns:
-            The optimised fields, then `predict`'s columns at them. Where the checkpoint is calibrated, `risk` is the
-            expected excess loss from uncertainty in the optimal learning rate, and `expected` the loss plus that.
-            `FIELD low` and `FIELD high` are the ends of a field's flat region, where with the other fields held the
-            loss is `within` the lowest.
+            The optimised fields, then `predict`'s columns at them; from a calibrated checkpoint `risk`, the expected
+            excess loss from uncertainty in the optimal learning rate, and `expected`, the loss plus that; `FIELD low`
+            and `FIELD high`, between which the loss is `within` the lowest, the other fields held.
 
         Raises:
             ValueError: bounds that are no range, an unknown constraint, more than six fields, and what `predict`

@@ -1,7 +1,5 @@
 """How far forecasts are from what happened, as plain functions."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -46,13 +44,9 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     >>> spearman([1, 2, 3], [10, 30, 20])
     0.5
     """
-    x, y = _ranks(np.asarray(a, np.float64)), _ranks(np.asarray(b, np.float64))
-    x, y = x - x.mean(), y - y.mean()
+    # Only here: it brings all of scipy's statistics.
+    from scipy.stats import rankdata
+
+    x, y = (ranks - ranks.mean() for ranks in (rankdata(a), rankdata(b)))
     scale = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / scale) if scale > 0 else float("nan")
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last: Sequence[int] | np.ndarray = np.cumsum(counts)
-    return (np.asarray(last) - (counts - 1) / 2)[inverse]

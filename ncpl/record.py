@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-# Dense bf16 peak of a GPU in FLOP/s by a part of its name, from its data sheet.
-PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "L40S": 362e12, "A100": 312e12}
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 
 
@@ -55,14 +53,6 @@ def hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": _cpu_name(), "cpu_cores": cores, "memory_gib": _memory_gib(), "gpus": gpus}
-
-
-def peak_flops(bf16: bool) -> float | None:
-    """Peak of this machine's GPU in FLOP/s, dense, in bf16 or in TF32; None without one, or for one not listed."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak if bf16 else peak / 2 for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 def git_state(folder: str | Path = Path(__file__).parent) -> dict[str, Any] | None:

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from ncpl.errors import TrainingError
+from ncpl.hardware import read_hardware
 from ncpl.packing import PlainCollator, Run
 from ncpl.recipe import Stage
-from ncpl.record import peak_flops
 from ncpl.training.checkpoints import MANIFEST, checkpoints, write_manifest, writing
 
 LARGEST_LOSS = 1e12
@@ -250,6 +250,19 @@ class ForecasterTrainer(Trainer):
         """Two a weight forwards, two for the activations' gradients, and two for the weight's own where it trains."""
         weights = [(p.numel(), p.requires_grad) for name, p in self.model.named_parameters() if "embed" not in name]
         return sum((6 if trained else 4) * n for n, trained in weights)
+
+
+def peak_flops(bf16: bool) -> float | None:
+    """Peak of this machine's GPU in FLOP/s, dense, in bf16 or in TF32; None without one, or for one not listed."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_name().lower()
+    listed = [
+        gpu for gpu in read_hardware().accelerators.values() if all(part in device for part in gpu.name.split("-"))
+    ]
+    # "NVIDIA H100 PCIe" is an h100 and an h100-pcie: the longest name says most.
+    peaks = [gpu.bf16_tflops * 1e12 for gpu in sorted(listed, key=lambda gpu: len(gpu.name))]
+    return None if not peaks else peaks[-1] if bf16 else peaks[-1] / 2
 
 
 class BestFolder(TrainerCallback):
