@@ -82,15 +82,24 @@ def check_level(level: object) -> float:
     """The coverage that an interval is asked to have, checked.
 
     Args:
-        level: a number between 0 and 1, at most `MOST_LEVEL`, or a text that reads as one.
+        level: a number between 0 and 1, at most `MOST_LEVEL`.
 
     Raises:
         ValueError: something else.
 
-    >>> check_level(0.9), check_level("0.5")
-    (0.9, 0.5)
+    >>> check_level(0.9)
+    0.9
     """
-    number = read_number(level) if isinstance(level, str) else level
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= MOST_LEVEL:
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= MOST_LEVEL:
         raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
-    return float(number)
+    return float(level)
+
+
+def parse_level(text: str) -> float:
+    """`check_level` of a number as people type it.
+
+    >>> parse_level("0.5")
+    0.5
+    """
+    number = read_number(text)
+    return check_level(text if number is None else number)

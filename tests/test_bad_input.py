@@ -235,7 +235,7 @@ COMMANDS = {
     "no arguments": (["predict"], "Missing argument 'CONFIG'"),
     "unknown option": (["predict", "--levle", "0.9"], "No such option: --levle"),
     "unknown command": (["predcit"], "No such command 'predcit'"),
-    "level": (["predict", *GOOD, "--level", "90"], "'--level': got '90', expected a coverage between 0 and 1"),
+    "level": (["predict", *GOOD, "--level", "90"], "'--level': got 90, expected a coverage between 0 and 1"),
     "level as text": (
         ["predict", *GOOD, "--level", "high"],
         "'--level': got 'high', expected a coverage between 0 and 1",

@@ -125,7 +125,7 @@ def test_the_command_gives_the_same(view, default, inputs, capsys):
         ("forecast", {MORE: "lr: 1e-3"}, "learning rate: given twice"),
         ("forecast", {MORE: "warmup: 1\nwarmup: 2"}, "given twice"),
         ("forecast", {MORE: "- 1"}, "further fields: got"),
-        ("forecast", {"level": "2"}, "level: got '2'"),
+        ("forecast", {"level": "2"}, "level: got 2"),
         ("curve", {"curve.observed": "a,b\n1,2\n"}, "observed.csv: no column is a step"),
         ("compare", {"compare.with": ""}, "compare with: missing"),
         ("compare", {"compare.with": "lr: fast"}, "learning rate: got 'fast'"),

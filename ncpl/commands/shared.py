@@ -157,10 +157,10 @@ def print_table(shown: "list[dict[str, str]] | Table") -> None:
 
 def coverage(text: str | float) -> float:
     """typer's own message would not say what came."""
-    from text_ncpl import check_level
+    from text_ncpl import parse_level
 
     try:
-        return check_level(text)
+        return parse_level(str(text))
     except ValueError as error:
         raise typer.BadParameter(str(error).removeprefix("level: ")) from None
 

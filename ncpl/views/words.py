@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ncpl.views.inputs import Inputs, written
-from text_ncpl import check_level
+from text_ncpl import parse_level
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def read_level(inputs: Inputs) -> float:
     """The coverage of intervals that the form asks for."""
-    return check_level(inputs.get("level", "0.9"))
+    return parse_level(inputs.get("level", "0.9"))
 
 
 def level_words(level: float) -> list[str]:
