@@ -191,6 +191,9 @@ class NCPLForecaster(NCPLPreTrainedModel):
 
         Returns:
             `NCPLOutput`, or a tuple with `return_dict=False`. `logits[:, t - 1]` is the prediction for target `t`.
+
+        Raises:
+            ValueError: neither token ids nor embeddings, or number tokens without values.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:

@@ -24,9 +24,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+try:
+    from transformers import initialization as init
+except ImportError:
+    # Young, and not promised to stay: torch's own functions do the same to a model that is made anew.
+    from torch.nn import init
 try:
     from .configuration_nsp import NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import ByName
@@ -112,7 +116,7 @@ class NSPPreTrainedModel(ByName, PreTrainedModel):
             init.constant_(module.ceiling, 3.0)
             init.constant_(module.dip, -2.0)
             init.constant_(module.dip_at, -2.0)
-            init.copy_(module.chance, torch.tensor(self.config.chance, dtype=torch.float32))
+            module.chance.copy_(torch.tensor(self.config.chance, dtype=torch.float32))
         elif isinstance(module, FamilyEffect):
             init.normal_(module.family_factors, std=0.3)
             init.normal_(module.model_factors, std=0.2)

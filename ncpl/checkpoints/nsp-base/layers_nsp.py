@@ -73,6 +73,7 @@ class TaskHeads(nn.Module):
         return z + dip * nn.functional.softplus(at - z), (1 - dip * torch.sigmoid(at - z)) * ~flat
 
     def positive_loadings(self) -> Tensor:
+        """(tasks, K), above 0, so that no capability lowers a score."""
         return nn.functional.softplus(self.loadings.float())
 
     def scores(self, logits: Tensor, tasks: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -84,6 +85,7 @@ class TaskHeads(nn.Module):
         return chance + span * share, span * share * (1 - share)
 
     def span(self) -> Tensor:
+        """(tasks,) scores between chance and the ceiling."""
         return (1 - self.chance.float()) * torch.sigmoid(self.ceiling.float())
 
 
@@ -109,12 +111,15 @@ class FamilyEffect(nn.Module):
         return factors.float() @ factors.float().T + torch.diag(torch.exp(2 * scales.float()))
 
     def family_covariance(self) -> Tensor:
+        """(tasks, tasks) of a family's effects, in squared logits."""
         return self._covariance(self.family_factors, self.family_scales)
 
     def model_covariance(self) -> Tensor:
+        """(tasks, tasks) of a single model's own effects, in squared logits."""
         return self._covariance(self.model_factors, self.model_scales)
 
     def noise_variance(self) -> Tensor:
+        """(tasks,) of a measured score."""
         return torch.exp(2 * self.noise.float())
 
 
@@ -173,7 +178,11 @@ class Encoder(nn.Module):
             tokens_known: (batch, 1), 1 or 0.
             architecture: (batch, 4) values and whether they are known.
             scores: (batch, scores, 3) descriptions of known scores, (batch, scores) tasks, (batch, scores) which are
-            real.
+                real.
+
+        Returns:
+            (batch, tasks) shifts of the logits and log scales of their variance; the states and attentions of the
+            layers.
         """
         dtype = self.norm.weight.dtype
         batch, device = len(size), size.device
