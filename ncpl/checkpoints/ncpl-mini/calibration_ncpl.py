@@ -13,16 +13,14 @@ try:
     from .fields_ncpl import sequence_length
     from .forms_ncpl import REFERENCE
     from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
-    from .text_ncpl import short
+    from .text_ncpl import check_level
 except ImportError:
     from adapted_ncpl import AdaptedLaw
     from fields_ncpl import sequence_length
     from forms_ncpl import REFERENCE
     from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
-    from text_ncpl import short
+    from text_ncpl import check_level
 
-# The most that intervals can be asked to cover: beyond it no held-out run speaks.
-MOST_LEVEL = 0.999
 # Distance from the training runs, in log units, up to which a forecast is called so.
 DISTANCES = {"inside": 0.01, "near": 0.7, "far": 2.3, "guess": math.inf}
 
@@ -61,14 +59,18 @@ def forecast_columns(
     >>> forecast_columns(ChinchillaLaw(), None, [config])["loss"].round(3).tolist()
     [3.214]
     """
-    at = calibration.law.evaluate(configs) if calibration is not None else None
-    losses = (law(configs) if at is None or law is not calibration.law else law.losses(at)) + residuals  # type: ignore[union-attr]
-    columns = {"loss": losses}
-    if calibration is not None and at is not None:
-        columns["lower"], columns["upper"] = calibration.interval(at, losses, level)
-        columns["divergence"] = calibration.divergence(at)
-        columns["extrapolation"] = calibration.extrapolation(configs)
-    return columns
+    if calibration is None:
+        return {"loss": law(configs) + residuals}
+    evaluation = calibration.law.evaluate(configs)
+    losses = (law.losses(evaluation) if law is calibration.law else law(configs)) + residuals
+    lower, upper = calibration.interval(evaluation, losses, level)
+    return {
+        "loss": losses,
+        "lower": lower,
+        "upper": upper,
+        "divergence": calibration.divergence(evaluation),
+        "extrapolation": calibration.extrapolation(configs),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +96,11 @@ class Trees:
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Probabilities, one for each row of features."""
         rows = np.arange(len(features))[:, None]
-        at = np.tile(self.roots, (len(features), 1))
-        while (asking := self.feature[at] >= 0).any():
-            yes = features[rows, np.maximum(self.feature[at], 0)] <= self.threshold[at]
-            at = np.where(asking, np.where(yes, self.left[at], self.right[at]), at)
-        return 1 / (1 + np.exp(-self.start - self.value[at].sum(1)))
+        node = np.tile(self.roots, (len(features), 1))
+        while (inner := self.feature[node] >= 0).any():
+            yes = features[rows, np.maximum(self.feature[node], 0)] <= self.threshold[node]
+            node = np.where(inner, np.where(yes, self.left[node], self.right[node]), node)
+        return 1 / (1 + np.exp(-self.start - self.value[node].sum(1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +142,13 @@ class Calibration:
         Raises:
             ValueError: a level that is not between 0 and 1.
         """
-        if not 0 < level <= MOST_LEVEL:
-            raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
-        at = self.law.evaluate(configs)
-        scores = {source: self._score(source, level) for source in set(at.sources.tolist())}
-        half = self.deviation(at) * np.array([scores[source] for source in at.sources.tolist()])
+        level = check_level(level)
+        evaluation = self.law.evaluate(configs)
+        half = self.deviation(evaluation) * self.score(evaluation, level)
         if self.law.form == 1:
             return loss - half, loss + half
         # Above nothing and below chance, whatever the width; a narrow interval is the loss plus and minus its half.
-        room = np.maximum(at.chance - loss, 1e-9)
+        room = np.maximum(evaluation.chance - loss, 1e-9)
         return loss * np.exp(-half / loss), loss + room * -np.expm1(-half / room)
 
     def level(
@@ -158,38 +158,48 @@ class Calibration:
 
         Of runs that the calibration describes, a share p lies at or below p.
         """
-        at = self.law.evaluate(configs)
-        ratios = self._half(at, loss, observed) / self.deviation(at)
-        scores = [np.asarray(self.scores.get(source, self.scores[""])) for source in at.sources.tolist()]
-        reached = [
-            np.interp(ratio, own, np.linspace(0, 1, len(own))) for ratio, own in zip(ratios, scores, strict=True)
+        evaluation = self.law.evaluate(configs)
+        ratios = self._half_width(evaluation, loss, observed) / self.deviation(evaluation)
+        coverages = [
+            np.interp(ratio, scores, np.linspace(0, 1, len(scores)))
+            for ratio, scores in zip(ratios, map(self._scores, evaluation.sources.tolist()), strict=True)
         ]
-        return np.array(reached)
+        return np.array(coverages)
 
-    def _half(self, at: Evaluation, loss: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    def _half_width(self, evaluation: Evaluation, loss: np.ndarray, observed: np.ndarray) -> np.ndarray:
         """Half the width, before `interval` bends it, of the narrowest interval that holds the observed losses."""
         if self.law.form == 1:
             return np.abs(observed - loss)
-        room = np.maximum(at.chance - loss, 1e-9)
+        room = np.maximum(evaluation.chance - loss, 1e-9)
         below = -loss * np.log(np.clip(observed / loss, 1e-9, 1.0))
         return np.where(observed < loss, below, -room * np.log1p(-np.clip((observed - loss) / room, 0.0, 1 - 1e-9)))
 
-    def _score(self, source: str, level: float) -> float:
-        scores = np.asarray(self.scores.get(source, self.scores[""]))
-        return float(np.interp(level, np.linspace(0, 1, len(scores)), scores))
+    def _scores(self, source: str) -> np.ndarray:
+        return np.asarray(self.scores.get(source, self.scores[""]))
+
+    def score(self, configs: Sequence[Mapping[str, Any]] | Evaluation, level: float) -> np.ndarray:
+        """Half-widths, in standard deviations, of intervals that cover `level`: one for each configuration."""
+        sources = self.law.evaluate(configs).sources.tolist()
+        quantiles = {
+            source: float(np.interp(level, np.linspace(0, 1, len(self._scores(source))), self._scores(source)))
+            for source in set(sources)
+        }
+        return np.array([quantiles[source] for source in sources])
 
     def deviation(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
         """Standard deviations of the losses, in nats per token."""
-        at = self.law.evaluate(configs)
-        scales = [self.scale.get(source, self.scale[""]) for source in at.sources.tolist()]
-        known, excess, noise = (np.array([scale[name] for scale in scales]) for name in ("known", "excess", "noise"))
-        found = self.law.uncertainty(at)
-        drift = np.array([scale.get("drift", 0.0) for scale in scales])
-        far = self.extrapolation(at.configs) if drift.any() else 0.0
-        return np.sqrt((known * found["known"]) ** 2 + (excess * found["excess"]) ** 2 + noise**2 + (drift * far) ** 2)
+        evaluation = self.law.evaluate(configs)
+        uncertainty, drift = self.law.uncertainty(evaluation), self._scale(evaluation, "drift")
+        distance = self.extrapolation(evaluation.configs) if drift.any() else 0.0
+        return np.sqrt(
+            (self._scale(evaluation, "known") * uncertainty["known"]) ** 2
+            + (self._scale(evaluation, "excess") * uncertainty["excess"]) ** 2
+            + self._scale(evaluation, "noise") ** 2
+            + (drift * distance) ** 2
+        )
 
     def difference(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> tuple[float, float]:
-        """How far the difference of two losses may lie off: half the interval that covers `level`, and a deviation.
+        """Uncertainty of the difference of two losses: half the interval that covers `level`, and its deviation.
 
         What both configurations share (their source's level, an optimizer's efficiency) cancels; each run's own noise
         does not.
@@ -201,31 +211,27 @@ class Calibration:
         Returns:
             Nats per token; the deviation is that of a normal law with the interval's quantile.
         """
-        at = self.law.evaluate(configs)
-        spread, noise = self.spread(at), self.noise(at)
-        total = np.outer(spread, spread) * self.law.covariance(at) + np.diag(noise**2)
+        evaluation = self.law.evaluate(configs)
+        spread, noise = self.spread(evaluation), self.noise(evaluation)
+        total = np.outer(spread, spread) * self.law.covariance(evaluation) + np.diag(noise**2)
         variance = max(float(total[0, 0] + total[1, 1] - 2 * total[0, 1]), 1e-12)
-        half = math.sqrt(variance) * float(self.score(at, level).max())
+        half = math.sqrt(variance) * float(self.score(evaluation, level).max())
         return half, half / statistics.NormalDist().inv_cdf(0.5 + level / 2)
 
     def spread(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
-        """By how much each configuration's `known` deviation is multiplied, after held-out errors."""
-        return np.array([self._scale(source)["known"] for source in self.law.evaluate(configs).sources.tolist()])
+        """Factors on each configuration's `known` deviation, from held-out errors."""
+        return self._scale(self.law.evaluate(configs), "known")
 
     def noise(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
-        """Standard deviations of what is a run's own, not the law's to know, in nats per token."""
-        at = self.law.evaluate(configs)
-        excess, noise = (
-            np.array([self._scale(source)[name] for source in at.sources.tolist()]) for name in ("excess", "noise")
-        )
-        return np.sqrt((excess * self.law.uncertainty(at)["excess"]) ** 2 + noise**2)
+        """Standard deviations of a run's own noise, which no law can forecast, in nats per token."""
+        evaluation = self.law.evaluate(configs)
+        excess = self._scale(evaluation, "excess") * self.law.uncertainty(evaluation)["excess"]
+        return np.sqrt(excess**2 + self._scale(evaluation, "noise") ** 2)
 
-    def score(self, configs: Sequence[Mapping[str, Any]] | Evaluation, level: float) -> np.ndarray:
-        """By how many standard deviations an interval that covers `level` reaches to either side."""
-        return np.array([self._score(source, level) for source in self.law.evaluate(configs).sources.tolist()])
-
-    def _scale(self, source: str) -> Mapping[str, float]:
-        return self.scale.get(source, self.scale[""])
+    def _scale(self, evaluation: Evaluation, name: str) -> np.ndarray:
+        """One of the standard deviation's constants, 0 where a source has none, for each configuration."""
+        scales = [self.scale.get(source, self.scale[""]) for source in evaluation.sources.tolist()]
+        return np.array([scale.get(name, 0.0) for scale in scales])
 
     def divergence(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
         """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""
@@ -260,24 +266,24 @@ class Calibration:
         return distances
 
     def farthest(self, configs: Sequence[Mapping[str, Any]], extrapolation: Sequence[float] | np.ndarray) -> list[str]:
-        """Says how many configurations lie outside the training runs, and in what the farthest does; nothing if none.
+        """A note on the configurations outside the training runs, with the fields of the farthest; no note if none are.
 
         Args:
             configs: the configurations.
             extrapolation: of each.
         """
-        outside, at = int((np.asarray(extrapolation) > 0).sum()), int(np.argmax(extrapolation))
+        outside, farthest = int((np.asarray(extrapolation) > 0).sum()), int(np.argmax(extrapolation))
         if not outside:
             return []
         fields = [
-            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(distance):.2g} times)"
-            for name, distance in self.extrapolation_by_field([configs[at]])[0].items()
+            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(log_factor):.2g} times)"
+            for name, log_factor in self.extrapolation_by_field([configs[farthest]])[0].items()
         ]
         which = f"{outside} of {len(configs)} configurations lie outside the training runs, the farthest"
-        far = float(extrapolation[at])
+        distance = float(extrapolation[farthest])
         return [
             f"{which if len(configs) > 1 else 'the configuration lies outside the training runs'} in "
-            f"{', '.join(fields)}: extrapolation {far:.2f}, {distance_in_words(far)}"
+            f"{', '.join(fields)}: extrapolation {distance:.2f}, {distance_in_words(distance)}"
         ]
 
     def to_dict(self, with_law: bool = True) -> dict[str, Any]:
@@ -303,21 +309,22 @@ def divergence_features(
         configs: the configurations.
         usual: optimizer -> logarithm of its usual learning rate.
     """
-    at = law.evaluate(configs)
-    points, terms, batch = at.points, at.terms, at.inputs["b"]
-    usually = np.array([usual.get(name, math.log(REFERENCE["learning rate"])) for name in at.optimizers.tolist()])
-    rate = at.inputs["rate"] + math.log(REFERENCE["learning rate"])
-    rate = np.where(np.isnan(rate), usually, rate)
+    evaluation = law.evaluate(configs)
+    points, terms, batch = evaluation.points, evaluation.terms, evaluation.inputs["b"]
+    reference = math.log(REFERENCE["learning rate"])
+    usual_rate = np.array([usual.get(name, reference) for name in evaluation.optimizers.tolist()])
+    rate = evaluation.inputs["rate"] + reference
+    rate = np.where(np.isnan(rate), usual_rate, rate)
     steps = (
-        np.log([float(config["data size"]) * 1e9 for config in at.configs])
+        np.log([float(config["data size"]) * 1e9 for config in evaluation.configs])
         - batch
         - math.log(REFERENCE["batch tokens"])
     )
-    warmup = np.log1p([_warmup(law, config) for config in at.configs])
-    clips = [config.get("max_grad_norm") for config in at.configs]
+    warmup = np.log1p([_warmup(law, config) for config in evaluation.configs])
+    clips = [config.get("max_grad_norm") for config in evaluation.configs]
     clip = np.array([1.0 if value is None else float(value) for value in clips])
-    numbers = [rate, rate - usually, steps, warmup, steps - warmup, clip]
-    kinds = [at.optimizers == name for name in usual] + [at.sources == name for name in law.sources]
+    numbers = [rate, rate - usual_rate, steps, warmup, steps - warmup, clip]
+    kinds = [evaluation.optimizers == name for name in usual] + [evaluation.sources == name for name in law.sources]
     own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], points["fields"]]
     return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])
 

@@ -12,11 +12,11 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 try:
     from .calibration_ncpl import forecast_columns
     from .fields_ncpl import check_config, training_order
-    from .text_ncpl import short
+    from .text_ncpl import check_level
 except ImportError:
     from calibration_ncpl import forecast_columns
     from fields_ncpl import check_config, training_order
-    from text_ncpl import short
+    from text_ncpl import check_level
 
 TASK = "scaling-forecast"
 
@@ -53,13 +53,13 @@ class ScalingForecastPipeline(Pipeline):
         Raises:
             ValueError: an empty list, and everything the processor refuses: it names field, value and what is accepted.
         """
-        if isinstance(inputs, Iterator):
-            return iter(super().__call__(self._checked(inputs), **kwargs))
         if isinstance(inputs, list | tuple):
             if not inputs:
                 raise ValueError("configs: got an empty batch, expected at least one configuration")
-            inputs = list(self._checked(inputs))
-        return super().__call__(inputs, **kwargs)
+            return super().__call__(list(self._checked(inputs)), **kwargs)
+        if isinstance(inputs, Iterable | torch.utils.data.Dataset) and not isinstance(inputs, Mapping | str):
+            return iter(super().__call__(self._checked(inputs), **kwargs))
+        return super().__call__(check_config(inputs, self.processor.strict), **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model, processor and code, so that every door opens on the folder."""
@@ -69,12 +69,10 @@ class ScalingForecastPipeline(Pipeline):
     def _sanitize_parameters(self, level: float | None = None) -> tuple[dict, dict, dict]:
         if level is None:
             return {}, {}, {}
-        if not 0 < level < 1:
-            raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1")
-        return {}, {"level": level}, {}
+        return {}, {"level": check_level(level)}, {}
 
     def _checked(self, configs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """One by one, so that a stream stays one; says which configuration is not accepted."""
+        """The one check of many configurations, one by one, so that a stream stays one; errors say which it is."""
         for i, config in enumerate(configs):
             try:
                 yield check_config(config, self.processor.strict)
@@ -82,13 +80,13 @@ class ScalingForecastPipeline(Pipeline):
                 raise ValueError(f"configs[{i}]: {error}") from None
 
     def preprocess(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {"configs": training_order(check_config(config, self.processor.strict))}
+        return {"configs": training_order(config)}
 
     def _forward(self, model_inputs: Mapping[str, Any], level: float = 0.9) -> dict[str, torch.Tensor]:
         """Encodes here rather than in `preprocess`: only the processor knows how a batch of prompts is padded."""
         configs = model_inputs["configs"]
         configs = [configs] if isinstance(configs, Mapping) else configs
-        batch = self.processor(configs)
+        batch = self.processor.prompts(configs)
         logits = self.model(**self.ensure_tensor_on_device(**batch)).logits
         law = self.processor.law
         for note in {note for config in configs for note in getattr(law, "fallbacks", lambda _: ())(config)}:

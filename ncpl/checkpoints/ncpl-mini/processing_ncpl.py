@@ -23,6 +23,7 @@ try:
     from .calibration_ncpl import Calibration
     from .checkpoint_ncpl import ARRAYS
     from .configuration_ncpl import NCPLConfig
+    from .embedded_ncpl import ByName
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from .laws_ncpl import ChinchillaLaw, law_from_dict
     from .text_ncpl import short
@@ -31,6 +32,7 @@ except ImportError:
     from calibration_ncpl import Calibration
     from checkpoint_ncpl import ARRAYS
     from configuration_ncpl import NCPLConfig
+    from embedded_ncpl import ByName
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from laws_ncpl import ChinchillaLaw, law_from_dict
     from text_ncpl import short
@@ -107,7 +109,7 @@ def is_number(field: Field, prompt_version: int) -> bool:
     return field.scale is not None or (prompt_version == 2 and field.kind in ("number", "count"))
 
 
-class NCPLProcessor(ProcessorMixin):
+class NCPLProcessor(ByName, ProcessorMixin):
     """Configurations to model inputs, and residuals to losses, around a stock tokenizer.
 
     Args:
@@ -251,8 +253,21 @@ class NCPLProcessor(ProcessorMixin):
         """What follows the prefix: the question for the final loss, or for the loss at a training step."""
         return self._encode([*branch_pieces(config, step), 0.0 if target is None else target])
 
+    def prompts(self, configs: Sequence[Config], return_tensors: str = "pt") -> BatchFeature:
+        """The questions for the final losses of checked configurations, as `__call__` encodes them.
+
+        Args:
+            configs: what `check_config` gives.
+            return_tensors: `"pt"` or `"np"`.
+        """
+        return self.pad([(self.prefix(config) + self.branch(config), None) for config in configs], return_tensors)
+
     def pad(self, rows: Sequence[tuple[Encoding, float | None]], return_tensors: str = "pt") -> BatchFeature:
-        """Encodings that end in their target, with targets or None, as one right-padded batch."""
+        """Encodings that end in their target, with targets or None, as one right-padded batch.
+
+        Raises:
+            ValueError: some rows have a target, and some have none.
+        """
         size = max(len(row) for row, _ in rows)
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         shape = (len(rows), size)

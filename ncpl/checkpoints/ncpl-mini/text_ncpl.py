@@ -1,6 +1,8 @@
-"""Numbers in text, and text in messages: the one parser of numbers, and the one form of a message."""
+"""Numbers in text, and text in messages: the one parser of numbers, the one form of a message, the check of a level."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # How people write counts of parameters and tokens: "302M", "7B", "15T".
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -33,6 +35,16 @@ def short(value: object, limit: int = 60) -> str:
         return f"a {type(value).__name__} that cannot be printed"
 
 
+def did_you_mean(given: object, known: Iterable[object], cutoff: float = 0.6) -> str:
+    """The end of a message that names the nearest of some known names; empty where none is near.
+
+    >>> did_you_mean("marine", ["marin", "steplaw"]), did_you_mean("mine", ["steplaw"])
+    ("; did you mean 'marin'?", '')
+    """
+    near = get_close_matches(str(given)[:MOST_MESSAGE], [str(name) for name in known], 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,6})?", re.ASCII)
 
 
@@ -60,3 +72,34 @@ def parse_count(text: str) -> float | None:
     text = text.strip()
     scale, number = SUFFIXES.get(text[-1:].upper()), read_number(text[:-1])
     return None if scale is None or number is None else number * scale
+
+
+# Highest coverage that can be asked of an interval: too few held-out runs lie beyond it to calibrate one.
+MOST_LEVEL = 0.999
+
+
+def check_level(level: object) -> float:
+    """The coverage that an interval is asked to have, checked.
+
+    Args:
+        level: a number between 0 and 1, at most `MOST_LEVEL`.
+
+    Raises:
+        ValueError: something else.
+
+    >>> check_level(0.9)
+    0.9
+    """
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= MOST_LEVEL:
+        raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
+    return float(level)
+
+
+def parse_level(text: str) -> float:
+    """`check_level` of a number as people type it.
+
+    >>> parse_level("0.5")
+    0.5
+    """
+    number = read_number(text)
+    return check_level(text if number is None else number)

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from transformers import (
 
 try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
-    from .embedded_ncpl import resolve
+    from .embedded_ncpl import ByName
     from .fields_ncpl import TOKENS_PER_PARAMETER, is_code
     from .text_ncpl import one_line, parse_count, short
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
-    from embedded_ncpl import resolve
+    from embedded_ncpl import ByName
     from fields_ncpl import TOKENS_PER_PARAMETER, is_code
     from text_ncpl import one_line, parse_count, short
 
@@ -45,7 +45,7 @@ HINTS = {"params": "7e9 or '7B'", "tokens": "2e12 or '2T'", "flops": "8.4e22"}
 FLOPS_TOLERANCE = 3.0
 
 
-class NSPFeatureExtractor(FeatureExtractionMixin):
+class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
     """Turns descriptions of models into the tensors that `NSPModel` reads.
 
     Args:
@@ -83,11 +83,6 @@ class NSPFeatureExtractor(FeatureExtractionMixin):
         self.families = list(families)
         self.support = [list(bounds) for bounds in support]
         super().__init__(**kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """Loads a folder, a Hub repository, or by bare name one of an installed package (`"nsp-base"`)."""
-        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
 
     def __call__(self, models: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Features of one or many models.

@@ -24,23 +24,27 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 try:
+    from transformers import initialization as init
+except ImportError:
+    # Young, and not promised to stay: torch's own functions do the same to a model that is made anew.
+    from torch.nn import init
+try:
     from .configuration_nsp import NSPConfig, NSPEnsembleConfig
-    from .embedded_ncpl import resolve
+    from .embedded_ncpl import ByName
     from .feature_extraction_nsp import NSPFeatureExtractor
     from .layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from .regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
-    from .text_ncpl import short
+    from .text_ncpl import check_level
 except ImportError:
     from configuration_nsp import NSPConfig, NSPEnsembleConfig
-    from embedded_ncpl import resolve
+    from embedded_ncpl import ByName
     from feature_extraction_nsp import NSPFeatureExtractor
     from layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
-    from text_ncpl import short
+    from text_ncpl import check_level
 
 # Variance in squared logits per squared unit of ln(size) beyond the training data.
 EXTRAPOLATION = 0.25
@@ -74,7 +78,7 @@ class NSPOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class NSPPreTrainedModel(PreTrainedModel):
+class NSPPreTrainedModel(ByName, PreTrainedModel):
     """Initialisation and loading."""
 
     config_class = NSPConfig
@@ -112,7 +116,7 @@ class NSPPreTrainedModel(PreTrainedModel):
             init.constant_(module.ceiling, 3.0)
             init.constant_(module.dip, -2.0)
             init.constant_(module.dip_at, -2.0)
-            init.copy_(module.chance, torch.tensor(self.config.chance, dtype=torch.float32))
+            module.chance.copy_(torch.tensor(self.config.chance, dtype=torch.float32))
         elif isinstance(module, FamilyEffect):
             init.normal_(module.family_factors, std=0.3)
             init.normal_(module.model_factors, std=0.2)
@@ -127,11 +131,6 @@ class NSPPreTrainedModel(PreTrainedModel):
             init.zeros_(module.moments)
             if isinstance(module, SiblingRegression):
                 init.ones_(module.growth)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Loads a folder, a Hub repository, or by bare name a model of the `ncpl` package (`"nsp-base"`)."""
-        return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)
 
 
 class NSPModel(NSPPreTrainedModel):
@@ -474,8 +473,7 @@ class NSPModel(NSPPreTrainedModel):
         >>> bool((lower < upper).all())
         True
         """
-        if not (isinstance(level, int | float) and 0 < level < 1):
-            raise ValueError(f"level: {short(level)}, accepted is a coverage between 0 and 1")
+        level = check_level(level)
         logits = output.logits
         normal = torch.distributions.Normal(0.0, 1.0)
         multiple = normal.icdf(torch.tensor((1 + level) / 2)).expand(logits.shape[1])
@@ -489,7 +487,7 @@ class NSPModel(NSPPreTrainedModel):
         return self.bounds(output, multiple.to(logits.device, torch.float32))
 
 
-class NSPEnsemble(PreTrainedModel):
+class NSPEnsemble(ByName, PreTrainedModel):
     """A weighted mean of members in one repository: medians averaged, spread of the members added to their variance.
 
     >>> ensemble = NSPEnsemble.from_members([NSPModel(NSPConfig()), NSPModel(NSPConfig())]).eval()
