@@ -186,11 +186,10 @@ class NCPLForecaster(NCPLPreTrainedModel):
             labels: (batch, tokens), the target residual in nats at the number token of the loss.
             loss_mask: (batch, tokens), true at target positions; when absent, wherever `labels` is not NaN.
             position_ids: (batch, tokens), position in the prompt; 0, 1, 2, ... when absent.
-            kwargs: further arguments of the backbone, under the backbone's own names. A cache of keys and values is
-                one of them: the caller makes it and owns it.
+            kwargs: of the backbone, under its own names; a cache of keys and values too, which the caller owns.
 
         Returns:
-            `NCPLOutput`, or a tuple with `return_dict=False`. `logits[:, t - 1]` is the prediction for target `t`.
+            `NCPLOutput`, or a tuple with `return_dict=False`; `logits[:, t - 1]` predicts target `t`.
 
         Raises:
             ValueError: neither token ids nor embeddings, or number tokens without values.
@@ -217,9 +216,8 @@ class NCPLForecaster(NCPLPreTrainedModel):
             return_dict=True,
             **{"use_cache": False} | kwargs,
         )
-        hidden = backbone.last_hidden_state
-        with without_autocast(hidden.device):
-            logits = self.head(hidden.to(parameter_dtype(self.head))).squeeze(-1)
+        with without_autocast(inputs_embeds.device):
+            logits = self.head(backbone.last_hidden_state.to(parameter_dtype(self.head))).squeeze(-1)
         loss = None if labels is None else self._loss(logits, labels, loss_mask)
         output = NCPLOutput(loss, logits, backbone.hidden_states, backbone.attentions)
         return output if return_dict else output.to_tuple()
