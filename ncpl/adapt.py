@@ -19,7 +19,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import gammaln
 
-from adapted_ncpl import AdaptedLaw, AdaptedSource
+from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw, AdaptedSource
 from fields_ncpl import sequence_length
 from forms_ncpl import INPUTS, REFERENCE, gradient, law_terms, locate
 from laws_ncpl import ConfigurationLaw
@@ -65,8 +65,6 @@ HEIGHTS = tuple(
     for noise, heights in ((0.002, (0.01, 0.02, 0.04, 0.08)), (0.01, (0.02, 0.04, 0.08)), (0.04, (0.04, 0.08)))
     for height in heights
 )
-# What a run is taken to be trained with where its log does not say.
-DEFAULT_OPTIMIZER = "adamw"
 # Growth of a run's noise with its excess.
 NOISE_SLOPE = 0.03
 SCALES = {"g0": 0.0018, "g1": 0.08, "v1": 1.0, "lu": 0.7, "lb": 0.9, "v2": 0.0, "lu2": 1.0, "lb2": 1.0, "ln": 1.0}

@@ -99,9 +99,9 @@ class Forecaster:
         """
         checkpoint.save_law(self.folder, Path(folder), self.law, self.calibration)
         if isinstance(self.law, AdaptedLaw):
-            from ncpl.own_runs import card
+            from ncpl.own_runs import write_card
 
-            (Path(folder) / "README.md").write_text(card(self.law, Path(folder).name), encoding="utf-8")
+            write_card(self.law, Path(folder))
 
     def __repr__(self) -> str:
         sources = ", ".join(sorted(getattr(self.law, "sources", ()))) or "none"

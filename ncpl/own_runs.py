@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs
 from ncpl.errors import short
 from ncpl.logs.importer import import_runs
-from ncpl.trust import report
+from ncpl.trust import NO_METHOD, in_words, report
 
 Run = dict[str, Any]
 LOSS_NAMES = ("final_loss", "final loss", "loss")
@@ -172,8 +173,28 @@ def _envelope(known: AdaptedSource) -> dict[str, list[float]]:
     return envelope
 
 
-def card(law: AdaptedLaw, name: str) -> str:
-    """The card of an adapted checkpoint: what it learnt from, how far to believe it, and how to use it."""
+def write_card(law: AdaptedLaw, folder: Path) -> None:
+    """`README.md` of an adapted checkpoint and, where matplotlib is installed, the figure of each source in it."""
+    reports = {source: report(law, source) for source in law.adapted}
+    figures = {}
+    if find_spec("matplotlib") is not None:
+        from ncpl.plots import lab_figure
+
+        for i, (source, said) in enumerate(reports.items()):
+            figures[source] = f"adaptation-{i + 1}.png"
+            lab_figure(said, folder / figures[source])
+    (folder / "README.md").write_text(card(law, folder.name, reports, figures), encoding="utf-8")
+
+
+def card(law: AdaptedLaw, name: str, reports: Mapping[str, Mapping[str, Any]], figures: Mapping[str, str]) -> str:
+    """The card of an adapted checkpoint: what it learnt from, how far to believe it, and how to use it.
+
+    Args:
+        law: the adapted law.
+        name: of the checkpoint.
+        reports: source -> `ncpl.trust.report`.
+        figures: source -> image file beside the card.
+    """
     lines = [
         "---",
         "library_name: transformers",
@@ -186,20 +207,15 @@ def card(law: AdaptedLaw, name: str) -> str:
         "",
     ]
     for source, known in law.adapted.items():
-        said = report(law, source)
-        low, high = said["flops"]
-        lines += [
-            f"## Source `{source}`",
-            "",
-            f"Learnt from {said['runs']} runs of {len(said['sizes'])} model sizes, {low:.2g} to {high:.2g} FLOPs. "
-            f"Believe forecasts up to about {said['believed_up_to']:.2g} FLOPs.",
-            "",
-        ]
+        said = reports[source]
+        lines += [f"## Source `{source}`", "", " ".join(in_words(said)), ""]
+        if source in figures:
+            lines += [f"![Forecasts before and after, residuals, exponents, further runs]({figures[source]})", ""]
         if known.parent:
             lines += [f"Its prior is the source `{known.parent}`.", ""]
         if said["largest_size_out"]:
             out = said["largest_size_out"]
-            methods = [key for key, value in out.items() if key not in ("runs", "model size", "inside_90")]
+            methods = [key for key in out if key not in NO_METHOD]
             lines += [
                 f"Mean absolute error on the largest size ({out['model size']:g} million parameters, {out['runs']} "
                 "runs), forecast from the smaller ones:",

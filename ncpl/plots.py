@@ -5,7 +5,9 @@ An `.html` file holds both and shows the one that the reader's system asks for; 
 
 import html
 import io
-from collections.abc import Callable
+import json
+import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,79 @@ def _count(number: Any) -> str:
         if number >= size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"
+
+
+def lab_figure(report: Mapping[str, Any], path: str | Path) -> None:
+    """What a lab's own runs taught: forecasts before and after, residuals, exponents, and what more runs would give.
+
+    Args:
+        report: what `Forecaster.report` gave.
+        path: `.png`, `.pdf`, `.svg` or `.html`.
+
+    Raises:
+        ValueError: what `save` refuses.
+    """
+    rows = pd.DataFrame(report["fitted"])
+    errors = {name: (rows[name] - rows["observed"]).abs().mean() for name in ("before", "after")}
+    words = (
+        f"{report['source']}: {len(rows)} runs, mean absolute error {errors['before']:.3f} before and "
+        f"{errors['after']:.3f} nats per token after adaptation; residuals, exponents, and intervals with more runs"
+    )
+    save(lambda figure, theme: draw_lab(figure, theme, report, rows), path, (9.6, 7.6), words)
+
+
+def draw_lab(figure: Any, theme: dict[str, str], report: Mapping[str, Any], rows: pd.DataFrame) -> None:
+    """The four panels of `lab_figure`."""
+    (scatter, residuals), (exponents, budget) = figure.subplots(2, 2)
+    for name, colour, label in (
+        ("before", ORANGE, "shipped law, moved by an offset"),
+        ("after", theme["main"], "adapted"),
+    ):
+        scatter.plot(rows["observed"], rows[name], "o", color=colour, ms=4, alpha=0.8, label=label)
+        residuals.plot(rows["model size"], rows[name] - rows["observed"], "o", color=colour, ms=4, alpha=0.8)
+    held = np.array((report["largest_size_out"] or {}).get("pairs", [])).reshape(-1, 2)
+    if len(held):
+        scatter.plot(*held.T, "s", color=GREEN, ms=5, mfc="none", label="largest size, from the smaller ones")
+    scatter.axline((float(rows["observed"].mean()),) * 2, slope=1, color=theme["ink"], lw=0.8, zorder=0)
+    scatter.set(xlabel=f"observed {_LOSS}", ylabel=f"forecast {_LOSS}", title="Your runs, before and after")
+    residuals.axhline(0, color=theme["ink"], lw=0.8)
+    _scale(residuals, "model size", None, rows["model size"].to_numpy(), None)
+    residuals.xaxis.set_minor_formatter("")
+    ticks = sorted({round(size, 2) for size in rows["model size"]})
+    residuals.set_xticks(ticks[:: max(1, len(ticks) // 6)], [f"{size:g}" for size in ticks[:: max(1, len(ticks) // 6)]])
+    residuals.set(ylabel="forecast less observed (nats per token)", title="Residuals by model size")
+    _exponents(exponents, theme, report["learned"])
+    _more_runs(budget, theme, pd.DataFrame(report["more_runs"]))
+    scatter.legend(fontsize=8)
+    for axes in (scatter, residuals, exponents, budget):
+        axes.grid(True)
+
+
+def _exponents(axes: Any, theme: dict[str, str], learned: Mapping[str, Mapping[str, Any]]) -> None:
+    """The exponents of size and data with their 90 % intervals, beside other labs' own fits."""
+    names = ("alpha", "beta", "growth")
+    others = json.loads((Path(__file__).parent / "adaptation.json").read_text(encoding="utf-8")).get("labs", {})
+    for place, name in enumerate(names):
+        values = [own[name] for own in others.values()]
+        axes.plot(values, [place - 0.15] * len(values), "|", color=theme["ink"], ms=9, alpha=0.6)
+        found = learned[name]
+        reach = statistics.NormalDist().inv_cdf(0.95) * found["deviation"]
+        axes.errorbar(found["value"], place + 0.1, xerr=reach, fmt="o", color=theme["main"], capsize=3, ms=5)
+    axes.set_yticks(range(len(names)), ["alpha (size)", "beta (data)", "growth (data term\nwith size)"])
+    axes.set(xlabel="value", ylim=(-0.6, len(names) - 0.4), title="Exponents: yours (90 %), other labs' fits (|)")
+
+
+def _more_runs(axes: Any, theme: dict[str, str], rows: pd.DataFrame) -> None:
+    """Half the interval of a run of ten times the dearest one's FLOPs, over the FLOPs of further runs."""
+    reach = statistics.NormalDist().inv_cdf(0.95)
+    now = reach * float(rows["deviation_now"].iloc[0])
+    axes.axhline(now, color=theme["ink"], lw=0.8, ls=":", label="now")
+    for (size, own), colour in zip(rows.groupby("model size"), (theme["main"], GREEN, ORANGE), strict=False):
+        axes.plot(own["flops"], now * own["interval_over_now"], "o-", color=colour, ms=4, label=f"runs of {size:g}M")
+        for row in own.to_dict("records"):
+            axes.annotate(
+                f"{row['runs']}", (row["flops"], now * row["interval_over_now"]), (4, 4), textcoords="offset points"
+            )
+    axes.set(xscale="log", ylim=(0, 1.25 * now), xlabel="FLOPs of 4, 8, 16 further runs", ylabel="± nats per token")
+    axes.set_title("Interval at 10 times the dearest run's FLOPs")
+    axes.legend(fontsize=8, loc="lower left")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adapted_ncpl import AdaptedLaw
+from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw
 from ncpl import own_fits
 from ncpl.adapt import SHAPE, adapt_law
 from ncpl.suggest import choose, flops
@@ -14,6 +14,8 @@ from ncpl.suggest import choose, flops
 Run = Mapping[str, Any]
 # So many times the FLOPs of the dearest run a forecast has been checked (benchmarks/adaptation.py).
 RANGE = 20.0
+# What `largest_size_out` holds beside the methods' errors.
+NO_METHOD = ("runs", "model size", "inside_90", "pairs")
 
 
 def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
@@ -23,7 +25,8 @@ def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
         `runs`, `sizes` and `flops` of the source's runs; `believed_up_to`, FLOPs; `largest_size_out`, the mean absolute
         error on the largest size of forecasts from the smaller ones, None with one size; `learned`, for each
         coefficient of size and data its value, its deviation, and whose runs say it; `more_runs`, how the interval of a
-        run of ten times the dearest one's FLOPs would shrink; `read` and `unread` fields; `warnings`.
+        run of ten times the dearest one's FLOPs would shrink; `fitted`, each run's loss before and after; `unread`
+        fields; `warnings`.
     """
     known = law.adapted[source]
     runs = known.runs
@@ -37,13 +40,18 @@ def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
         "largest_size_out": largest_size_out(law, runs, source),
         "learned": _learned(law, source),
         "more_runs": _more_runs(law, source),
+        "fitted": fitted(law, source),
         "unread": list(known.unread),
         "warnings": warnings_of(runs, known.unread),
     }
 
 
-def largest_size_out(law: AdaptedLaw, runs: Sequence[Run], source: str) -> dict[str, float] | None:
-    """Mean absolute errors on the largest size when only the smaller ones are known; None where there is one size."""
+def largest_size_out(law: AdaptedLaw, runs: Sequence[Run], source: str) -> dict[str, Any] | None:
+    """Mean absolute errors on the largest size when only the smaller ones are known; None where there is one size.
+
+    Beside them `runs`, `model size`, `inside_90`, the share inside the plain 90 % interval, and `pairs`, the observed
+    and the adapted forecast of each run.
+    """
     largest = max(float(run["model size"]) for run in runs)
     kept = [run for run in runs if float(run["model size"]) < 0.99 * largest]
     held = [{**run, "source": source} for run in runs if float(run["model size"]) >= 0.99 * largest]
@@ -61,11 +69,15 @@ def largest_size_out(law: AdaptedLaw, runs: Sequence[Run], source: str) -> dict[
     }
     errors = {name: float(np.abs(method() - observed).mean()) for name, method in methods.items()}
     inside = np.abs(found["loss"] - observed) <= 1.645 * adapted.deviation(found)
-    return {"runs": len(held), "model size": largest, **errors, "inside_90": float(inside.mean())}
+    pairs = [list(pair) for pair in zip(observed.tolist(), found["loss"].tolist(), strict=True)]
+    return {"runs": len(held), "model size": largest, **errors, "inside_90": float(inside.mean()), "pairs": pairs}
 
 
 def _offset(law: AdaptedLaw, runs: Sequence[Run], held: Sequence[Run]) -> np.ndarray:
-    own, asked = (law.base.closed_form(some) for some in (runs, held))
+    own, asked = (
+        law.base.closed_form([run if run.get("optimizer") else {**run, "optimizer": DEFAULT_OPTIMIZER} for run in some])
+        for some in (runs, held)
+    )
     return asked + np.median([float(run["final_loss"]) for run in runs] - own)
 
 
@@ -88,14 +100,20 @@ def _learned(law: AdaptedLaw, source: str) -> dict[str, dict[str, Any]]:
 
 
 def _more_runs(law: AdaptedLaw, source: str) -> list[dict[str, Any]]:
-    """How much 4, 8 and 16 further runs of the middle and the largest size would narrow a large run's interval."""
+    """How much 4, 8 and 16 further runs would narrow the interval of one of ten times the dearest one's FLOPs.
+
+    They are of the middle size, of the largest, or of twice that.
+    """
     known = law.adapted[source]
-    runs = sorted(known.runs, key=flops)
+    runs: list[dict[str, Any]] = sorted((dict(run) for run in known.runs), key=flops)
     dearest = runs[-1]
     target = {**dearest, **{name: float(dearest[name]) * math.sqrt(10) for name in ("model size", "data size")}}
-    target.pop("active size", None)
+    larger = {**dearest, "model size": 2 * float(dearest["model size"])}
+    for run in (target, larger):
+        for name in ("active size", "hidden dim"):
+            run.pop(name, None)
     found = []
-    for run in (runs[len(runs) // 2], dearest):
+    for run in (runs[len(runs) // 2], dearest, larger):
         factors = np.geomspace(0.25, 1, 16)
         more = [{**run, "data size": float(run["data size"]) * factor} for factor in factors]
         configs = [{**config, "source": source} for config in [*more, target]]
@@ -104,9 +122,61 @@ def _more_runs(law: AdaptedLaw, source: str) -> list[dict[str, Any]]:
         for count in (4, 8, 16):
             index = np.linspace(0, len(more) - 1, count).round().astype(int).tolist()
             steps = choose(covariance, noise, np.ones(len(configs)), index, [len(more)], count)
-            width = steps[-1].deviation / now
-            found.append({"runs": count, "model size": float(run["model size"]), "interval_over_now": round(width, 3)})
+            found.append(
+                {
+                    "runs": count,
+                    "model size": float(run["model size"]),
+                    "flops": float(sum(flops(more[i]) for i in index)),
+                    "deviation_now": round(now, 5),
+                    "interval_over_now": round(steps[-1].deviation / now, 3),
+                }
+            )
     return found
+
+
+def fitted(law: AdaptedLaw, source: str) -> list[dict[str, float]]:
+    """A row for each of the source's runs: `observed`, and its loss `before` (the base law, its level moved by the
+    median error) and `after` adaptation, nats per token; and its `flops`, `model size` and `data size`."""
+    known = law.adapted[source]
+    asked = [{**run, "source": source} for run in known.runs]
+    before, after = _offset(law, known.runs, known.runs), known.loss(asked)
+    return [
+        {
+            "model size": float(run["model size"]),
+            "data size": float(run["data size"]),
+            "flops": flops(run),
+            "observed": float(run["final_loss"]),
+            "before": float(first),
+            "after": float(second),
+        }
+        for run, first, second in zip(known.runs, before, after, strict=True)
+    ]
+
+
+def in_words(said: Mapping[str, Any]) -> list[str]:
+    """A `report` as sentences with units: what was learnt, how far to believe it, and what more runs would give."""
+    low, high = said["flops"]
+    sizes = said["sizes"]
+    span = f"{sizes[0]:g} million" if len(sizes) == 1 else f"{sizes[0]:g} to {sizes[-1]:g} million"
+    lines = [
+        f"Learnt from {said['runs']} runs of {len(sizes)} model sizes ({span} non-embedding parameters), {low:.2g} to "
+        f"{high:.2g} FLOPs (6ND) each.",
+        f"Believe forecasts up to about {said['believed_up_to']:.2g} FLOPs, {RANGE:g} times the dearest run's.",
+    ]
+    own = [name for name, found in said["learned"].items() if found["said_by"] == "your runs"]
+    others = [name for name, found in said["learned"].items() if found["said_by"] == "other labs"]
+    if own:
+        lines.append(f"Your runs say {', '.join(own)}; other labs' runs say {', '.join(others) or 'nothing alone'}.")
+    # The cheapest of those that narrow it nearly as much as any.
+    least = min(row["interval_over_now"] for row in said["more_runs"])
+    best = min((row for row in said["more_runs"] if row["interval_over_now"] <= least + 0.03), key=lambda r: r["flops"])
+    if least < 0.95:
+        lines.append(
+            f"{best['runs']} more runs of {best['model size']:g} million parameters ({best['flops']:.2g} FLOPs "
+            f"together) would narrow the interval of a run of 10 times the dearest one's FLOPs by "
+            f"{100 * (1 - best['interval_over_now']):.0f} %."
+        )
+    return lines
 
 
 def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:

@@ -161,6 +161,14 @@ def test_the_report_says_what_is_learnt_and_how_far_to_believe_it(adapted):
     json.dumps(report)
 
 
+def test_runs_that_do_not_say_their_optimizer_are_forecast_like_those_that_do(shipped):
+    silent = [{name: value for name, value in run.items() if name != "optimizer"} for run in lab_runs()]
+    lab = shipped.adapt(silent, source="acme")
+    for row in lab.report["fitted"]:
+        assert row["after"] == pytest.approx(row["observed"], abs=0.01)
+    assert lab.report["largest_size_out"]["adapted"] < 0.03
+
+
 def test_evaluation_sets_are_children_of_their_lab(shipped):
     runs = [{**run, "pile": run["final_loss"] - 0.4} for run in lab_runs()]
     lab = shipped.adapt(runs, source="acme", eval={"pile": "pile"})
@@ -358,9 +366,14 @@ def log(tmp_path):
 def test_commands_adapt_compare_and_suggest(log, tmp_path, capsys):
     """The three commands in a row, as typed: each prints a table for people and JSON for machines."""
     folder = tmp_path / "acme"
-    status, out, err = run("adapt", log, "--source", "acme", "--out", folder, capsys=capsys)
+    figure = tmp_path / "acme.svg"
+    status, out, err = run("adapt", log, "--source", "acme", "--out", folder, "--save", figure, capsys=capsys)
     assert status == 0, err
-    assert "learnt from 9 runs" in out
+    assert figure.read_text().startswith("<?xml")
+    assert (folder / "adaptation-1.png").read_bytes().startswith(b"\x89PNG")
+    assert "adaptation-1.png" in (folder / "README.md").read_text()
+    assert "Learnt from 9 runs of 3 model sizes (60 to 240 million" in out
+    assert "nats per token" in out
     assert "chinchilla" in out
     report = as_json("adapt", log, "--source", "acme", "--out", folder, capsys=capsys)
     assert report["sizes"] == [60.0, 120.0, 240.0]

@@ -12,6 +12,7 @@ from ncpl.commands.shared import (
     Model,
     app,
     cell,
+    check_folder,
     load,
     note,
     print_json,
@@ -30,6 +31,9 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for the adapted checkpoint.")],
     parent: Annotated[str | None, typer.Option(help="An adapted source of the same lab.")] = None,
     model: Model = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Picture of what was learnt and how far it reaches (.png, .pdf, .svg, .html).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Adapt the forecaster to a lab's own runs, in seconds.
@@ -38,17 +42,31 @@ def adapt(
     Example:
       ncpl adapt runs.csv --source acme --out outputs/acme
     """
+    from ncpl.trust import NO_METHOD, in_words
+
+    check_folder(save)
     adapted = load(model).adapt(runs, source, parent=parent)
     adapted.save_pretrained(out)
     report = adapted.report
+    if save is not None:
+        from ncpl.plots import lab_figure
+
+        lab_figure(report, save)
     if as_json:
         print_json(report)
         return
-    print(f"{source}: learnt from {report['runs']} runs, believe forecasts up to {report['believed_up_to']:.2g} FLOPs")
-    held_out = report["largest_size_out"] or {}
-    skipped = ("runs", "model size", "inside_90")
+    for sentence in in_words(report):
+        print(f"{source}: {sentence}")
+    held_out = report["largest_size_out"]
     if held_out:  # None with one size alone
-        print_table([{"method": name, "error": cell(value)} for name, value in held_out.items() if name not in skipped])
+        print(
+            f"mean absolute error on the largest size ({held_out['model size']:g} million parameters, "
+            f"{held_out['runs']} runs), forecast from the smaller ones:"
+        )
+        column = "nats per token"
+        print_table(
+            [{"method": name, column: cell(value)} for name, value in held_out.items() if name not in NO_METHOD]
+        )
     for sentence in report["warnings"]:
         note(sentence)
     print(f"written to {out}; forecast with ncpl predict ... --model {out}")

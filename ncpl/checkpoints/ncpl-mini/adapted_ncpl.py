@@ -17,6 +17,8 @@ except ImportError:
     from laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
 
 Configs = Sequence[Mapping[str, Any]]
+# What a run of an adapted source is taken to be trained with where its log does not say.
+DEFAULT_OPTIMIZER = "adamw"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +49,10 @@ class AdaptedSource:
     parent: str | None = None
 
     def read(self, configs: Configs) -> list[dict[str, Any]]:
-        """Configurations without the unread fields."""
-        return [{name: value for name, value in config.items() if name not in self.unread} for config in configs]
+        """Configurations without the unread fields; one without an optimizer gets the source's own."""
+        usual = {"optimizer": self.usual.get("optimizer", DEFAULT_OPTIMIZER)}
+        rows = [{name: value for name, value in config.items() if name not in self.unread} for config in configs]
+        return [row if row.get("optimizer") else {**row, **usual} for row in rows]
 
     def forecast(self, configs: Configs) -> dict[str, np.ndarray]:
         """`loss`; `known`, its standard deviation without a run's own noise; and `excess`, all in nats per token."""
