@@ -13,12 +13,14 @@ try:
     from .fields_ncpl import sequence_length
     from .forms_ncpl import REFERENCE
     from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
+    from .residual_ncpl import COORDINATES
     from .text_ncpl import check_level
 except ImportError:
     from adapted_ncpl import AdaptedLaw
     from fields_ncpl import sequence_length
     from forms_ncpl import REFERENCE
     from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
+    from residual_ncpl import COORDINATES
     from text_ncpl import check_level
 
 # Distance from the training runs, in log units, up to which a forecast is called so.
@@ -325,7 +327,9 @@ def divergence_features(
     clip = np.array([1.0 if value is None else float(value) for value in clips])
     numbers = [rate, rate - usual_rate, steps, warmup, steps - warmup, clip]
     kinds = [evaluation.optimizers == name for name in usual] + [evaluation.sources == name for name in law.sources]
-    own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], points["fields"]]
+    # The length of a sequence says nothing of how steady a run is, beside its batch in tokens.
+    fields = points["fields"][:, [name != "seq len" for name in COORDINATES]]
+    own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], fields]
     return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])
 
 

@@ -54,6 +54,7 @@ COORDINATES: dict[str, Callable[[Any], float]] = {
     "normalize_grads": _flag,
     "partition_grads_into_blocks": _flag,
     "nesterov": _flag,
+    "seq len": _log2(2048, 2),
 }
 
 

@@ -130,6 +130,20 @@ class Schedule:
             return np.unique(shares[1:][np.diff(shares) <= 0])
         return np.array([1.0 - self.decay] if self.shape == "step" and self.decay > 0 else [])
 
+    def falls(self, shares: Sequence[float]) -> np.ndarray:
+        """Whether the rate never rises between neighbouring shares of the run, after it first reached its peak.
+
+        >>> Schedule(points=((0.0, 1.0), (0.5, 0.1), (0.6, 0.8), (1.0, 0.0))).falls((0.1, 0.3, 0.55, 1.0)).tolist()
+        [True, False, False]
+        """
+        edges = np.asarray(shares, dtype=float)
+        if not self.points:
+            return np.ones(len(edges) - 1, dtype=bool)
+        at, rates = np.array(self.points).T
+        rising = (np.diff(rates) > 0) & (at[:-1] >= self.peak)
+        low, high = at[:-1][rising], at[1:][rising]
+        return ~((edges[:-1, None] < high) & (edges[1:, None] > low)).any(1)
+
     def clock(self, share: Any, power: float = 1.0) -> np.ndarray:
         """Integral of a power of the relative rate from the start of the run to shares of it.
 

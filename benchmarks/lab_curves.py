@@ -12,10 +12,6 @@ import pandas as pd
 
 from ncpl.fitting import fit
 from ncpl.fitting.curves import CurveRun
-from residual_ncpl import COORDINATES
-
-# xLSTM's groups differ in sequence length, which the residual of the shipped law does not read: here it does.
-COORDINATES.setdefault("seq len", lambda tokens: math.log2(float(tokens) / 2048) / 2)
 
 
 def xlstm(folder: Path) -> list[dict[str, Any]]:

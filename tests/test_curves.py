@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from curves_ncpl import KNOTS, CurveLaw, Observed, RunShape, forecast, places, shape_terms
+from fields_ncpl import check_config
 from ncpl import Forecaster
 from ncpl.commands import forecasts  # noqa: F401 (adds `curve` to the app)
 from ncpl.commands.shared import app
-from ncpl.curves import Final, read_law, read_log, report, save_law
+from ncpl.curves import EMBEDDED, Final, read_law, read_log, report, save_law
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
 
 CONFIG = {
@@ -136,6 +137,47 @@ def test_losses_that_are_means_over_a_window_lie_at_its_middle():
     seen = Observed.of([101.0, 201.0], [5.0, 4.5], run, window=100)
     assert seen is not None
     assert (seen.shares * run.steps).tolist() == pytest.approx([51.5, 151.5])
+
+
+@pytest.mark.parametrize("source", ["marin", "mine", "xlstm_mlstm"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant", "two-stage", "inverse square root"])
+def test_a_curve_never_rises_where_the_learning_rate_does_not(source, schedule):
+    law, rng = read_law(EMBEDDED), np.random.default_rng(0)
+    for size, steps in ((60, 3000), (1500, 40000), (20000, 200000)):
+        config = {
+            "source": source, "model size": size, "data size": steps * 2**19 / 1e9, "batch size": 256, "seq len": 2048,
+            "learning rate": 1e-3, "warmup": 500, "max step": steps, "lr_schedule": schedule,
+        }  # fmt: skip
+        run, shares = RunShape.of(config), np.linspace(0.005, 1, 300)
+        before = forecast(law, run, shares, 2.5, 0.02)
+        assert np.diff(before.loss).max() < 1e-6
+        assert before.loss[-1] == pytest.approx(2.5, abs=1e-9)
+        for part in (0.1, 0.5, 0.95):
+            # A noisy log whose end lies below what the law says.
+            seen = np.linspace(0.01, part, 60)
+            losses = 2.48 + law.shape(run, seen) + 0.03 * rng.normal(size=len(seen))
+            during = forecast(law, run, shares, 2.5, 0.02, Observed.of(seen * steps, losses, run))
+            assert np.diff(during.loss).max() < 1e-6
+
+
+def test_a_curve_may_rise_where_the_learning_rate_does():
+    points = [(0, 0.0), (500, 1e-3), (5000, 1e-4), (5200, 8e-4), (10000, 0.0)]
+    config = {"source": "mine", "model size": 300, "data size": 5, "batch size": 256, "seq len": 2048, "lr": points}
+    law, run = CurveLaw.example(), RunShape.of(check_config({**config, "max step": 10000}, strict=False))
+    assert np.diff(law.shape(run, np.linspace(0.45, 0.53, 30))).max() > 1e-4
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.03, 0.1])
+def test_the_band_covers_the_observed_part_as_logged(fitted, noise):
+    run = made_up_runs()[4]
+    seen = np.linspace(0.02, 0.6, 800)
+    losses = run.at(seen) + noise * np.random.default_rng(2).normal(size=len(seen))
+    observed = Observed.of(seen * run.shape.steps, losses, run.shape)
+    lower, upper = forecast(fitted, run.shape, seen, run.losses[-1], 0.02, observed).interval(0.9)
+    assert 0.85 < ((lower <= losses) & (losses <= upper)).mean() < 0.97
+    # Ahead it is of the loss without its noise.
+    ahead = forecast(fitted, run.shape, np.array([0.9, 1.0]), run.losses[-1], 0.02, observed)
+    assert (np.asarray(ahead.noise) == 0).all()
 
 
 def test_nothing_finite_observed_is_nothing_observed():

@@ -266,11 +266,18 @@ class CurveLaw:
 
     def shape(self, run: RunShape, shares: Any) -> np.ndarray:
         """Losses over the final one at shares of a run, in nats per token; 0 at its end."""
-        x = np.append(np.asarray(shares, dtype=float), 1.0)
-        losses, _ = shape_terms(self.coefficients(run.source), places([run], [x]))
-        if run.source in self.residuals:
-            losses = losses + _between(x) @ self.residuals[run.source](run)[0]
-        return np.minimum(losses[:-1] - losses[-1], run.ceiling)
+        return np.minimum(self.path(run, shares).with_residual(self.residual(run)), run.ceiling)
+
+    def path(self, run: RunShape, shares: Any) -> "Path":
+        """The law's own losses at shares of a run, without residuals."""
+        x = np.asarray(shares, dtype=float)
+        losses, _ = shape_terms(self.coefficients(run.source), places([run], [np.append(x, KNOTS)]))
+        losses -= losses[-1]
+        return Path(losses[: len(x)], losses[len(x) :], run.schedule.falls(KNOTS), x)
+
+    def residual(self, run: RunShape) -> np.ndarray:
+        """What the run's source differs by from the law at `KNOTS`, in nats; 0 at the end."""
+        return self.residuals[run.source](run)[0] if run.source in self.residuals else np.zeros(len(KNOTS))
 
     def covariance(self, run: RunShape, final: float = 0.0) -> np.ndarray:
         """Of a curve's errors at `KNOTS`, in squared nats, where the final loss has this standard deviation."""
@@ -316,11 +323,67 @@ _EXAMPLE = {
 }  # fmt: skip
 
 
-def _between(shares: np.ndarray) -> np.ndarray:
-    """Weights that interpolate `KNOTS` linearly in the logarithm of shares, (shares, knots)."""
-    logs = np.log(KNOTS)
-    at = np.log(np.clip(shares, KNOTS[0], 1.0))
-    return np.column_stack([np.interp(at, logs, row) for row in np.eye(len(KNOTS))])
+@dataclass(frozen=True)
+class Path:
+    """The law's losses along one run over its final one, and how residuals at `KNOTS` are added to them.
+
+    Between two knots a residual goes along with the law's own fall: the sum is a linear function of the law's loss
+    there. So it never rises where the law falls and the sums at the knots do not rise.
+
+    Args:
+        losses: at `shares`, in nats per token over the final loss.
+        knots: at `KNOTS`; the last is 0.
+        falls: for each pair of neighbouring knots, whether the learning rate never rises between them.
+        shares: of the run.
+    """
+
+    losses: np.ndarray
+    knots: np.ndarray
+    falls: np.ndarray
+    shares: np.ndarray
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Of each knot's residual at each share, (shares, knots)."""
+        at = np.clip(np.searchsorted(KNOTS, self.shares, side="right") - 1, 0, len(KNOTS) - 2)
+        logs, drop = np.log(KNOTS), self.knots[at] - self.knots[at + 1]
+        in_log = (np.log(np.maximum(self.shares, KNOTS[0])) - logs[at]) / np.diff(logs)[at]
+        along = self.falls[at] & (drop > 1e-9)
+        part = np.where(along, (self.knots[at] - self.losses) / np.where(along, drop, 1.0), in_log)
+        part = np.clip(part, 0.0, 1.0)
+        weights = np.zeros((len(self.shares), len(KNOTS)))
+        rows = np.arange(len(at))
+        weights[rows, at], weights[rows, at + 1] = 1 - part, part
+        return weights
+
+    def with_residual(self, residual: np.ndarray, precision: np.ndarray | None = None) -> np.ndarray:
+        """Losses at `shares` with residuals at `KNOTS`, which do not rise where the learning rate does not.
+
+        Where the sums at the knots rise, they become their mean by `precision`; without one the end is certain.
+        """
+        certain = np.append(np.zeros(len(KNOTS) - 1), np.inf)
+        level = never_rising(self.knots + residual, self.falls, certain if precision is None else precision)
+        return self.losses + self.weights @ (level - self.knots)
+
+
+def never_rising(values: np.ndarray, falls: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The nearest values that do not rise between neighbours that `falls` names: pooled adjacent violators.
+
+    (Isotonic regression; Barlow et al. 1972.) A weight may be infinite; a neighbour of one that has weight 0 takes it.
+
+    >>> never_rising(np.array([3.0, 1.0, 2.0, 0.5]), np.array([True, True, True]), np.array([1.0, 1.0, 3.0, 1.0]))
+    array([3.  , 1.75, 1.75, 0.5 ])
+    """
+    pools: list[tuple[float, float, int]] = []
+    for i, (value, weight) in enumerate(zip(values.tolist(), weights.tolist(), strict=True)):
+        count = 1
+        while pools and falls[i - count] and pools[-1][0] < value:
+            other, before, size = pools.pop()
+            if math.isfinite(weight) and before + weight > 0:
+                value = (before * other + weight * value) / (before + weight)
+            weight, count = weight + before, count + size
+        pools.append((value, weight, count))
+    return np.repeat([value for value, _, _ in pools], [count for _, _, count in pools])
 
 
 def _prior_errors(height: float) -> np.ndarray:
@@ -332,17 +395,19 @@ def _prior_errors(height: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Observed:
-    """The first part of a real run, as `condition` reads it: few bins, each with its noise.
+    """The first part of a real run, as `forecast` reads it: few bins, each with its noise, and the log itself.
 
     Args:
         shares: of the run, ascending, (bins,).
         losses: the bins' medians, (bins,).
         variance: of each bin's own noise, in squared nats.
+        logged: share and loss of every logged point, (2, points), ascending.
     """
 
     shares: np.ndarray
     losses: np.ndarray
     variance: np.ndarray
+    logged: np.ndarray
 
     @classmethod
     def of(cls, steps: Any, losses: Any, run: RunShape, window: float = 1.0, bins: int = 40) -> Self | None:
@@ -360,7 +425,8 @@ class Observed:
         keep = np.isfinite(y) & (s > 0) & (s <= run.steps)
         if not keep.any():
             return None
-        x, y = s[keep] / run.steps, y[keep]
+        order = np.argsort(s[keep], kind="stable")
+        x, y = s[keep][order] / run.steps, y[keep][order]
         edges = np.geomspace(x.min() * (1 - 1e-9), x.max() * (1 + 1e-9), bins + 1)
         at = np.clip(np.searchsorted(edges, x) - 1, 0, bins - 1)
         rows = []
@@ -372,7 +438,25 @@ class Observed:
         # How far each bin lies off the line through its neighbours says what noise is left.
         rough = _roughness(np.log(shares), medians)
         early = 0.0017 * (1 + 22 * np.exp(-shares * run.steps / 440))
-        return cls(shares, medians, noise + rough**2 + early**2)
+        return cls(shares, medians, noise + rough**2 + early**2, np.array([x, y]))
+
+    def noise(self, mean: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Standard deviation of logged losses around a curve at shares of the run, robust, in nats; 0 ahead.
+
+        Where the curve misses a bin's median, as in the steep first steps, that counts too.
+
+        Args:
+            mean: of the curve at the bins.
+            shares: where.
+        """
+        x, y = self.logged
+        off = np.abs(y - np.interp(np.log(x), np.log(self.shares), mean))
+        width = min(len(x), max(9, len(x) // 20))
+        first = np.clip(np.searchsorted(x, self.shares) - width // 2, 0, len(x) - width)
+        around = 1.48 * np.median(off[first[:, None] + np.arange(width)], axis=1)
+        around = np.maximum(around, np.abs(self.losses - mean) / _NORMAL[9])
+        found = np.interp(np.log(shares), np.log(self.shares), around)
+        return np.where(shares <= x[-1], found, 0.0)
 
 
 def _roughness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -389,15 +473,24 @@ def _roughness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Curve:
-    """A forecast curve: losses, their standard deviations, and the quantiles of |error| over them."""
+    """A forecast curve.
+
+    Args:
+        loss: in nats per token.
+        deviation: its standard deviation.
+        scores: quantiles of |error| over `deviation`.
+        noise: standard deviation of logged losses around it, over the observed part; 0 ahead.
+    """
 
     loss: np.ndarray
     deviation: np.ndarray
     scores: Sequence[float]
+    noise: np.ndarray | float = 0.0
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
         """The lower and upper ends of the interval around each loss that covers `level` of such runs."""
-        half = self.deviation * float(np.interp(level, np.linspace(0, 1, len(self.scores)), self.scores))
+        of_mean, of_noise = (np.interp(level, np.linspace(0, 1, len(q)), q) for q in (self.scores, _NORMAL))
+        half = np.hypot(of_mean * self.deviation, of_noise * self.noise)
         return self.loss - half, self.loss + half
 
 
@@ -422,13 +515,15 @@ def forecast(
         observed: the run's first part.
     """
     x = np.asarray(shares, dtype=float)
-    weights, covariance = _between(x), law.covariance(run, deviation)
-    mean = final + law.shape(run, x)
+    path, covariance, residual = law.path(run, x), law.covariance(run, deviation), law.residual(run)
+    weights = path.weights
     if observed is None:
+        mean = final + np.minimum(path.with_residual(residual), run.ceiling)
         spread = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", weights, covariance, weights), 0))
         return Curve(mean, spread, law.scores.get("before", _NORMAL))
-    seen = _between(observed.shares)
-    error = observed.losses - final - law.shape(run, observed.shares)
+    past = law.path(run, observed.shares)
+    error = observed.losses - final - np.minimum(past.with_residual(residual), run.ceiling)
+    seen = past.weights
     prior, noise = seen @ covariance @ seen.T, observed.variance.copy()
     for _ in range(5):
         solved = np.linalg.solve(prior + np.diag(noise), error)
@@ -436,7 +531,8 @@ def forecast(
         noise = observed.variance * np.maximum((4 + off) / 5, 1.0)
     gain = np.linalg.solve(prior + np.diag(noise), seen @ covariance)
     trust = law.trusted(float(observed.shares[-1]))
-    moved = trust * error @ gain
     after = covariance - trust * (2 - trust) * (seen @ covariance).T @ gain
+    moved, precision = residual + trust * error @ gain, 1 / np.maximum(np.diag(after), 1e-8)
+    mean, before = (final + np.minimum(p.with_residual(moved, precision), run.ceiling) for p in (path, past))
     spread = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", weights, after, weights), 1e-6))
-    return Curve(mean + weights @ moved, spread, law.scores.get("during", law.scores.get("before", _NORMAL)))
+    return Curve(mean, spread, law.scores.get("during", law.scores.get("before", _NORMAL)), observed.noise(before, x))
