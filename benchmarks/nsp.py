@@ -71,7 +71,7 @@ def main() -> None:
     print(f"wrote {given.output}")
     if given.figure:
         given.figure.parent.mkdir(parents=True, exist_ok=True)
-        scores_over_compute(model).savefig(given.figure, dpi=130)
+        scores_over_compute(model, real=table).save(given.figure)
         print(f"wrote {given.figure}")
 
 

@@ -8,6 +8,8 @@ import pandas as pd
 
 from laws_ncpl import StepLaw
 
+# Sizes whose loss is at most this far above the lowest, in nats per token, are as good as the best.
+VALLEY = 0.005
 # Repetition of data (Muennighoff et al. 2023, arXiv 2305.16264, table of fitted constants).
 _R_D, _R_N = 15.387756, 5.309743
 _UNIQUE_RATIO = (521 / 1488) ** (1 / 0.3526596)

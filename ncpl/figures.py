@@ -1,9 +1,7 @@
-"""Figures, drawn with matplotlib (`pip install ncpl[plots]`)."""
+"""Pictures of evaluations, benchmark scores and several curves, in the style of `ncpl.drawing`."""
 
 import itertools
-import math
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,11 @@ import pandas as pd
 from curves_ncpl import RunShape
 from fields_ncpl import check_config
 from modeling_nsp import NSPModel
+from ncpl.drawing import COLOURS, LOSS, RED, Panel, Picture, Theme, count, ranges
 from ncpl.evaluation import PREDICTORS, comparable
-from ncpl.nsp.benchmarks import benchmarks_along, compute_path, emergence_scales
+from ncpl.nsp.benchmarks import benchmarks_along, by_task, compute_path, emergence_marks, emergence_scales
 
-# Okabe and Ito's colours, told apart by every eye; what is judged lies on top.
+# What is judged lies on top.
 _STYLES: dict[str, dict[str, Any]] = {
     "chinchilla": {"color": "#999999", "marker": "x", "s": 12, "linewidths": 0.7, "alpha": 0.6},
     "prior": {"color": "#56B4E9", "marker": "+", "s": 16, "linewidths": 0.7, "alpha": 0.6},
@@ -29,69 +28,115 @@ _STYLES: dict[str, dict[str, Any]] = {
     },
     "model": {"color": "#0072B2", "marker": "o", "s": 9, "linewidths": 0, "alpha": 0.8},
 }
+TASK_NAMES = {
+    "mmlu": "MMLU",
+    "arc_c": "ARC Challenge",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "truthfulqa": "TruthfulQA",
+    "gsm8k": "GSM8K",
+    "xwinograd": "XWinograd",
+    "humaneval": "HumanEval",
+    "bbh": "BIG-Bench Hard",
+    "gpqa": "GPQA",
+    "ifeval": "IFEval",
+    "math_hard": "MATH level 5",
+    "mmlu_pro": "MMLU-Pro",
+    "musr": "MuSR",
+}
+"""Tasks whose names are not their words with capitals."""
 
 
-def scatter(runs: pd.DataFrame, path: str | Path, title: str | None = None) -> None:
+def task_name(task: str) -> str:
+    """A task's name in words.
+
+    >>> task_name("lbv2_mmlu_pro"), task_name("bb_parsinlu_qa_2_acc")
+    ('MMLU-Pro', 'Parsinlu qa')
+    """
+    bare = task.removeprefix("lbv2_").removesuffix("_exact_match").removesuffix("_acc").removesuffix("_2")
+    if bare in TASK_NAMES:
+        return TASK_NAMES[bare]
+    words = bare.removeprefix("bb_").removeprefix("olmo_").replace("_", " ")
+    return words[0].upper() + words[1:]
+
+
+def scatter(runs: pd.DataFrame) -> Picture:
     """Predicted against observed final losses, a panel for each split and source.
 
     Args:
         runs: what `ncpl.evaluation.forecast_runs` gave.
-        path: image file; its suffix says which kind.
-        title: of the whole figure.
-
-    Raises:
-        ValueError: matplotlib is not installed, or the file cannot be written.
     """
     splits, sources = runs["split"].unique(), runs["source"].unique()
-    figure = _figure(4.6 * len(sources), 4.4 * len(splits))
-    axes = figure.subplots(len(splits), len(sources), squeeze=False)
-    for i, split in enumerate(splits):
-        for j, source in enumerate(sources):
-            _panel(axes[i][j], runs[(runs["split"] == split) & (runs["source"] == source)])
-            axes[i][j].set_title(f"{source} {split}", fontsize=11, fontweight="bold")
-            if i == len(splits) - 1:
-                axes[i][j].set_xlabel("observed final loss (nats per token)")
-            if j == 0:
-                axes[i][j].set_ylabel("predicted final loss (nats per token)")
-    if title:
-        figure.suptitle(title)
-    _save(figure, path)
+
+    def panel(split: str, source: str) -> Panel:
+        own = runs[(runs["split"] == split) & (runs["source"] == source)]
+        return lambda axes, theme: _panel(axes, theme, own, f"{source} {split}")
+
+    panels = tuple(panel(split, source) for split in splits for source in sources)
+    words = f"Predicted against observed final losses of {len(runs):,} runs, by source and split."
+    return Picture(words, panels, columns=len(sources), height=4.4)
 
 
-def reliability(runs: pd.DataFrame, path: str | Path) -> None:
+def reliability(runs: pd.DataFrame) -> Picture:
     """Measured against asked coverage of the intervals, a line for each split and source.
 
     Args:
         runs: what `ncpl.evaluation.forecast_runs` gave, from a calibrated checkpoint.
-        path: image file; its suffix says which kind.
 
     Raises:
-        ValueError: the checkpoint is not calibrated, matplotlib is not installed, or the file cannot be written.
+        ValueError: the checkpoint is not calibrated.
     """
     if runs["reached"].isna().all():
         raise ValueError("calibration: this checkpoint has no calibration, expected one with intervals")
-    figure = _figure(4.6, 4.4)
-    axes = figure.subplots()
     levels = np.linspace(0, 1, 101)
     # A source has a colour, a split a dash.
-    colours = dict(zip(runs["source"].unique(), itertools.cycle(("#0072B2", "#E69F00", "#009E73")), strict=False))
+    colours = dict(zip(runs["source"].unique(), itertools.cycle(COLOURS), strict=False))
     dashes = dict(zip(runs["split"].unique(), itertools.cycle(("-", "--", ":")), strict=False))
-    for (source, split), own in runs.groupby(["source", "split"], sort=False):
-        share = [(own["reached"] <= level).mean() for level in levels]
-        axes.plot(levels, share, label=f"{source} {split}", color=colours[source], linestyle=dashes[split], lw=1.4)
-    axes.axline((0, 0), slope=1, color="black", linewidth=0.8, zorder=0)
-    axes.set(
-        xlabel="asked coverage", ylabel="share of runs inside the interval", xlim=(0, 1), ylim=(0, 1), aspect="equal"
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for (source, split), own in runs.groupby(["source", "split"], sort=False):
+            share = [(own["reached"] <= level).mean() for level in levels]
+            axes.plot(levels, share, label=f"{source} {split}", color=colours[source], linestyle=dashes[split], lw=1.4)
+        axes.axline((0, 0), slope=1, color=theme["ink"], linewidth=0.8, zorder=0)
+        axes.set(xlabel="asked coverage", ylabel="share of runs inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.legend(loc="lower right")
+
+    return Picture("Share of runs inside their intervals against the asked coverage.", (draw,), height=4.4)
+
+
+def scores(table: pd.DataFrame, level: float = 0.9) -> Picture:
+    """Benchmark scores of models with their intervals, a panel for each.
+
+    Args:
+        table: what `Forecaster.benchmarks` gave.
+        level: coverage of its intervals.
+    """
+    scored = [by_task(row) for _, row in table.head(6).iterrows()]
+    titles = [f"{count(row.params)} parameters, {count(row.tokens)} tokens" for row in table.head(6).itertuples()]
+    label = f"score, {level * 100:g} % interval"
+    panels = tuple(_scored(own, label, title) for own, title in zip(scored, titles, strict=True))
+    words = "Forecast benchmark scores. " + "; ".join(
+        f"{title}: " + ", ".join(f"{task_name(str(row.task))} {row.score:.2f}" for row in own.itertuples())
+        for own, title in zip(scored, titles, strict=True)
     )
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    _save(figure, path)
+    return Picture(f"{words}.", panels, height=1.1 + 0.3 * max(map(len, scored)), width=5.2)
+
+
+def _scored(table: pd.DataFrame, label: str, title: str) -> Panel:
+    def draw(axes: Any, theme: Theme) -> None:
+        ranges(axes, theme, list(map(task_name, table["task"])), table, "score", label)
+        axes.set(xlim=(0, 1), title=title)
+
+    return draw
 
 
 def scores_over_compute(
-    model: NSPModel, tokens_per_param: float = 100.0, level: float = 0.9, tasks: Sequence[str] = ()
-) -> Any:
+    model: NSPModel,
+    tokens_per_param: float = 100.0,
+    level: float = 0.9,
+    tasks: Sequence[str] = (),
+    real: pd.DataFrame | None = None,
+) -> Picture:
     """Benchmark scores over training compute, a panel for each task: median, interval and emergence mark.
 
     Args:
@@ -99,95 +144,120 @@ def scores_over_compute(
         tokens_per_param: tokens a parameter along the compute axis.
         level: coverage of the intervals.
         tasks: which; all when empty.
-
-    Returns:
-        a matplotlib Figure.
+        real: measured models to plot: `params`, `tokens` and scores under the tasks' names.
     """
-    tasks = list(tasks) or list(model.config.tasks)
     flops = np.logspace(20, 25.5, 120)
-    table = benchmarks_along(*compute_path(flops, tokens_per_param), level=level, model=model)
-    marks = {row["task"]: row for row in emergence_scales(model, tokens_per_param, level).to_dict("records")}
-    columns = 4
-    rows = math.ceil(len(tasks) / columns)
-    figure = _figure(3.1 * columns, 2.3 * rows)
-    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-    for axis, task in zip(axes, tasks, strict=False):
-        chance = model.config.chance[list(model.config.tasks).index(task)]
+    path = benchmarks_along(*compute_path(flops, tokens_per_param), level=level, model=model)
+    marks = emergence_scales(model, tokens_per_param, level)
+    return _over_compute(model, path, marks, tasks, f"FLOPs, {tokens_per_param:g} tokens a parameter", real)
+
+
+def scores_along(path: pd.DataFrame, model: NSPModel, tasks: Sequence[str] = (), level: float = 0.9) -> Picture:
+    """Benchmark scores along a path of rising compute, such as a plan's frontier.
+
+    Args:
+        path: what `ncpl.nsp.benchmarks.benchmarks_along` gave.
+        model: the NSP that gave it.
+        tasks: which; all when empty.
+        level: coverage of its intervals.
+    """
+    return _over_compute(model, path, emergence_marks(path, level), tasks, "training FLOPs along the plan's frontier")
+
+
+def _over_compute(
+    model: NSPModel,
+    path: pd.DataFrame,
+    marks: pd.DataFrame,
+    tasks: Sequence[str],
+    label: str,
+    real: pd.DataFrame | None = None,
+) -> Picture:
+    asked, all_tasks = list(tasks) or list(model.config.tasks), list(model.config.tasks)
+    marked = {row["task"]: row for row in marks.to_dict("records")}
+
+    def panel(task: str) -> Panel:
+        chance = model.config.chance[all_tasks.index(task)]
         past = chance + model.config.emergence_threshold * (1 - chance)
-        _score_panel(axis, flops, table, task, chance, marks[task], past)
-    for axis in axes[len(tasks) :]:
-        axis.set_visible(False)
-    figure.supxlabel(f"training FLOPs, at {tokens_per_param:g} tokens a parameter", fontsize=10)
-    figure.supylabel(f"score: median, {level:.0%} band; red: leaves chance; dotted: chance", fontsize=10)
-    return figure
+        own = None
+        if real is not None and task in real:
+            own = real[["params", "tokens", task]].dropna()
+        return lambda axes, theme: _score_panel(axes, theme, path, task, chance, marked[task], past, own)
+
+    words = (
+        f"Benchmark scores against {label}: median and interval; dotted, chance; red, where a task leaves chance"
+        + ("; points, measured models." if real is not None else ".")
+    )
+    return Picture(words, tuple(map(panel, asked)), columns=4, width=3.1, height=2.4)
 
 
 def _score_panel(
-    axis: Any,
-    flops: np.ndarray,
-    table: pd.DataFrame,
+    axes: Any,
+    theme: Theme,
+    path: pd.DataFrame,
     task: str,
     chance: float,
     mark: Mapping[Hashable, Any],
     past: float,
+    real: pd.DataFrame | None,
 ) -> None:
-    """One task: median, interval, chance, and where it leaves chance (score `past`)."""
-    axis.fill_between(flops, table[f"{task}_lower"], table[f"{task}_upper"], color="#4c72b0", alpha=0.22, lw=0)
-    axis.plot(flops, table[task], color="#4c72b0")
-    axis.axhline(chance, color="0.5", lw=0.8, ls=":")
+    """One task: median, interval, chance, where it leaves chance (score `past`), and measured models."""
+    flops = path["flops"].to_numpy()
+    axes.fill_between(flops, path[f"{task}_lower"], path[f"{task}_upper"], color=theme["main"], alpha=0.2, lw=0)
+    axes.plot(flops, path[task], color=theme["main"], lw=1.8)
+    axes.axhline(chance, color=theme["ink"], lw=0.8, ls=":")
+    if real is not None:
+        axes.scatter(6 * real["params"] * real["tokens"], real[task], s=7, color=theme["ink"], alpha=0.5, lw=0)
     if flops[0] < mark["flops"] < flops[-1]:
         low = max(np.nan_to_num(mark["flops_lower"], nan=flops[0]), flops[0])
         high = min(np.nan_to_num(mark["flops_upper"], nan=flops[-1]), flops[-1])
-        axis.plot([low, high], [past, past], color="#c44e52", lw=2, solid_capstyle="butt")
-        axis.plot(mark["flops"], past, "o", color="#c44e52", ms=5)
-    axis.set(xscale="log", ylim=(0, 1), xlim=(flops[0], flops[-1]))
-    axis.set_title(task.removesuffix("_exact_match").removesuffix("_2_acc"), fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.2)
+        axes.plot([low, high], [past, past], color=RED, lw=2, solid_capstyle="butt")
+        axes.plot(mark["flops"], past, "o", color=RED, ms=5)
+    axes.set(xscale="log", ylim=(0, 1), xlim=(flops[0], flops[-1]), title=task_name(task))
+    axes.title.set_fontsize(10)
+    axes.tick_params(labelsize=9)
 
 
 def curves(
     runs: Mapping[str, tuple[Mapping[str, Any], pd.DataFrame]],
-    path: str | Path,
     observed: Mapping[str, Sequence[float]] | None = None,
-) -> None:
+) -> Picture:
     """Forecast loss curves with their bands, what is observed, and the learning rates beneath.
 
     Args:
         runs: name -> configuration and what `Forecaster.curve` gave for it.
-        path: image file; its suffix says which kind.
         observed: `step` and `loss` of the first run's first part.
-
-    Raises:
-        ValueError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = _figure(7.2, 5.6)
-    above, beneath = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    colours = itertools.cycle(("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"))
-    lows, highs = [], []
-    for (name, (config, table)), colour in zip(runs.items(), colours, strict=False):
-        tokens = table["tokens"].to_numpy()
-        above.plot(tokens, table["loss"], color=colour, lw=1.6, label=f"{name}: {table['loss'].iloc[-1]:.3f}")
-        above.fill_between(tokens, table["lower"], table["upper"], color=colour, alpha=0.18, lw=0)
-        shape = RunShape.of(check_config(config, strict=False))
-        share = np.linspace(0, 1, 400)
-        beneath.plot(share * shape.tokens, shape.schedule.rate(share) * _peak(config), color=colour, lw=1.2)
-        late = table[table["step"] >= 0.1 * shape.steps]
-        lows.append(late["loss"].min())
-        highs.append(late["loss"].max())
-    if observed is not None:
-        config, table = next(iter(runs.values()))
-        scale = table["tokens"].iloc[-1] / table["step"].iloc[-1]
-        seen = np.asarray(observed["step"], dtype=float) * scale
-        above.scatter(seen, observed["loss"], s=7, color="black", alpha=0.6, lw=0, label="observed", zorder=3)
-    room = 0.12 * (max(highs) - min(lows)) + 0.02
-    above.set(ylabel="loss (nats per token)", ylim=(min(lows) - room, max(highs) + 3 * room))
-    beneath.set(xlabel="tokens (billions)", ylabel="learning rate", ylim=(0, None))
-    for axes in (above, beneath):
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    above.legend(fontsize=8, frameon=False, loc="upper right")
-    _save(figure, path)
+    named = list(zip(runs.items(), itertools.cycle(COLOURS), strict=False))
+    words = "Forecast loss curves: " + ", ".join(
+        f"{name} ends at {table['loss'].iloc[-1]:.3f}" for name, (_, table) in runs.items()
+    )
+
+    def above(axes: Any, theme: Theme) -> None:
+        lows, highs = [], []
+        for (name, (_, table)), colour in named:
+            axes.plot(
+                table["tokens"], table["loss"], color=colour, lw=1.6, label=f"{name}: {table['loss'].iloc[-1]:.3f}"
+            )
+            axes.fill_between(table["tokens"], table["lower"], table["upper"], color=colour, alpha=0.18, lw=0)
+            late = table[table["step"] >= 0.1 * table["step"].iloc[-1]]
+            lows.append(late["loss"].min())
+            highs.append(late["loss"].max())
+        if observed is not None:
+            table = named[0][0][1][1]
+            seen = np.asarray(observed["step"], dtype=float) * table["tokens"].iloc[-1] / table["step"].iloc[-1]
+            axes.scatter(seen, observed["loss"], s=7, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
+        room = 0.12 * (max(highs) - min(lows)) + 0.02
+        axes.set(ylabel=LOSS, ylim=(min(lows) - room, max(highs) + 3 * room))
+        axes.legend(loc="upper right")
+
+    def beneath(axes: Any, theme: Theme) -> None:
+        for (_, (config, _table)), colour in named:
+            shape = RunShape.of(check_config(config, strict=False))
+            share = np.linspace(0, 1, 400)
+            axes.plot(share * shape.tokens, shape.schedule.rate(share) * _peak(config), color=colour, lw=1.2)
+        axes.set(xlabel="tokens (billions)", ylabel="learning rate", ylim=(0, None))
+
+    return Picture(f"{words}.", (above, beneath), columns=1, width=6.4, height=2.5, heights=(3, 1))
 
 
 def _peak(config: Mapping[str, Any]) -> float:
@@ -195,31 +265,14 @@ def _peak(config: Mapping[str, Any]) -> float:
     return float(check_config(config, strict=False).get("learning rate") or 1.0)
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("figure: needs matplotlib, install it with: pip install ncpl[plots]") from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
-
-
-def _save(figure: Any, path: str | Path) -> None:
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
-    # An unknown suffix is a ValueError of matplotlib's own, which lists the known ones.
-
-
-def _panel(axes: Any, runs: pd.DataFrame) -> None:
+def _panel(axes: Any, theme: Theme, runs: pd.DataFrame, title: str) -> None:
     predictors, runs = comparable(runs)
     for name, style in _STYLES.items():
         if name in predictors:
             error = (runs[name] - runs["observed"]).abs().mean()
             axes.scatter(runs["observed"], runs[name], label=f"{PREDICTORS[name]}, MAE {error:.4f}", **style)
-    axes.axline((runs["observed"].mean(),) * 2, slope=1, color="black", linewidth=0.8, zorder=0)
+    axes.axline((runs["observed"].mean(),) * 2, slope=1, color=theme["ink"], linewidth=0.8, zorder=0)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="observed final loss", ylabel="predicted final loss", title=title)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False, loc="upper left")
+    axes.legend(handles[::-1], labels[::-1], fontsize=8, loc="upper left")

@@ -18,6 +18,7 @@ from ncpl.errors import CheckpointError, short
 from ncpl.grid import Grid, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
+from ncpl.results import Comparison, Curve, Forecasts, Optimum, Report, Suggestions, Sweep
 from ncpl.sweep_files import forecast_grid
 from text_ncpl import check_level
 
@@ -108,7 +109,7 @@ class Forecaster:
         network = "is silent: forecasts are the law's alone" if self.network is None else "adds to the law"
         return f"{type(self).__name__}({self.folder.name}; sources: {sources}; the network {network})"
 
-    def predict(self, configs: Any, level: float = 0.9) -> pd.DataFrame:
+    def predict(self, configs: Any, level: float = 0.9) -> Forecasts:
         """Forecasts final losses.
 
         Args:
@@ -133,7 +134,7 @@ class Forecaster:
         origins = [f"row {short(name)}" for name in index] if isinstance(configs, pd.DataFrame) else None
         return self.predict_checked(self._checked(rows, origins), level).set_index(index)
 
-    def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
+    def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> Forecasts:
         """`predict` for configurations that `fields_ncpl.check_config` has passed, such as logged runs."""
         configs = [training_order(config) for config in configs]
         table = self._columns(configs, self._residuals(configs), level)
@@ -182,9 +183,7 @@ class Forecaster:
         """What the network adds to the law for configurations in training order, in nats; 0 where there is none."""
         return 0.0 if self.network is None else self.network.residuals(configs)
 
-    def _columns(
-        self, configs: Sequence[Mapping[str, Any]], residuals: np.ndarray | float, level: float
-    ) -> pd.DataFrame:
+    def _columns(self, configs: Sequence[Mapping[str, Any]], residuals: np.ndarray | float, level: float) -> Forecasts:
         """`predict`'s columns for checked configurations in training order, from what the network adds to the law."""
         notes = self.notes(configs)
         if self.calibration is None:
@@ -194,7 +193,7 @@ class Forecaster:
         if not all(np.isfinite(values).all() for values in forecast.values()):
             raise CheckpointError(f"{self.folder}: it forecasts what is no number; its weights or its law are damaged")
         absent = {name: np.full(len(configs), np.nan) for name in COLUMNS if name not in forecast}
-        table = pd.DataFrame(forecast | absent)
+        table = Forecasts(forecast | absent)
         table.attrs["notes"] = notes
         return table
 
@@ -208,7 +207,7 @@ class Forecaster:
         table.attrs["notes"] = forecast.attrs["notes"]
         return table
 
-    def sweep(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], level: float = 0.9) -> pd.DataFrame:
+    def sweep(self, config: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], level: float = 0.9) -> Sweep:
         """Forecasts every combination of some fields' values.
 
         Args:
@@ -225,7 +224,7 @@ class Forecaster:
         check_level(level)
         combinations = Grid(self._completed(_one(config)), grid, self.strict)
         frames = list(forecast_grid(self, combinations, level))
-        table = pd.concat(frames)
+        table = Sweep(pd.concat(frames))
         notes = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
         table.attrs["notes"] = notes + self._farthest(_Rows(combinations), table)
         return table
@@ -238,7 +237,7 @@ class Forecaster:
         *,
         constraints: Mapping[str, float] | None = None,
         within: float = 0.002,
-    ) -> pd.Series:
+    ) -> Optimum:
         """Finds the values of some fields with the lowest forecast loss, by `ncpl.optimize`; nothing is random.
 
         Args:
@@ -287,7 +286,7 @@ class Forecaster:
                     stacklevel=2,
                 )
         # As objects, whole numbers stay whole beside the losses.
-        result = pd.Series(found, dtype=object)
+        result = Optimum(found, dtype=object)
         result.attrs["notes"] = table.attrs["notes"]
         return result
 
@@ -327,7 +326,7 @@ class Forecaster:
         return type(self)(law, calibration, self.network, self.strict, self.folder)
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """What the lab's own runs say and how far to believe it (`ncpl.trust.report`), of the source adapted to last.
 
         Raises:
@@ -338,9 +337,9 @@ class Forecaster:
         law = self.law
         if not isinstance(law, AdaptedLaw):
             raise ValueError("report: this checkpoint was not adapted to a lab's runs, call adapt first")
-        return report(law, [name for name, known in law.adapted.items() if known.parent is None][-1])
+        return Report(report(law, [name for name, known in law.adapted.items() if known.parent is None][-1]))
 
-    def compare(self, config_a: Any, config_b: Any, level: float = 0.9) -> pd.Series:
+    def compare(self, config_a: Any, config_b: Any, level: float = 0.9) -> Comparison:
         """The difference of two configurations' losses, in which what both share cancels.
 
         So an unknown lab, whose level nobody knows, still gets an answer to "muon or adamw".
@@ -383,11 +382,11 @@ class Forecaster:
         difference = float(first - second)
         better = statistics.NormalDist().cdf(-difference / deviation)
         values = {"difference": difference, "lower": difference - half, "upper": difference + half, "p_better": better}
-        result = pd.Series(values)
+        result = Comparison(values)
         result.attrs["notes"] = notes
         return result
 
-    def suggest(self, candidates: Any, budget_flops: float, target: Any = None, level: float = 0.9) -> pd.DataFrame:
+    def suggest(self, candidates: Any, budget_flops: float, target: Any = None, level: float = 0.9) -> Suggestions:
         """The runs to make next: those that narrow the target's interval most for their FLOPs, one after the other.
 
         Args:
@@ -411,7 +410,7 @@ class Forecaster:
             raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")
         rows, index = as_configs(candidates)
         targets = [] if target is None else self._checked(as_configs(target)[0])
-        return suggestions(self.calibration, self._checked(rows), index, targets, budget_flops, level)
+        return Suggestions(suggestions(self.calibration, self._checked(rows), index, targets, budget_flops, level))
 
     def plan(
         self,
@@ -525,7 +524,7 @@ class Forecaster:
 
     def curve(
         self, config: Mapping[str, Any], points: int = 50, observed: Any = None, level: float = 0.9, window: float = 1
-    ) -> pd.DataFrame:
+    ) -> Curve:
         """Forecasts the loss curve of a run, before it is run or from its first part.
 
         Args:
@@ -559,7 +558,7 @@ class Forecaster:
         end = forecast.iloc[0]
         final = curves.Final(float(end["loss"]), float(end["lower"]), float(end["upper"]), asked)
         config = curves.with_usual_schedule(checked, getattr(self.law, "typical", {}))
-        table = curves.curve(curves.read_law(self.folder), config, final, points, observed, level, window)
+        table = Curve(curves.curve(curves.read_law(self.folder), config, final, points, observed, level, window))
         if observed is None and self.network is not None and self.network.model.config.curves:
             moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)

@@ -178,11 +178,11 @@ def write_card(law: AdaptedLaw, folder: Path) -> None:
     reports = {source: report(law, source) for source in law.adapted}
     figures = {}
     if find_spec("matplotlib") is not None:
-        from ncpl.plots import lab_figure
+        from ncpl import plots
 
         for i, (source, said) in enumerate(reports.items()):
             figures[source] = f"adaptation-{i + 1}.png"
-            lab_figure(said, folder / figures[source])
+            plots.lab(said).save(folder / figures[source])
     (folder / "README.md").write_text(card(law, folder.name, reports, figures), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,16 +23,17 @@ from fields_ncpl import (
     training_order,
 )
 from laws_ncpl import StepLaw
-from ncpl.allocations import effective_params, effective_tokens, reference_allocations
+from ncpl.allocations import VALLEY, effective_params, effective_tokens, reference_allocations
 from ncpl.configs import by_name
 from ncpl.errors import short
 from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
 from ncpl.hardware import shape_of as model_shape
 
+if TYPE_CHECKING:
+    from ncpl.drawing import Picture
+
 Config = Mapping[str, Any]
 Losses = Callable[[Sequence[Config]], np.ndarray]
-# Sizes whose loss is at most this far above the lowest, in nats per token, are as good as the best.
-VALLEY = 0.005
 # Non-embedding parameters and tokens that the registry's fields can hold.
 SIZES = (FIELDS["model size"].low * 1e6, FIELDS["model size"].high * 1e6)
 TOKENS = (FIELDS["data size"].low * 1e9, FIELDS["data size"].high * 1e9)
@@ -40,6 +41,15 @@ _SHAPE = ("num layers", "num heads", "hidden dim", "ffn dim", "expert dim", "sha
 # Largest and smallest budgets that a target loss is looked for in, in FLOPs.
 _BUDGETS = (1e15, 1e29)
 BASE = {"source": "steplaw", "optimizer": "adamw"}
+
+
+class Run(NamedTuple):
+    """A run that a budget buys: its loss in nats per token, non-embedding parameters, tokens and configuration."""
+
+    loss: float
+    params: float
+    tokens: float
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -114,40 +124,45 @@ class Search:
 
         Args:
             pairs: parameters and tokens.
-            near: a configuration whose learning rate and batch size are nearly the best; Step Law's are the start, and
-                the search is wider, if absent.
+            near: a configuration whose learning rate and batch size are nearly the best of all pairs; where absent, a
+                wide search at every fourth pair says how far Step Law's are off around it.
         """
         if near is None:
-            rates, batches = self._start(pairs)
+            points = self._start(pairs)
+            usual, anchors = np.array(points), list(range(0, len(pairs), 4))
+            off = np.array(self._refined([pairs[i] for i in anchors], usual[anchors], _COARSE)[1]) / usual[anchors]
+            places = np.log(np.array(pairs))
+            nearest = ((places[:, None] - places[anchors]) ** 2).sum(-1).argmin(1)
+            points = [(rate, batch) for rate, batch in (usual * off[nearest]).tolist()]
+            _, points = self._refined(pairs, points, _FINE)
         else:
-            rates, batches = [near["learning rate"]] * len(pairs), [float(near["batch size"])] * len(pairs)
-        for rate_steps, batch_steps in (_COARSE, _FINE) if near is None else (_FINE, _FINER):
-            grid = [
-                [
-                    (rates[i] * rate_step, _whole_batch(batches[i] * batch_step, pair[1], self.seq_len))
-                    for rate_step in rate_steps
-                    for batch_step in batch_steps
-                ]
-                for i, pair in enumerate(pairs)
-            ]
-            losses = self._losses(
-                [(*pair, *point) for pair, points in zip(pairs, grid, strict=True) for point in points]
-            )
-            best = losses.reshape(len(pairs), -1).argmin(1)
-            rates = [points[i][0] for points, i in zip(grid, best, strict=True)]
-            batches = [points[i][1] for points, i in zip(grid, best, strict=True)]
-        lowest = losses.reshape(len(pairs), -1).min(1)
-        return [
-            (float(loss), self.config(*pair, rate, batch))
-            for loss, pair, rate, batch in zip(lowest, pairs, rates, batches, strict=True)
-        ]
+            points = [(near["learning rate"], float(near["batch size"]))] * len(pairs)
+        losses, points = self._refined(pairs, points, _FINER)
+        return [(loss, self.config(*pair, *point)) for loss, pair, point in zip(losses, pairs, points, strict=True)]
 
-    def _start(self, pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    def _refined(
+        self, pairs: Sequence[tuple[float, float]], points: Any, steps: tuple[tuple[float, ...], tuple[float, ...]]
+    ) -> tuple[list[float], list[tuple[float, float]]]:
+        """The lowest loss of each pair on a grid of steps around its learning rate and batch size, and where it is."""
+        grid = [
+            [
+                (rate * rate_step, float(_whole_batch(batch * batch_step, pair[1], self.seq_len)))
+                for rate_step in steps[0]
+                for batch_step in steps[1]
+            ]
+            for pair, (rate, batch) in zip(pairs, points, strict=True)
+        ]
+        every = [(*pair, *point) for pair, own in zip(pairs, grid, strict=True) for point in own]
+        losses = self._losses(every).reshape(len(pairs), -1)
+        best = losses.argmin(1)
+        return losses.min(1).tolist(), [own[i] for own, i in zip(grid, best, strict=True)]
+
+    def _start(self, pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         """Step Law's learning rates and batch sizes."""
         share = _active_share(self.base)
         rows = [{"model size": n * share / 1e6, "data size": d / 1e9, "seq len": self.seq_len} for n, d in pairs]
         step_law = StepLaw()
-        return step_law.learning_rate(rows).tolist(), step_law.batch_size(rows).tolist()
+        return list(zip(step_law.learning_rate(rows).tolist(), step_law.batch_size(rows).tolist(), strict=True))
 
     def _losses(self, points: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
         """Losses at (parameters, tokens, learning rate, batch size), repetition of data discounted."""
@@ -175,21 +190,37 @@ class Search:
             )
         return np.geomspace(allowed[0], allowed[-1], points)
 
-    def best(self, budget: float, points: int = 21, rounds: int = 4) -> tuple[float, float, float, dict[str, Any]]:
-        """The lowest loss that a budget buys: (loss, parameters, tokens, configuration)."""
+    def best(self, budget: float, points: int = 21, rounds: int = 4) -> list[Run]:
+        """Runs that a budget buys, by size; the sizes are refined around the lowest loss, the last time by a parabola.
+
+        Args:
+            budget: in the unit of `per_token`.
+            points: sizes of the first round.
+            rounds: how often to refine.
+        """
         if self.params is not None or self.tokens_per_param is not None:
             sizes = np.array([self._fixed(budget)])
         else:
             sizes = self.sizes(budget, points)
+        runs: dict[float, Run] = {}
         near = None
-        for _ in range(rounds):
+        for turn in range(rounds):
             pairs = [(n, self.tokens(n, budget)) for n in sizes.tolist()]
-            tuned = self.tuned(pairs, near)
-            at = int(np.argmin([loss for loss, _ in tuned]))
-            near = tuned[at][1]
-            if len(sizes) > 1:
-                sizes = np.geomspace(sizes[max(0, at - 1)], sizes[min(len(sizes) - 1, at + 1)], 7)
-        return (tuned[at][0], *pairs[at], tuned[at][1])
+            for pair, (loss, config) in zip(pairs, self.tuned(pairs, near), strict=True):
+                if pair[0] not in runs or loss < runs[pair[0]].loss:
+                    runs[pair[0]] = Run(loss, *pair, config)
+            ordered = sorted(runs)
+            at = int(np.argmin([runs[size].loss for size in ordered]))
+            near = runs[ordered[at]].config
+            if turn < rounds - 2:
+                sizes = np.geomspace(ordered[max(0, at - 1)], ordered[min(len(ordered) - 1, at + 1)], 7)[1:-1]
+            else:
+                sizes = np.array([_lowest_between(ordered, [runs[size].loss for size in ordered])[1]])
+        return [runs[size] for size in sorted(runs)]
+
+    def lowest(self, budget: float, points: int = 21, rounds: int = 4) -> Run:
+        """The run of the lowest loss that a budget buys."""
+        return min(self.best(budget, points, rounds), key=lambda run: run.loss)
 
     def _fixed(self, budget: float) -> float:
         """The one size that a fixed size or a fixed number of tokens per parameter leaves."""
@@ -216,17 +247,17 @@ class Search:
             ValueError: no budget does.
         """
         low, high = (self._usable(end, toward) for end, toward in (budgets, budgets[::-1]))
-        lowest = self.best(high, 11, 2)[0]
+        lowest = self.lowest(high, 11, 2).loss
         if lowest > target:
             raise ValueError(
                 f"target_loss: got {target:g}, expected at least {lowest:.4g}, the lowest loss that this law gives any "
                 "run within the ranges of model size and data size"
             )
-        if self.best(low, 11, 2)[0] <= target:
+        if self.lowest(low, 11, 2).loss <= target:
             return low
         while high / low > 1.01:
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.best(middle, 11, 3)[0] <= target else (middle, high)
+            low, high = (low, middle) if self.lowest(middle, 11, 2).loss <= target else (middle, high)
         return high
 
     def _usable(self, end: float, toward: float) -> float:
@@ -290,21 +321,31 @@ class Plan:
     @cached_property
     def frontier(self) -> pd.DataFrame:
         """The best run of budgets from a thirtieth to thirty times this one: `flops`, `params`, `tokens`, `loss`."""
-        rows = []
-        for factor in np.geomspace(1 / 30, 30, 11):
+        search, rows = self.search, []
+        fixed = search.params is not None or search.tokens_per_param is not None
+        for factor in np.geomspace(1 / 30, 30, 9):
             try:
-                loss, params, tokens, config = self.search.best(self.budget * factor, 13, 3)
+                # The best size grows about as the square root of the budget.
+                ends = (1.0,) if fixed else search.sizes(self.budget * factor, 2)
+                middle = self.best["params"] * math.sqrt(factor)
+                sizes = [search._fixed(self.budget * factor)] if fixed else _within(ends, middle, 3.0, 9)
             except ValueError:
                 # Beyond the ranges of the fields.
                 continue
-            rows.append({"flops": train_flops(config), "params": params, "tokens": tokens, "loss": loss})
+            pairs = [(n, search.tokens(n, self.budget * factor)) for n in sizes]
+            tuned = search.tuned(pairs)
+            loss, size = _lowest_between(sizes, [loss for loss, _ in tuned])
+            at = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / size)))
+            tokens = search.tokens(size, self.budget * factor)
+            flops = train_flops({**tuned[at][1], "model size": size / 1e6, "data size": tokens / 1e9})
+            rows.append({"flops": flops, "params": size, "tokens": tokens, "loss": loss})
         return pd.DataFrame(rows)
 
     @cached_property
     def iso_loss(self) -> pd.DataFrame:
         """Lines of equal loss: for five losses and every size, the `tokens` and `flops` that reach it."""
-        sizes = np.geomspace(self.best["params"] / 10, min(SIZES[1], self.best["params"] * 10), 13)
-        data = np.geomspace(max(TOKENS[0], self.best["tokens"] / 30), min(TOKENS[1], self.best["tokens"] * 30), 13)
+        sizes = np.geomspace(self.best["params"] / 10, min(SIZES[1], self.best["params"] * 10), 9)
+        data = np.geomspace(max(TOKENS[0], self.best["tokens"] / 30), min(TOKENS[1], self.best["tokens"] * 30), 11)
         pairs = [(n, d) for n in sizes.tolist() for d in data.tolist()]
         losses = np.array([loss for loss, _ in self.search.tuned(pairs)]).reshape(len(sizes), -1)
         rows = []
@@ -317,6 +358,12 @@ class Plan:
                     rows.append({"loss": level, "params": size, "tokens": tokens, "flops": flops})
         return pd.DataFrame(rows, columns=["loss", "params", "tokens", "flops"])
 
+    def plot(self) -> "Picture":
+        """Loss over size along the budget, the frontier, and lines of equal loss."""
+        from ncpl import plots
+
+        return plots.plan(self)
+
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         """Everything as plain values; with `curves` the frontier and the lines of equal loss too."""
         tables = {"valley": self.valley, "references": self.references, "optimizers": self.optimizers}
@@ -324,6 +371,23 @@ class Plan:
             tables |= {"frontier": self.frontier, "iso_loss": self.iso_loss}
         plain = {name: table.to_dict("records") for name, table in tables.items()}
         return {"best": self.best.to_dict(), "config": self.config, **plain, "notes": list(self.notes)}
+
+
+def _within(ends: Any, middle: float, factor: float, points: int) -> list[float]:
+    """Sizes around a middle, evenly over their logarithms, between two ends."""
+    middle = min(max(middle, ends[0]), ends[1])
+    return np.geomspace(max(ends[0], middle / factor), min(ends[1], middle * factor), points).tolist()
+
+
+def _lowest_between(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+    """The lowest point of the parabola through the lowest loss and its neighbours: (loss, size)."""
+    at = int(np.argmin(losses))
+    if not 0 < at < len(sizes) - 1:
+        return losses[at], sizes[at]
+    a, b, c = np.polyfit(np.log(sizes[at - 1 : at + 2]), losses[at - 1 : at + 2], 2)
+    if a <= 0:
+        return losses[at], sizes[at]
+    return float(c - b * b / (4 * a)), float(np.exp(-b / (2 * a)))
 
 
 def train_flops(config: Config) -> float:
@@ -399,18 +463,19 @@ def _plan(
     price: Callable[[Config], dict[str, Any]],
 ) -> Plan:
     """The best run of a budget, with everything that is told of it."""
-    loss, size, tokens, config = search.best(budget)
+    runs = search.best(budget)
+    loss, size, tokens, config = min(runs, key=lambda run: run.loss)
     config = training_order(_rounded(config))
     costs = price(config)
-    valley = _valley(search, budget, loss, size)
-    near = valley.loc[valley["excess"] <= VALLEY, "params"]
+    valley = _valley(runs, loss, size)
+    low, high = _flat(valley, size)
     table: dict[Any, Any] = {"loss": loss}
     told: list[str] = []
     if forecast is not None:
         forecasts = forecast([search.worth(config)])
         table, told = forecasts.iloc[0].to_dict(), forecasts.attrs.get("notes", [])
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
-    ends = {"params_low": min(near.min(), size), "params_high": max(near.max(), size)}
+    ends = {"params_low": low, "params_high": high}
     shown = {name: config[name] for name in _SHOWN if name in config}
     notes = (*told, *_notes(search, tokens, costs))
     values: dict[Any, Any] = {**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}
@@ -482,18 +547,27 @@ def _rounded(config: dict[str, Any]) -> dict[str, Any]:
     return config | rounded
 
 
-def _valley(search: Search, budget: float, loss: float, size: float) -> pd.DataFrame:
-    """Sizes around the best, to a tenth and to ten times of it."""
-    if search.params is not None or search.tokens_per_param is not None:
-        return pd.DataFrame([{"params": size, "tokens": search.tokens(size, budget), "loss": loss, "excess": 0.0}])
-    ends = search.sizes(budget, 2)
-    sizes = np.geomspace(max(ends[0], size / 10), min(ends[1], size * 10), 41)
-    pairs = [(n, search.tokens(n, budget)) for n in sizes.tolist()]
-    rows = [
-        {"params": n, "tokens": d, "loss": found, "excess": max(0.0, found - loss)}
-        for (n, d), (found, _) in zip(pairs, search.tuned(pairs), strict=True)
-    ]
+def _valley(runs: Sequence[Run], loss: float, size: float) -> pd.DataFrame:
+    """Runs of one budget from a tenth of the best size to ten times it."""
+    near = [run for run in runs if size / 10 <= run.params <= size * 10]
+    rows = [{"params": n, "tokens": d, "loss": found, "excess": found - loss} for found, n, d, _ in near]
     return pd.DataFrame(rows)
+
+
+def _flat(valley: pd.DataFrame, size: float) -> tuple[float, float]:
+    """The sizes on either side of the best where the loss has risen by `VALLEY`; the valley's ends where it has not."""
+    sizes, excess = np.log(valley["params"].to_numpy()), valley["excess"].to_numpy()
+    at = int(np.argmin(excess))
+    ends = []
+    for side in (range(at, -1, -1), range(at, len(sizes))):
+        order = list(side)
+        beyond = next((i for i in range(1, len(order)) if excess[order[i]] > VALLEY), None)
+        if beyond is None:
+            ends.append(float(np.exp(sizes[order[-1]])))
+            continue
+        pair = [order[beyond - 1], order[beyond]]
+        ends.append(float(np.exp(np.interp(VALLEY, excess[pair], sizes[pair]))))
+    return min(ends[0], size), max(ends[1], size)
 
 
 def _compare(search: Search, budget: float, loss: float, optimizers: Sequence[str]) -> pd.DataFrame:
@@ -502,7 +576,7 @@ def _compare(search: Search, budget: float, loss: float, optimizers: Sequence[st
     for name in dict.fromkeys((str(search.base["optimizer"]), *(name.strip().lower() for name in optimizers))):
         own = replace(search, base={**search.base, "optimizer": name})
         same = name == search.base["optimizer"]
-        lowest = loss if same else own.best(budget, 13, 3)[0]
+        lowest = loss if same else own.lowest(budget, 13, 3).loss
         share = 1.0 if same else own.cheapest(loss, (budget / 30, budget * 30)) / budget
         rows.append({"optimizer": name, "loss": lowest, "compute": share, "saved": 1 - share})
     return pd.DataFrame(rows)

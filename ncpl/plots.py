@@ -1,308 +1,327 @@
-"""Figures of sweeps and plans in one style: colour-blind safe, light or dark (`pip install ncpl[plots]`).
+"""Pictures of what a `Forecaster` gives: forecasts, sweeps, curves, comparisons, plans, costs, an adapted lab."""
 
-An `.html` file holds both and shows the one that the reader's system asks for; it needs nothing else.
-"""
-
-import html
-import io
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from fields_ncpl import FIELDS
-from ncpl.plan import VALLEY, Plan
-
-# Okabe and Ito's colours, which every eye tells apart and both papers carry.
-BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
-# Paper, ink, lines of the grid, and the main colour on that paper.
-THEMES = {
-    "light": {"paper": "#ffffff", "ink": "#1a1a1a", "grid": "#d9d9d9", "main": BLUE},
-    "dark": {"paper": "#16181d", "ink": "#e6e6e6", "grid": "#3a3d44", "main": SKY},
-}
-SUFFIXES = (".png", ".pdf", ".svg", ".html")
-_LOSS = "loss (nats per token)"
-# Losses a heat map tells apart: what is further above the lowest has one colour.
-_SPAN = 0.3
-
-
-def save(draw: Callable[[Any, dict[str, str]], None], path: str | Path, size: tuple[float, float], words: str) -> None:
-    """Draws a figure into a file.
-
-    Args:
-        draw: gets an empty matplotlib figure and the theme's colours.
-        path: its suffix says which kind; `.html` is one self-contained page in both themes.
-        size: width and height in inches.
-        words: what the picture shows, for those who cannot see it.
-
-    Raises:
-        ValueError: matplotlib is not installed, the suffix is not known, or the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: got suffix {path.suffix!r}, accepted: {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix.lower() == ".html":
-            path.write_text(_page(draw, size, words), encoding="utf-8")
-        else:
-            path.write_bytes(_drawn(draw, size, "light", path.suffix[1:].lower()))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _drawn(draw: Callable[[Any, dict[str, str]], None], size: tuple[float, float], theme: str, kind: str) -> bytes:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("save: a figure needs matplotlib, install it with: pip install ncpl[plots]") from None
-    colours = THEMES[theme]
-    ink = {f"{part}.color": colours["ink"] for part in ("text", "xtick", "ytick")}
-    settings = {
-        **ink,
-        **{"axes.edgecolor": colours["ink"], "axes.labelcolor": colours["ink"], "axes.facecolor": colours["paper"]},
-        **{"figure.facecolor": colours["paper"], "savefig.facecolor": colours["paper"], "grid.color": colours["grid"]},
-        **{"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left"},
-        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "grid.linewidth": 0.6},
-        **{"svg.hashsalt": "ncpl", "svg.fonttype": "path"},
-    }
-    with rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained", dpi=150)
-        draw(figure, colours)
-        target = io.BytesIO()
-        figure.savefig(target, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return target.getvalue()
-
-
-def _page(draw: Callable[[Any, dict[str, str]], None], size: tuple[float, float], words: str) -> str:
-    """One HTML page with the figure in both themes."""
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-        f"<title>{html.escape(words)}</title>\n{PAGE_STYLE}\n{svg_in_both(draw, size, words)}\n</html>\n"
-    )
-
-
-PAGE_STYLE = (
-    '<meta name="viewport" content="width=device-width, initial-scale=1"><style>'
-    f"body{{font:16px/1.5 system-ui,sans-serif;margin:1rem auto;max-width:60rem;padding:0 1rem;"
-    f"color:{THEMES['light']['ink']};background:{THEMES['light']['paper']}}}"
-    "figure{margin:1rem 0}svg{max-width:100%;height:auto}.dark{display:none}"
-    f"@media(prefers-color-scheme:dark){{body{{color:{THEMES['dark']['ink']};background:{THEMES['dark']['paper']}}}"
-    ".dark{display:block}.light{display:none}}</style>"
+from ncpl.allocations import VALLEY
+from ncpl.drawing import (
+    GREEN,
+    LOSS,
+    ORANGE,
+    RED,
+    Panel,
+    Picture,
+    Theme,
+    band,
+    count,
+    heat_map,
+    label,
+    logarithmic,
+    ranges,
+    share,
 )
 
-
-def svg_in_both(draw: Callable[[Any, dict[str, str]], None], size: tuple[float, float], words: str) -> str:
-    """A figure for an HTML page, light and dark."""
-    drawn = {theme: _drawn(draw, size, theme, "svg").decode("utf-8") for theme in THEMES}
-    parts = []
-    for theme, text in drawn.items():
-        body = text[text.index("<svg") :]
-        # Both pictures stand in one page: names of their parts must not meet.
-        for mark in ('id="', 'href="#', "url(#"):
-            body = body.replace(mark, f"{mark}{theme}-")
-        parts.append(f'<div class="{theme}">{body}</div>')
-    label = html.escape(words, quote=True)
-    return f'<figure role="img" aria-label="{label}">{"".join(parts)}<figcaption>{label}</figcaption></figure>'
+if TYPE_CHECKING:
+    from ncpl.plan import Plan
 
 
-def sweep_figure(table: pd.DataFrame, path: str | Path) -> None:
-    """A sweep: a heat map over two numeric fields with its valley, or the loss over one with its interval.
+def forecasts(table: pd.DataFrame, names: Sequence[str] | None = None) -> Picture:
+    """Forecast losses with their intervals, a line each; at most forty.
+
+    Args:
+        table: what `Forecaster.predict` gave.
+        names: what each row is; its index if absent.
+    """
+    few = table.head(40)
+    named = [str(name) for name in (few.index if names is None else names)][:40]
+    what = "one configuration" if len(few) == 1 else f"{len(few)} configurations"
+    words = f"Forecast losses of {what} with their intervals; the lowest is {few['loss'].min():.3f}."
+    return _rows(words, named, few)
+
+
+def _rows(words: str, names: Sequence[str], table: pd.DataFrame) -> Picture:
+    """Losses with their intervals, a line each."""
+    height = 1.1 + 0.36 * len(table)
+    return Picture(words, (lambda axes, theme: ranges(axes, theme, names, table, "loss", LOSS),), height=height)
+
+
+def sweep(table: pd.DataFrame, mark: Mapping[str, float] | None = None) -> Picture:
+    """A sweep: a heat map over two numeric fields with its valley, losses over one, or a line for each value of words.
 
     Args:
         table: what `Forecaster.sweep` gave.
-        path: `.png`, `.pdf`, `.svg` or `.html`.
+        mark: the asked field's value and its `loss`, in a sweep over one field.
 
     Raises:
-        ValueError: the sweep has not one or two numeric fields, and what `save` refuses.
+        ValueError: the sweep has not one or two fields with several values, or two of which one is no number.
     """
-    fields = [name for name in table.columns[: list(table.columns).index("loss")] if len(set(table[name])) > 1]
+    fields = [str(name) for name in table.columns[: list(table.columns).index("loss")] if len(set(table[name])) > 1]
     numeric = [name for name in fields if pd.api.types.is_numeric_dtype(table[name])]
-    if not 1 <= len(fields) <= 2 or numeric != fields:
+    if not 1 <= len(fields) <= 2 or (len(fields) == 2 and numeric != fields):
         came = ", ".join(fields) or "no field with several values"
-        raise ValueError(f"save: got a sweep over {came}, a picture needs one or two numeric fields")
-    words = f"forecast loss over {' and '.join(fields)}"
+        raise ValueError(f"save: got a sweep over {came}, a picture needs one field, or two numeric ones")
+    best = table.iloc[int(table["loss"].to_numpy().argmin())]
+    at = ", ".join(f"{name} {best[name]:.3g}" if name in numeric else f"{name} {best[name]}" for name in fields)
+    words = f"Forecast loss over {' and '.join(fields)}: lowest {best['loss']:.4f} at {at}."
     if len(fields) == 2:
-        save(lambda figure, theme: _heat_map(figure, theme, table, *fields), path, (6.4, 4.8), words)
-    else:
-        save(lambda figure, theme: _line(figure, theme, table, fields[0]), path, (6.4, 4.2), words)
+        return Picture(words, (lambda axes, theme: heat_map(axes, theme, table, *fields),), height=3.8)
+    (name,) = fields
+    if not numeric:
+        return _rows(words, [str(value) for value in table[name]], table)
+    rows = table.sort_values(name)
+    lowest = (float(best[name]), float(best["loss"]))
+    asked = None if mark is None else (float(mark[name]), float(mark["loss"]))
+    if asked is not None:
+        words = f"{words[:-1]}; {asked[1]:.4f} at {asked[0]:.3g}."
+    return Picture(
+        words, (lambda axes, theme: band(axes, theme, rows[name], rows, label(name), best=lowest, mark=asked),)
+    )
 
 
-def _heat_map(figure: Any, theme: dict[str, str], table: pd.DataFrame, first: str, second: str) -> None:
-    grid = table.pivot_table(index=second, columns=first, values="loss", observed=True)
-    axes = figure.subplots()
-    x, y, losses = grid.columns.to_numpy(float), grid.index.to_numpy(float), grid.to_numpy()
-    lowest = float(np.nanmin(losses))
-    top = min(float(np.nanmax(losses)), lowest + _SPAN)
-    mesh = axes.pcolormesh(x, y, losses, cmap="viridis", vmin=lowest, vmax=max(top, lowest + 1e-3), shading="nearest")
-    figure.colorbar(mesh, ax=axes, label=_LOSS, extend="max" if np.nanmax(losses) > top else "neither")
-    handles = []
-    if min(losses.shape) > 1:
-        lines = axes.contour(x, y, losses, [lowest + VALLEY, lowest + 4 * VALLEY], colors=["white", "white"])
-        lines.set_linestyle(["-", "--"])
-        lines.set_linewidth(1.4)
-        handles += [_handle("white", "-", f"within {VALLEY:g} nats"), _handle("white", "--", f"within {4 * VALLEY:g}")]
-    diverging = table.pivot_table(index=second, columns=first, values="divergence", observed=True)
-    if diverging.shape == losses.shape and min(losses.shape) > 1 and float(np.nanmax(diverging)) > 0.5:
-        axes.contourf(x, y, diverging.to_numpy(), [0.5, 1.01], colors="none", hatches=["////"])
-        handles.append(_handle(theme["ink"], ":", "hatched: will rather diverge"))
-    best = table.iloc[int(table["loss"].to_numpy().argmin())]
-    axes.plot(best[first], best[second], "*", color=RED, mec="white", ms=15, zorder=3)
-    _scale(axes, first, second, x, y)
-    axes.set_title(f"lowest {best['loss']:.4f} at {first} {best[first]:.3g}, {second} {best[second]:.3g}")
-    if handles:
-        legend = axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3)
-        for text, handle in zip(legend.get_texts(), legend.get_lines(), strict=True):
-            text.set_color(theme["ink"])
-            handle.set_color(theme["ink"])
+def curve(table: pd.DataFrame, observed: Any = None) -> Picture:
+    """The loss along a run, from its first twentieth on.
+
+    Args:
+        table: what `Forecaster.curve` gave.
+        observed: `step` and `loss` of what is seen of the run.
+    """
+    end = table.iloc[-1]
+    late = table[table["step"] >= 0.05 * end["step"]]
+    points = None
+    if observed is not None:
+        points = (np.asarray(observed["step"], float) * float(end["tokens"] / end["step"]), list(observed["loss"]))
+    words = (
+        f"Forecast loss along the run: {late['loss'].iloc[0]:.3f} at {late['tokens'].iloc[0]:.3g} billion tokens, "
+        f"{end['loss']:.3f} at its end, {end['tokens']:.3g} billion."
+    )
+    return Picture(
+        words,
+        (
+            lambda axes, theme: band(
+                axes, theme, late["tokens"], late, "tokens (billions)", seen=points, upper=False, log=False
+            ),
+        ),
+    )
 
 
-def _handle(colour: str, dash: str, label: str) -> Any:
-    from matplotlib.lines import Line2D
+def comparison(difference: Any, names: tuple[str, str] = ("A", "B")) -> Picture:
+    """The difference of two losses, and the probability that it is below 0.
 
-    return Line2D([], [], color=colour, linestyle=dash, label=label)
+    Args:
+        difference: what `Forecaster.compare` gave.
+        names: of the two configurations.
+    """
+    found = pd.DataFrame([dict(difference)])
+    words = (
+        f"Loss of {names[0]} less that of {names[1]}: {difference['difference']:.4f} nats per token, interval "
+        f"{difference['lower']:.4f} to {difference['upper']:.4f}; {names[0]} is better with probability "
+        f"{share(difference['p_better'])}."
+    )
+    said = f"nats per token; below 0 {names[0]} is better"
 
+    def draw(axes: Any, theme: Theme) -> None:
+        ranges(axes, theme, [f"{names[0]} less {names[1]}"], found, "difference", said, zero=True)
 
-def _line(figure: Any, theme: dict[str, str], table: pd.DataFrame, name: str) -> None:
-    axes = figure.subplots()
-    table = table.sort_values(name)
-    x = table[name].to_numpy(float)
-    if table["lower"].notna().any():
-        axes.fill_between(x, table["lower"], table["upper"], color=theme["main"], alpha=0.2, lw=0, label="interval")
-    axes.plot(x, table["loss"], "o-", color=theme["main"], ms=3.5, lw=1.6, label="forecast")
-    best = table.iloc[int(table["loss"].to_numpy().argmin())]
-    axes.plot(best[name], best["loss"], "*", color=RED, ms=14, zorder=3)
-    _scale(axes, name, None, x, None)
-    axes.set(ylabel=_LOSS)
-    axes.set_title(f"lowest {best['loss']:.4f} at {name} {best[name]:.3g}")
-    axes.grid(True)
-    axes.legend(fontsize=8)
-
-
-def _scale(axes: Any, first: str, second: str | None, x: np.ndarray, y: np.ndarray | None) -> None:
-    """Logarithmic axes where all values allow and span a factor of three, with the fields' units."""
-    for name, values, side in ((first, x, "x"), (second, y, "y")):
-        if name is None or values is None:
-            continue
-        unit = f" ({FIELDS[name].unit})" if name in FIELDS and FIELDS[name].unit != name else ""
-        getattr(axes, f"set_{side}label")(name + unit)
-        if values.min() > 0 and values.max() / values.min() >= 3:
-            getattr(axes, f"set_{side}scale")("log")
+    return Picture(words, (draw,), height=1.5)
 
 
-def plan_figure(plan: Plan, path: str | Path) -> None:
+def optimum(found: Any) -> Picture:
+    """How far each field may go with the loss as good: its best value within its flat region.
+
+    Args:
+        found: what `Forecaster.optimize` gave.
+
+    Raises:
+        ValueError: only choices were optimised, which have no region.
+    """
+    fields = [str(name).removesuffix(" low") for name in found.index if str(name).endswith(" low")]
+    if not fields:
+        raise ValueError("save: got choices alone, a picture needs a field that is optimised between two bounds")
+    words = f"Lowest loss {found['loss']:.4f} at " + ", ".join(f"{name} {found[name]:.3g}" for name in fields) + "."
+
+    def panel(name: str) -> Panel:
+        def draw(axes: Any, theme: Theme) -> None:
+            low, best, high = (float(found[key]) for key in (f"{name} low", name, f"{name} high"))
+            axes.hlines(0, low, high, color=theme["main"], lw=6, alpha=0.45)
+            axes.plot(best, 0, "D", color=GREEN, ms=9)
+            for value, side, place in ((low, "right", -8), (high, "left", 8)):
+                axes.annotate(f"{value:.3g}", (value, 0), (place, 0), textcoords="offset points", ha=side, va="center")
+            axes.annotate(f"{best:.3g}", (best, 0), (0, 9), textcoords="offset points", ha="center")
+            axes.set(xlabel=label(name), yticks=[], ylim=(-1, 1))
+            room = max(high / low, 1.2) ** 0.5 if low > 0 else 1.0
+            if low > 0:
+                axes.set(xlim=(low / room, high * room))
+            axes.locator_params(axis="x", nbins=4)
+            axes.spines["left"].set_visible(False)
+
+        return draw
+
+    return Picture(words, tuple(map(panel, fields)), height=1.5)
+
+
+def suggested(table: pd.DataFrame) -> Picture:
+    """How the target's interval narrows with each suggested run.
+
+    Args:
+        table: what `Forecaster.suggest` gave.
+    """
+    spent = table["flops"].cumsum().to_numpy()
+    words = f"Half-width of the target's interval: {table['interval'].iloc[-1]:.4f} nats after {spent[-1]:.3g} FLOPs."
+
+    def draw(axes: Any, theme: Theme) -> None:
+        axes.plot(spent, table["interval"], "o-", color=theme["main"], lw=1.8)
+        for at, width, name in zip(spent, table["interval"], table.index, strict=True):
+            axes.annotate(str(name), (at, width), (5, 5), textcoords="offset points", fontsize=9)
+        axes.set(xlabel="FLOPs of the suggested runs together (6ND)", ylabel="half-width (nats)", ylim=(0, None))
+
+    return Picture(words, (draw,))
+
+
+def costs(found: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> Picture:
+    """What runs cost: money, and days of wall clock.
+
+    Args:
+        found: what `Forecaster.cost` gave for each.
+        names: of the runs.
+    """
+    told = [
+        f"{name}: {row['cost_usd']:,.0f} US dollars, {row['days']:.3g} days"
+        for name, row in zip(names, found, strict=True)
+    ]
+
+    def panel(key: str, name: str) -> Panel:
+        def draw(axes: Any, theme: Theme) -> None:
+            rows, values = np.arange(len(found))[::-1], [float(row[key]) for row in found]
+            axes.barh(rows, values, height=0.55, color=theme["main"], alpha=0.8)
+            for row, value in zip(rows, values, strict=True):
+                axes.annotate(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", (value, row), (4, 0),
+                              textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+            axes.set(xlabel=name, ylim=(-0.6, len(found) - 0.4), xlim=(0, 1.2 * max(values)))
+            axes.set_yticks(rows, [Path(text).name for text in names])
+            axes.grid(axis="y", visible=False)
+
+        return draw
+
+    panels = (panel("cost_usd", "US dollars"), panel("days", "days"))
+    return Picture("; ".join(told) + ".", panels, height=1.1 + 0.36 * len(found))
+
+
+def plan(found: "Plan") -> Picture:
     """A plan: loss over size along the budget with its valley, the frontier, and lines of equal loss.
 
     Args:
-        plan: what `Forecaster.plan` gave.
-        path: `.png`, `.pdf`, `.svg` or `.html`.
-
-    Raises:
-        ValueError: what `save` refuses.
+        found: what `Forecaster.plan` gave.
     """
-    best = plan.best
+    best = found.best
     words = (
-        f"plan: {best['params']:.3g} parameters on {best['tokens']:.3g} tokens, loss {best['loss']:.3f}; "
-        f"sizes from {best['params_low']:.3g} to {best['params_high']:.3g} cost under {VALLEY:g} nats"
+        f"Plan: {count(best['params'])} parameters on {count(best['tokens'])} tokens, loss {best['loss']:.3f}; sizes "
+        f"from {count(best['params_low'])} to {count(best['params_high'])} cost under {VALLEY:g} nats."
     )
-    save(lambda figure, theme: draw_plan(figure, theme, plan), path, (11.5, 4.0), words)
+    panels: tuple[Panel, ...] = (
+        lambda axes, theme: _budget(axes, theme, found),
+        lambda axes, theme: _frontier(axes, theme, found),
+        lambda axes, theme: _equal_loss(axes, theme, found),
+    )
+    return Picture(words, panels)
 
 
-def draw_plan(figure: Any, theme: dict[str, str], plan: Plan) -> None:
-    """The three panels of `plan_figure`."""
-    valley, frontier, lines = figure.subplots(1, 3)
-    best = plan.best
-    table = plan.valley[plan.valley["excess"] < 20 * VALLEY]
-    valley.axvspan(
-        best["params_low"], best["params_high"], color=GREEN, alpha=0.2, lw=0, label=f"under {VALLEY:g} nats"
+def plan_budget(found: "Plan") -> Picture:
+    """The first panel of `plan`: loss against size along the budget."""
+    best = found.best
+    words = (
+        f"Loss against model size at the same cost: lowest {best['loss']:.3f} at {count(best['params'])} parameters, "
+        f"within {VALLEY:g} nats from {count(best['params_low'])} to {count(best['params_high'])}."
     )
-    valley.plot(table["params"], table["loss"], color=theme["main"], lw=1.8)
-    if best.get("upper") is not None:
-        error = [[best["loss"] - best["lower"]], [best["upper"] - best["loss"]]]
-        valley.errorbar(best["params"], best["loss"], error, color=RED, capsize=3, lw=1.2, label="interval of the loss")
-    valley.plot(best["params"], best["loss"], "*", color=RED, ms=13)
-    valley.set(xscale="log", xlabel="parameters (non-embedding)", ylabel=_LOSS, title="Sizes for this budget")
-    along = plan.frontier
-    frontier.plot(along["flops"], along["loss"], "o-", color=theme["main"], ms=3.5, lw=1.6)
+    return Picture(words, (lambda axes, theme: _budget(axes, theme, found),))
+
+
+def _budget(axes: Any, theme: Theme, found: "Plan") -> None:
+    best = found.best
+    table = found.valley[found.valley["excess"] < 20 * VALLEY]
+    axes.axvspan(best["params_low"], best["params_high"], color=GREEN, alpha=0.2, lw=0, label=f"under {VALLEY:g} nats")
+    axes.plot(table["params"], table["loss"], color=theme["main"], lw=1.8)
+    axes.plot(best["params"], best["loss"], "D", color=RED, ms=8, label="plan")
+    axes.set(xlabel="non-embedding parameters", ylabel=LOSS, title="Sizes for this budget")
+    logarithmic(axes, "x", table["params"].to_numpy())
+    axes.legend()
+
+
+def _frontier(axes: Any, theme: Theme, found: "Plan") -> None:
+    along, best = found.frontier, found.best
+    if {"lower", "upper"} <= set(along):
+        axes.fill_between(along["flops"], along["lower"], along["upper"], color=theme["main"], alpha=0.2, lw=0)
+    axes.plot(along["flops"], along["loss"], "o-", color=theme["main"], ms=4, lw=1.8)
     for row in along.iloc[::3].itertuples():
-        frontier.annotate(
-            f"{_count(row.params)}", (row.flops, row.loss), (4, 5), textcoords="offset points", fontsize=8
-        )
-    frontier.plot(best["flops"], best["loss"], "*", color=RED, ms=13)
-    frontier.set(xscale="log", xlabel="training FLOPs", ylabel=_LOSS, title="Best loss of every budget")
-    equal = plan.iso_loss
+        axes.annotate(count(row.params), (row.flops, row.loss), (4, 5), textcoords="offset points", fontsize=9)
+    axes.plot(best["flops"], best["loss"], "D", color=RED, ms=8)
+    axes.set(xlabel="training FLOPs", ylabel=LOSS, title="Best loss of every budget")
+    logarithmic(axes, "x", along["flops"].to_numpy())
+
+
+def _equal_loss(axes: Any, theme: Theme, found: "Plan") -> None:
+    along, best, equal = found.frontier, found.best, found.iso_loss
     for level, line in equal.groupby("loss"):
-        lines.plot(line["params"], line["tokens"], color=theme["ink"], lw=1.0)
+        axes.plot(line["params"], line["tokens"], color=theme["ink"], lw=1.0)
         end = line[["params", "tokens"]].to_numpy()[-1].tolist()
-        lines.annotate(f"{level:.2f}", end, (3, -3), textcoords="offset points", fontsize=8)
-    lines.plot(along["params"], along["tokens"], color=theme["main"], lw=1.8, label="best sizes of budgets")
-    lines.plot(best["params"], best["tokens"], "*", color=RED, ms=13)
-    lines.set(xscale="log", yscale="log", xlabel="parameters (non-embedding)", ylabel="tokens", title="Equal loss")
-    valley.legend(fontsize=8)
-    lines.legend(fontsize=8)
-    for axes in (valley, frontier, lines):
-        axes.grid(True)
+        axes.annotate(f"{level:.2f}", end, (3, -3), textcoords="offset points", fontsize=9)
+    axes.plot(along["params"], along["tokens"], color=theme["main"], lw=1.8, label="best sizes of budgets")
+    axes.plot(best["params"], best["tokens"], "D", color=RED, ms=8)
+    axes.set(xlabel="non-embedding parameters", ylabel="tokens", title="Equal loss")
+    for side, values in (("x", "params"), ("y", "tokens")):
+        logarithmic(axes, side, np.array([*along[values], *equal[values]], float))
+    axes.legend()
 
 
-def _count(number: Any) -> str:
-    """A count with a suffix: 2.4e9 -> 2.4B."""
-    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"
-
-
-def lab_figure(report: Mapping[str, Any], path: str | Path) -> None:
+def lab(report: Mapping[str, Any]) -> Picture:
     """What a lab's own runs taught: forecasts before and after, residuals, exponents, and what more runs would give.
 
     Args:
         report: what `Forecaster.report` gave.
-        path: `.png`, `.pdf`, `.svg` or `.html`.
-
-    Raises:
-        ValueError: what `save` refuses.
     """
     rows = pd.DataFrame(report["fitted"])
     errors = {name: (rows[name] - rows["observed"]).abs().mean() for name in ("before", "after")}
     words = (
         f"{report['source']}: {len(rows)} runs, mean absolute error {errors['before']:.3f} before and "
-        f"{errors['after']:.3f} nats per token after adaptation; residuals, exponents, and intervals with more runs"
+        f"{errors['after']:.3f} nats per token after adaptation; residuals, exponents, and intervals with more runs."
     )
-    save(lambda figure, theme: draw_lab(figure, theme, report, rows), path, (9.6, 7.6), words)
+    panels: tuple[Panel, ...] = (
+        lambda axes, theme: _before_and_after(axes, theme, rows, report["largest_size_out"] or {}),
+        lambda axes, theme: _residuals(axes, theme, rows),
+        lambda axes, theme: _exponents(axes, theme, report["learned"]),
+        lambda axes, theme: _more_runs(axes, theme, pd.DataFrame(report["more_runs"])),
+    )
+    return Picture(words, panels, columns=2, height=3.8, width=4.8)
 
 
-def draw_lab(figure: Any, theme: dict[str, str], report: Mapping[str, Any], rows: pd.DataFrame) -> None:
-    """The four panels of `lab_figure`."""
-    (scatter, residuals), (exponents, budget) = figure.subplots(2, 2)
-    for name, colour, label in (
+def _before_and_after(axes: Any, theme: Theme, rows: pd.DataFrame, held_out: Mapping[str, Any]) -> None:
+    for name, colour, said in (
         ("before", ORANGE, "shipped law, moved by an offset"),
         ("after", theme["main"], "adapted"),
     ):
-        scatter.plot(rows["observed"], rows[name], "o", color=colour, ms=4, alpha=0.8, label=label)
-        residuals.plot(rows["model size"], rows[name] - rows["observed"], "o", color=colour, ms=4, alpha=0.8)
-    held = np.array((report["largest_size_out"] or {}).get("pairs", [])).reshape(-1, 2)
+        axes.plot(rows["observed"], rows[name], "o", color=colour, ms=4, alpha=0.8, label=said)
+    held = np.array(held_out.get("pairs", [])).reshape(-1, 2)
     if len(held):
-        scatter.plot(*held.T, "s", color=GREEN, ms=5, mfc="none", label="largest size, from the smaller ones")
-    scatter.axline((float(rows["observed"].mean()),) * 2, slope=1, color=theme["ink"], lw=0.8, zorder=0)
-    scatter.set(xlabel=f"observed {_LOSS}", ylabel=f"forecast {_LOSS}", title="Your runs, before and after")
-    residuals.axhline(0, color=theme["ink"], lw=0.8)
-    _scale(residuals, "model size", None, rows["model size"].to_numpy(), None)
-    residuals.xaxis.set_minor_formatter("")
-    ticks = sorted({round(size, 2) for size in rows["model size"]})
-    residuals.set_xticks(ticks[:: max(1, len(ticks) // 6)], [f"{size:g}" for size in ticks[:: max(1, len(ticks) // 6)]])
-    residuals.set(ylabel="forecast less observed (nats per token)", title="Residuals by model size")
-    _exponents(exponents, theme, report["learned"])
-    _more_runs(budget, theme, pd.DataFrame(report["more_runs"]))
-    scatter.legend(fontsize=8)
-    for axes in (scatter, residuals, exponents, budget):
-        axes.grid(True)
+        axes.plot(*held.T, "s", color=GREEN, ms=5, mfc="none", label="largest size, from the smaller ones")
+    axes.axline((float(rows["observed"].mean()),) * 2, slope=1, color=theme["ink"], lw=0.8, zorder=0)
+    axes.set(xlabel=f"observed {LOSS}", ylabel=f"forecast {LOSS}", title="Your runs, before and after")
+    axes.legend(fontsize=8)
 
 
-def _exponents(axes: Any, theme: dict[str, str], learned: Mapping[str, Mapping[str, Any]]) -> None:
+def _residuals(axes: Any, theme: Theme, rows: pd.DataFrame) -> None:
+    for name, colour in (("before", ORANGE), ("after", theme["main"])):
+        axes.plot(rows["model size"], rows[name] - rows["observed"], "o", color=colour, ms=4, alpha=0.8)
+    axes.axhline(0, color=theme["ink"], lw=0.8)
+    axes.set(xlabel=label("model size"), ylabel="forecast less observed (nats)", title="Residuals by model size")
+    logarithmic(axes, "x", rows["model size"].to_numpy(float))
+
+
+def _exponents(axes: Any, theme: Theme, learned: Mapping[str, Mapping[str, Any]]) -> None:
     """The exponents of size and data with their 90 % intervals, beside other labs' own fits."""
     names = ("alpha", "beta", "growth")
     others = json.loads((Path(__file__).parent / "adaptation.json").read_text(encoding="utf-8")).get("labs", {})
@@ -312,21 +331,19 @@ def _exponents(axes: Any, theme: dict[str, str], learned: Mapping[str, Mapping[s
         found = learned[name]
         reach = statistics.NormalDist().inv_cdf(0.95) * found["deviation"]
         axes.errorbar(found["value"], place + 0.1, xerr=reach, fmt="o", color=theme["main"], capsize=3, ms=5)
-    axes.set_yticks(range(len(names)), ["alpha (size)", "beta (data)", "growth (data term\nwith size)"])
-    axes.set(xlabel="value", ylim=(-0.6, len(names) - 0.4), title="Exponents: yours (90 %), other labs' fits (|)")
+    axes.set_yticks(range(len(names)), ["alpha (size)", "beta (data)", "growth (data\nwith size)"])
+    axes.set(xlabel="value, 90 % interval; |: other labs' fits", ylim=(-0.6, len(names) - 0.4), title="Exponents")
 
 
-def _more_runs(axes: Any, theme: dict[str, str], rows: pd.DataFrame) -> None:
+def _more_runs(axes: Any, theme: Theme, rows: pd.DataFrame) -> None:
     """Half the interval of a run of ten times the dearest one's FLOPs, over the FLOPs of further runs."""
-    reach = statistics.NormalDist().inv_cdf(0.95)
-    now = reach * float(rows["deviation_now"].iloc[0])
+    now = statistics.NormalDist().inv_cdf(0.95) * float(rows["deviation_now"].iloc[0])
     axes.axhline(now, color=theme["ink"], lw=0.8, ls=":", label="now")
     for (size, own), colour in zip(rows.groupby("model size"), (theme["main"], GREEN, ORANGE), strict=False):
         axes.plot(own["flops"], now * own["interval_over_now"], "o-", color=colour, ms=4, label=f"runs of {size:g}M")
         for row in own.to_dict("records"):
-            axes.annotate(
-                f"{row['runs']}", (row["flops"], now * row["interval_over_now"]), (4, 4), textcoords="offset points"
-            )
+            place = (row["flops"], now * row["interval_over_now"])
+            axes.annotate(f"{row['runs']}", place, (4, 4), textcoords="offset points", fontsize=9)
     axes.set(xscale="log", ylim=(0, 1.25 * now), xlabel="FLOPs of 4, 8, 16 further runs", ylabel="± nats per token")
-    axes.set_title("Interval at 10 times the dearest run's FLOPs")
+    axes.set_title("At 10 times the dearest run's FLOPs")
     axes.legend(fontsize=8, loc="lower left")

@@ -3,15 +3,20 @@
 Layout alone; what it shows comes from `ncpl.views`.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
+
+# Several people ask at a time: a thread for each does more than threads that share one answer's small matrices.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gradio as gr
 
 from fields_ncpl import FIELDS
 from ncpl import Forecaster, views
-from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, form_help, from_query, label
+from ncpl.drawing import label
+from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, form_help, from_query
 from ncpl.views.planning import BUDGETS
 
 FORECASTER = Forecaster.from_pretrained()
@@ -32,6 +37,7 @@ CSS = """
 .ncpl-link { color: #1e40af; text-decoration: underline; }
 .ncpl-link { margin-right: 1rem; display: inline-block; padding: 0.25rem 0; }
 .dark .ncpl-link { color: #bfdbfe; }
+.dark { --ncpl-main: #56B4E9; }
 """
 # Keeps the page's address up to date, in a Space's frame too.
 ADDRESS = """(query) => {

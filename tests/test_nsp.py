@@ -719,7 +719,7 @@ def test_emergence_is_judged_after_a_calibration_on_other_families():
 
 
 def test_the_figure_draws_every_task(base):
-    figure = figures.scores_over_compute(base, tasks=CORE_TASKS)
+    figure = figures.scores_over_compute(base, tasks=CORE_TASKS).figure()
     assert sum(axis.get_visible() for axis in figure.axes) == 8
 
 

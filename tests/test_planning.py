@@ -32,7 +32,7 @@ def of_law(law):
 @pytest.mark.parametrize("flops", [1e21, 1e22, 1e23, 1e24, 1e25])
 def test_chinchillas_constants_give_the_published_allocations(law, flops):
     """To 1 % of the closed form: dL/dN = 0 along 6 N D = C, solved here by hand."""
-    _, params, tokens, _ = Search(of_law(law), BASE, lambda n: 6 * n).best(flops)
+    _, params, tokens, _ = Search(of_law(law), BASE, lambda n: 6 * n).lowest(flops)
     # alpha A N^-alpha = beta B D^-beta
     ratio = law.alpha * law.A / (law.beta * law.B)
     expected = (ratio * (flops / 6) ** law.beta) ** (1 / (law.alpha + law.beta))
@@ -269,7 +269,8 @@ def test_commands(forecaster, tmp_path, capsys):
     assert found["best"]["params"] == pytest.approx(forecaster.plan(flops=1e20)["params"])
     assert {"valley", "references", "optimizers", "frontier", "iso_loss", "notes", "config"} < found.keys()
     page = picture.read_text(encoding="utf-8")
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1
+    assert "prefers-color-scheme:dark" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
@@ -294,16 +295,16 @@ def test_sweeps_are_drawn(tmp_path, capsys, suffix):
         status, _, _ = run("sweep", "examples/marin-1b.yaml", *swept, "--save", picture, capsys=capsys)
         assert status == 0
         assert picture.stat().st_size > 3000
-    status, _, told = run("sweep", "examples/marin-1b.yaml", "optimizer=adamw,muon", "--save", picture, capsys=capsys)
+    words = "optimizer=adamw,muon"
+    assert run("sweep", "examples/marin-1b.yaml", words, "--save", picture, capsys=capsys)[0] == 0
+    status, _, told = run("sweep", "examples/marin-1b.yaml", words, "lr=1e-3,2e-3", "--save", picture, capsys=capsys)
     assert status == 2
-    assert "a picture needs one or two numeric fields" in told
+    assert "a picture needs one field, or two numeric ones" in told
 
 
 def test_drawing_changes_nothing_else(tmp_path, forecaster):
     import matplotlib
 
-    from ncpl.plots import plan_figure
-
     before = dict(matplotlib.rcParams)
-    plan_figure(forecaster.plan(flops=1e20), tmp_path / "plan.png")
+    forecaster.plan(flops=1e20).plot().save(tmp_path / "plan.png")
     assert dict(matplotlib.rcParams) == before

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ncpl import Forecaster, views
-from ncpl.views import charts
+from ncpl import Forecaster, plots, views
+from ncpl.drawing import Picture, band
 from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, config_of, from_query, inputs_of, query_of
 from ncpl.views.page import Page
 from tests.app.server import served
@@ -77,7 +77,7 @@ def test_a_forecast_is_the_forecasters(default, inputs):
     table = pd.read_csv(io.BytesIO(download(answer, "forecast.csv")))
     assert table.iloc[0].to_dict() == pytest.approx(expected.to_dict())
     assert download(answer, "forecast.svg").startswith(b"<svg")
-    assert 'role="img" aria-label="Forecast loss against the learning rate' in answer.html
+    assert 'role="img" aria-label="Forecast loss over learning rate' in answer.html
     assert 'scope="col" title="forecast of the final loss' in answer.html
 
 
@@ -193,7 +193,8 @@ def test_nothing_typed_becomes_markup(default, inputs, tmp_path):
     file = tmp_path / "runs.csv"
     file.write_text(f"source,model size,data size,optimizer,lr,batch size\n'=1+1',134,2.7,\"{evil}\",2e-3,128\n")
     assert "<img" not in views.answer("forecasts", default, inputs, str(file)).html
-    page = Page("x", "", pd.DataFrame({"name": ["=1+1", evil]}), ["ncpl"])
+    drawn = plots.forecasts(pd.DataFrame({"loss": [3.0], "lower": [2.9], "upper": [3.1]}), [evil])
+    page = Page("x", drawn, pd.DataFrame({"name": ["=1+1", evil]}), ["ncpl"])
     assert b"'=1+1" in base64.b64decode(re.findall(r'\.csv" href="data:[^,]+,([^"]+)"', page.html())[0])
     assert "<img" not in page.html()
 
@@ -266,9 +267,11 @@ def test_an_observed_part_moves_the_curve(default, inputs):
 
 def test_charts_follow_the_page():
     table = pd.DataFrame({"loss": [3.0, 2.5], "lower": [2.9, 2.4], "upper": [3.1, 2.6]})
-    drawn = charts.band([1, 10], table, "x", 'a "chart"')
+    drawn = Picture('a "chart"', (lambda axes, theme: band(axes, theme, [1, 10], table, "x"),)).svg()
     assert "currentColor" in drawn
+    assert "var(--ncpl-main," in drawn
     assert "#010203" not in drawn
+    assert "#040506" not in drawn
     assert 'aria-label="a &quot;chart&quot;"' in drawn
 
 

@@ -3,9 +3,15 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ncpl import Forecaster
+    from ncpl.drawing import Picture
 
 from ncpl.commands.shared import (
     ROWS,
@@ -13,10 +19,12 @@ from ncpl.commands.shared import (
     Json,
     Level,
     Model,
+    Save,
     Window,
     app,
     cell,
     check_folder,
+    check_picture,
     forecast_rows,
     load,
     note,
@@ -30,8 +38,12 @@ from ncpl.commands.shared import (
 
 
 @app.command()
-def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
+def predict(
+    configs: Configs, model: Model = None, level: Level = 0.9, save: Save = None, as_json: Json = False
+) -> None:
     """Forecast the final loss of configurations.
+
+    --save draws one configuration in its valley over the learning rate, several beside one another.
 
     \b
     Examples:
@@ -40,6 +52,7 @@ def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: 
     """
     from ncpl.configs import check_configs, read_configs
 
+    check_picture(save)
     rows, origins = read_configs(configs)
     forecaster = load(model)
     # Checked here already, where their files are known.
@@ -47,12 +60,28 @@ def predict(configs: Configs, model: Model = None, level: Level = 0.9, as_json: 
     forecast = forecaster.predict(checked, level)
     notes = forecast.attrs["notes"]
     tell(notes)
+    if save is not None:
+        from ncpl import plots
+
+        one = len(checked) == 1
+        picture = _in_its_valley(forecaster, checked[0], forecast, level) if one else plots.forecasts(forecast, origins)
+        picture.save(save)
     if as_json:
         rows = [{"configuration": origin, **row} for origin, row in zip(origins, records(forecast), strict=True)]
         print_json(with_notes(rows, notes))
         return
     forecast.insert(0, "configuration", origins)
     print_table(forecast_rows(forecast, level))
+
+
+def _in_its_valley(
+    forecaster: "Forecaster", config: dict[str, Any], forecast: "pd.DataFrame", level: float
+) -> "Picture":
+    from ncpl import plots
+    from ncpl.views import valley
+
+    mark = {"learning rate": float(config["learning rate"]), "loss": float(forecast["loss"].iloc[0])}
+    return plots.sweep(valley(forecaster, config, level), mark)
 
 
 @app.command()
@@ -63,7 +92,7 @@ def curve(
     observed: Annotated[Path | None, typer.Option(help="Log of the run's first part (CSV, JSON lines).")] = None,
     window: Window = 1,
     level: Level = 0.9,
-    save: Annotated[Path | None, typer.Option(help="Figure of the curves, their bands and schedules.")] = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """Forecast loss curves, before a run or from its first part.
@@ -75,7 +104,7 @@ def curve(
     from ncpl.configs import read_configs
     from ncpl.curves import read_log, spoken
 
-    check_folder(save)
+    check_picture(save)
     rows, origins = read_configs(configs)
     if observed is not None and len(rows) > 1:
         raise ValueError(f"observed: got {len(rows)} configurations, the second {origins[1]}, expected one")
@@ -85,7 +114,7 @@ def curve(
     if save is not None:
         from ncpl.figures import curves
 
-        curves(dict(zip(origins, zip(rows, tables, strict=True), strict=True)), save, seen)
+        curves(dict(zip(origins, zip(rows, tables, strict=True), strict=True)), seen).save(save)
     several = [table.assign(configuration=origin) for origin, table in zip(origins, tables, strict=True)]
     shown = [row for table in (several if len(rows) > 1 else tables) for row in records(table)]
     report = tables[0].attrs.get("report")
@@ -141,12 +170,13 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option(help="File for all rows (.csv, .parquet), of a grid of any size.")
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Picture of one or two fields (.png, .pdf, .svg, .html).")] = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """Forecast every combination of some fields' values.
 
-    FIELD=A,B,C gives a field's values, FIELD=LOW:HIGH:COUNT so many of them in equal ratios.
+    FIELD=A,B,C gives a field's values, FIELD=LOW:HIGH:COUNT so many of them in equal ratios. --save draws one field, or
+    two numeric ones.
 
     \b
     Example:
@@ -155,7 +185,7 @@ def sweep(
     from ncpl.configs import read_grid
 
     check_folder(output)
-    check_folder(save)
+    check_picture(save)
     if save is not None and output is not None:
         raise ValueError("save: given with --output, whose grid may be of any size; expected one of them")
     config, grid = read_grid(configs)
@@ -164,10 +194,8 @@ def sweep(
         forecast = forecaster.sweep(config, grid, level)
         tell(forecast.attrs["notes"])
         if save is not None:
-            from ncpl.plots import sweep_figure
-
-            sweep_figure(forecast, save)
-        shown = forecast if as_json or len(forecast) <= ROWS else forecast.nsmallest(ROWS, "loss")
+            forecast.plot().save(save)
+        shown: pd.DataFrame = forecast if as_json or len(forecast) <= ROWS else forecast.nsmallest(ROWS, "loss")
         if len(shown) < len(forecast):
             note(f"the {ROWS} lowest losses of {len(forecast)}; --output FILE or --json gives all")
     else:
@@ -185,7 +213,9 @@ def sweep(
 
 
 @app.command()
-def optimize(configs: Configs, model: Model = None, level: Level = 0.9, as_json: Json = False) -> None:
+def optimize(
+    configs: Configs, model: Model = None, level: Level = 0.9, save: Save = None, as_json: Json = False
+) -> None:
     """Find the values within bounds to bet on: those with the lowest loss to expect.
 
     FIELD=LOW:HIGH makes a field free within its bounds.
@@ -196,10 +226,13 @@ def optimize(configs: Configs, model: Model = None, level: Level = 0.9, as_json:
     """
     from ncpl.configs import read_bounds
 
+    check_picture(save)
     config, bounds = read_bounds(configs)
     found = load(model).optimize(config, bounds, level)
     notes = found.attrs["notes"]
     tell(notes)
+    if save is not None:
+        found.plot().save(save)
     best = found.to_frame().T
     if as_json:
         print_json(with_notes(records(best), notes)[0])

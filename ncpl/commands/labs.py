@@ -10,9 +10,10 @@ from ncpl.commands.shared import (
     Json,
     Level,
     Model,
+    Save,
     app,
     cell,
-    check_folder,
+    check_picture,
     load,
     note,
     print_json,
@@ -31,12 +32,10 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for the adapted checkpoint.")],
     parent: Annotated[str | None, typer.Option(help="An adapted source of the same lab.")] = None,
     model: Model = None,
-    save: Annotated[
-        Path | None, typer.Option(help="Picture of what was learnt and how far it reaches (.png, .pdf, .svg, .html).")
-    ] = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """Adapt the forecaster to a lab's own runs, in seconds.
+    """Adapt the forecaster to a lab's own runs, in seconds. --save draws what was learnt and how far it reaches.
 
     \b
     Example:
@@ -44,14 +43,12 @@ def adapt(
     """
     from ncpl.trust import NO_METHOD, in_words
 
-    check_folder(save)
+    check_picture(save)
     adapted = load(model).adapt(runs, source, parent=parent)
     adapted.save_pretrained(out)
     report = adapted.report
     if save is not None:
-        from ncpl.plots import lab_figure
-
-        lab_figure(report, save)
+        report.plot().save(save)
     if as_json:
         print_json(report)
         return
@@ -78,6 +75,7 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     model: Model = None,
     level: Level = 0.9,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """Forecast the difference of two configurations' losses, in which what both share cancels.
@@ -88,11 +86,14 @@ def compare(
     """
     from ncpl.configs import read_configs
 
+    check_picture(save)
     rows = [row for path in (first, second) for row in read_configs([path])[0]]
     if len(rows) != 2:
         raise ValueError(f"configurations: got {len(rows)}, expected two, one in each file")
     found = load(model).compare(rows[0], rows[1], level)
     tell(found.attrs["notes"])
+    if save is not None:
+        found.plot((Path(first).stem, Path(second).stem)).save(save)
     if as_json:
         print_json({**found.to_dict(), "notes": found.attrs["notes"]})
     else:
@@ -105,6 +106,7 @@ def suggest(
     budget: Annotated[float, typer.Option(help="FLOPs (6ND) for all suggested runs together.")],
     model: Model = None,
     level: Level = 0.9,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """Say which of some candidate runs to make next for a target: the candidates beyond the budget, or the dearest one.
@@ -115,7 +117,10 @@ def suggest(
     """
     from ncpl.configs import read_configs
 
+    check_picture(save)
     found = load(model).suggest(read_configs(configs)[0], budget, level=level)
+    if save is not None:
+        found.plot().save(save)
     if as_json:
         print_json([{"candidate": int(i), **row} for i, row in zip(found.index, records(found), strict=True)])
         return

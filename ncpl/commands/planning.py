@@ -12,9 +12,10 @@ from ncpl.commands.shared import (
     Json,
     Level,
     Model,
+    Save,
     app,
     cell,
-    check_folder,
+    check_picture,
     load,
     note,
     print_json,
@@ -39,6 +40,7 @@ def cost(
     utilisation: Utilisation = None,
     hardware: HardwareFile = None,
     model: Model = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """What runs cost: FLOPs, GPU-hours, days, money, energy, memory.
@@ -49,9 +51,14 @@ def cost(
     """
     from ncpl.configs import read_configs
 
+    check_picture(save)
     rows, origins = read_configs(configs)
     forecaster = load(model)
     found = [forecaster.cost(row, gpu, count, utilisation, hardware).to_dict() for row in rows]
+    if save is not None:
+        from ncpl import plots
+
+        plots.costs(found, origins).save(save)
     if as_json:
         print_json([{"configuration": origin, **row} for origin, row in zip(origins, found, strict=True)])
         return
@@ -82,7 +89,7 @@ def plan(
     unique_tokens: Annotated[str | None, typer.Option(help="Tokens there are; more are repetitions.")] = None,
     model: Model = None,
     level: Level = 0.9,
-    save: Annotated[Path | None, typer.Option(help="Picture of the plan (.png, .pdf, .svg, .html).")] = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """From a budget or a target loss to a run: size, tokens, shape, hyperparameters, cost.
@@ -93,8 +100,9 @@ def plan(
       ncpl plan source=marin optimizer=muon --cost 10000 --gpu h100 --count 64
       ncpl plan --target-loss 2.2 --compare muon
     """
-    check_folder(save)
     from ncpl.configs import read_configs
+
+    check_picture(save)
 
     rows = read_configs(configs)[0] if configs else [{}]
     if len(rows) > 1:
@@ -107,9 +115,7 @@ def plan(
     options["optimizers"] = [name for name in compare.split(",") if name.strip()]
     found = load(model).plan(base=rows[0], level=level, **options)
     if save is not None:
-        from ncpl.plots import plan_figure
-
-        plan_figure(found, save)
+        found.plot().save(save)
     if as_json:
         print_json(found.to_dict(curves=True))
         return

@@ -4,16 +4,21 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 from ncpl.commands.shared import (
     Json,
     Level,
     Model,
+    Save,
     app,
     check_folder,
+    check_picture,
     load,
     print_json,
     print_table,
@@ -35,8 +40,10 @@ def evaluate(
     split: Annotated[list[str] | None, typer.Option(help="train, in_val or ood_val; repeat for several.")] = None,
     level: Level = 0.9,
     output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Image file for predicted against observed losses.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Image file for measured against asked coverage.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--save", "--figure", help="Picture of predicted against observed losses.")
+    ] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Picture of measured against asked coverage.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare forecasts with what logged runs gave.
@@ -47,11 +54,11 @@ def evaluate(
 
     \b
     Example:
-      ncpl evaluate --data-dir logs --output result.json --figure scatter.png
+      ncpl evaluate --data-dir logs --output result.json --save scatter.png
     """
     check_folder(output)
-    check_folder(figure)
-    check_folder(calibration)
+    check_picture(figure)
+    check_picture(calibration)
     import datasets
 
     from ncpl.evaluation import DEFAULT_SPLITS, evaluation_report, forecast_runs, table
@@ -66,11 +73,11 @@ def evaluate(
     if figure is not None:
         from ncpl.figures import scatter
 
-        scatter(runs, figure)
+        scatter(runs).save(figure)
     if calibration is not None:
         from ncpl.figures import reliability
 
-        reliability(runs, calibration)
+        reliability(runs).save(calibration)
     if as_json:
         print_json(report)
     else:
@@ -92,12 +99,13 @@ def benchmarks(
     like: Annotated[str | None, typer.Option(help="A known family whose data quality is assumed.")] = None,
     level: Level = 0.9,
     model: Annotated[str, typer.Option(help="Score predictor: folder, Hub id or embedded name.")] = "nsp-base",
-    figure: Annotated[Path | None, typer.Option(help="Picture of all tasks over compute (.png, .svg, .pdf).")] = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """Forecast the benchmark scores of models that do not exist yet.
 
-    A run's configuration gives its loss first, and the scores that go with the loss.
+    A run's configuration gives its loss first, and the scores that go with the loss. --save draws the scores of the
+    models, or without any model those of all tasks over compute.
 
     \b
     Examples:
@@ -114,16 +122,15 @@ def benchmarks(
     named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
     if named:
         rows.append(named)
-    if not rows and figure is None:
+    if not rows and save is None:
         raise ValueError("models: got none, expected files, or --params and --tokens")
-    check_folder(figure)
+    check_picture(save)
     quiet_loading(model)
     predictor = NSPModel.from_pretrained(model).eval()
-    if figure is not None:
+    if not rows and save is not None:
         from ncpl.figures import scores_over_compute
 
-        scores_over_compute(predictor, level=level).savefig(figure, dpi=150)
-    if not rows:
+        scores_over_compute(predictor, level=level).save(save)
         return
     if are_configurations(rows):
         from ncpl import Forecaster
@@ -133,9 +140,22 @@ def benchmarks(
         found = benchmarks(rows, like, level, predictor)
     notes = found.attrs.get("notes", [])
     tell(notes)
+    if save is not None:
+        from ncpl.figures import scores
+
+        scores(found, level).save(save)
     if as_json:
         print_json(with_notes(records(found), notes) if notes else records(found))
         return
+    print_scores(found, level)
+
+
+def print_scores(found: "pd.DataFrame", level: float) -> None:
+    """The scores of each model as a table."""
+    import pandas as pd
+
+    from ncpl.nsp.benchmarks import by_task
+
     for row in records(found):
         tokens_text = "unknown" if math.isnan(row["tokens"]) else f"{row['tokens']:.3g}"
         outside = ", outside the sizes seen in training" if row["extrapolation"] else ""
@@ -148,12 +168,11 @@ def benchmarks(
         print_table(
             [
                 {
-                    "task": task,
-                    "score": f"{row[task]:.3f}",
-                    f"{level * 100:g} % interval": f"{row[f'{task}_lower']:.3f} to {row[f'{task}_upper']:.3f}",
-                    "past chance": f"{row[f'{task}_emergence']:.0%}" if f"{task}_emergence" in row else "",
+                    "task": score["task"],
+                    "score": f"{score['score']:.3f}",
+                    f"{level * 100:g} % interval": f"{score['lower']:.3f} to {score['upper']:.3f}",
+                    "past chance": "" if math.isnan(score["above chance"]) else f"{score['above chance']:.0%}",
                 }
-                for task in (name.removesuffix("_lower") for name in row if name.endswith("_lower"))
-                if task in row and task != "loss" and not math.isnan(row[task])
+                for score in records(by_task(pd.Series(row)))
             ]
         )

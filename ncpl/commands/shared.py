@@ -34,6 +34,8 @@ Level = Annotated[
 
 Window = Annotated[int, typer.Option(help="Steps that each logged loss is the mean of.")]
 
+Save = Annotated[Path | None, typer.Option(help="Picture of the result (.png, .pdf, .svg, .html).")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -170,6 +172,15 @@ def check_folder(path: Path | None) -> None:
     if path is not None and (not path.parent.is_dir() or path.is_dir()):
         what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ValueError(f"{path}: cannot be written, {what}; accepted: a file in an existing folder")
+
+
+def check_picture(path: Path | None) -> None:
+    """The same for a picture, whose suffix says its kind."""
+    check_folder(path)
+    if path is not None:
+        from ncpl.drawing import check_suffix
+
+        check_suffix(path)
 
 
 def write(path: Path, text: str) -> None:

@@ -69,6 +69,27 @@ def benchmarks(
     return pd.DataFrame(columns)
 
 
+def by_task(row: pd.Series) -> pd.DataFrame:
+    """The scores of one model, a row for each task that has one: `task`, `score`, `lower`, `upper`, `above chance`.
+
+    Args:
+        row: of a table of `benchmarks`.
+    """
+    tasks = [str(name).removesuffix("_lower") for name in row.index if str(name).endswith("_lower")]
+    rows = [
+        {
+            "task": task,
+            "score": float(row[task]),
+            "lower": float(row[f"{task}_lower"]),
+            "upper": float(row[f"{task}_upper"]),
+            "above chance": float(row.get(f"{task}_emergence", math.nan)),
+        }
+        for task in tasks
+        if task != "loss" and pd.notna(row[task])
+    ]
+    return pd.DataFrame(rows)
+
+
 def load_predictor(model: NSPModel | str) -> NSPModel:
     """A model ready to predict, from itself, a folder, a Hub id or the name of an embedded model."""
     return NSPModel.from_pretrained(model).eval() if isinstance(model, str) else model

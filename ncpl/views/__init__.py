@@ -7,7 +7,7 @@ with them is an answer too, so that a page never loses what was typed.
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from fields_ncpl import FIELDS, SOURCES, field_name
+from ncpl import plots
 from ncpl.configs import check_configs, read_configs, read_grid, vary
+from ncpl.drawing import count, share
 from ncpl.errors import one_line
-from ncpl.views import charts
+from ncpl.results import Sweep
 from ncpl.views.inputs import (
     PRESETS,
     Inputs,
@@ -27,13 +29,12 @@ from ncpl.views.inputs import (
     from_query,
     given,
     inputs_of,
-    label,
     query_of,
 )
 from ncpl.views.lab import runs
 from ncpl.views.page import Page, error_html, shown, table_html
 from ncpl.views.planning import plan, quantity
-from ncpl.views.words import headline_of, level_words, lines_of, notes_of, read_level, share, words_of
+from ncpl.views.words import headline_of, level_words, lines_of, notes_of, read_level, words_of
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster
@@ -108,28 +109,24 @@ def forecast(forecaster: "Forecaster", inputs: Inputs) -> Page:
     config, level = check_configs([config_of(inputs)], forecaster.strict)[0], read_level(inputs)
     table = forecaster.predict(config, level)
     row = table.iloc[0]
-    rate = float(config["learning rate"])
-    limits = FIELDS["learning rate"]
-    rates = np.geomspace(max(rate / 8, limits.low), min(rate * 8, limits.high), 49)
-    valley = forecaster.sweep(config, {"learning rate": [float(f"{value:.4g}") for value in rates]}, level)
-    lowest = valley.iloc[int(valley["loss"].argmin())]
+    along = valley(forecaster, config, level)
+    lowest = along.iloc[int(along["loss"].argmin())]
     gain = float(row["loss"] - lowest["loss"])
     notes = notes_of(forecaster, [config], table)
     if gain > 0.002:
-        beyond = {valley.index[0]: " or less", valley.index[-1]: " or more"}.get(lowest.name, "")
+        beyond = {along.index[0]: " or less", along.index[-1]: " or more"}.get(lowest.name, "")
         notes.append(f"A learning rate of {lowest['learning rate']:.3g}{beyond} would give {gain:.3f} nats less.")
-    chart = charts.band(
-        valley["learning rate"],
-        valley,
-        label("learning rate"),
-        f"Forecast loss against the learning rate: {row['loss']:.3f} at {rate:.3g}, lowest {lowest['loss']:.3f} at "
-        f"{lowest['learning rate']:.3g}.",
-        mark=(rate, float(row["loss"])),
-        best=(float(lowest["learning rate"]), float(lowest["loss"])),
-    )
+    chart = plots.sweep(along, mark={"learning rate": float(config["learning rate"]), "loss": float(row["loss"])})
     return Page(
         headline_of(row, level), chart, table, ["ncpl", "predict", *words_of(config), *level_words(level)], notes
     )
+
+
+def valley(forecaster: "Forecaster", config: Mapping[str, Any], level: float = 0.9) -> Sweep:
+    """Forecasts of a checked configuration over learning rates from an eighth to eight times its own."""
+    rate, limits = float(config["learning rate"]), FIELDS["learning rate"]
+    rates = np.geomspace(max(rate / 8, limits.low), min(rate * 8, limits.high), 49)
+    return forecaster.sweep(config, {"learning rate": [float(f"{value:.4g}") for value in rates]}, level)
 
 
 def forecasts(forecaster: "Forecaster", inputs: Inputs, file: str | None, text: str = "") -> Page:
@@ -141,12 +138,8 @@ def forecasts(forecaster: "Forecaster", inputs: Inputs, file: str | None, text: 
     checked = check_configs(rows, forecaster.strict, names if len(rows) > 1 else None)
     table = forecaster.predict(checked, level)
     table.insert(0, "configuration", names)
-    few = table.head(40)
     best = table.iloc[int(table["loss"].argmin())]
-    chart = charts.bars(
-        names[:40], few, "loss", charts.LOSS,
-        f"Forecast losses of {len(few)} configurations with their intervals; the lowest is {best['loss']:.3f}.",
-    )  # fmt: skip
+    chart = plots.forecasts(table, names)
     headline = (
         headline_of(table.iloc[0], level)
         if len(table) == 1
@@ -176,8 +169,7 @@ def compare(forecaster: "Forecaster", inputs: Inputs) -> Page:
         f"{level * 100:g} % interval {found['lower']:.4f} to {found['upper']:.4f}"
     )
     difference = pd.DataFrame([found.to_dict()])
-    quantity = "nats per token; below 0 A is better"
-    chart = charts.bars(["A less B"], difference, "difference", quantity, described, zero=True)
+    chart = found.plot()
     headline = f"<strong>{better}</strong> is better with probability <strong>{share(p_better)}</strong>: {described}"
     files = {f"{name}.yaml": lines_of(config).encode() for name, config in zip(("a", "b"), configs, strict=True)}
     links = {f"Configuration {name[0].upper()}": (name, data) for name, data in files.items()}
@@ -199,15 +191,7 @@ def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> 
             seen = read_log(path)
     table = forecaster.curve(config, 60, seen, level)
     end = table.iloc[-1]
-    a_step = float(end["tokens"]) / float(end["step"])
-    points = None if seen is None else ([step * a_step for step in seen["step"]], seen["loss"])
-    late = table[table["step"] >= 0.05 * end["step"]]
-    chart = charts.band(
-        late["tokens"], late, "tokens (billions)",
-        f"Forecast loss along the run, {late['loss'].iloc[0]:.3f} at {late['tokens'].iloc[0]:.3g} billion tokens, "
-        f"{end['loss']:.3f} at its end.",
-        log=False, seen=points,
-    )  # fmt: skip
+    chart = table.plot(seen)
     notes = notes_of(forecaster, [config], forecaster.predict(config, level))
     if said := spoken(table.attrs.get("report")):
         notes.insert(0, said)
@@ -254,9 +238,8 @@ def sweep(forecaster: "Forecaster", inputs: Inputs) -> Page:
             notes.append(
                 f"{name}: the best value, {shown(best[name])}, is the sweep's end; better ones may lie beyond."
             )
-    described = f"Forecast losses over {' and '.join(grid)}; the lowest is {best['loss']:.3f} at {at}."
     command = ["ncpl", "sweep", *words_of(fixed), *words, *level_words(level)]
-    return Page(headline, _sweep_chart(table, grid, described), table, command, notes, "sweep")
+    return Page(headline, table.plot(), table, command, notes, "sweep")
 
 
 def _swept(inputs: Inputs) -> list[tuple[str, str]]:
@@ -276,53 +259,24 @@ def _swept(inputs: Inputs) -> list[tuple[str, str]]:
     return asked
 
 
-def _sweep_chart(table: pd.DataFrame, grid: Mapping[str, Sequence[Any]], described: str) -> str:
-    names = list(grid)
-    labels = [label(name) for name in names]
-    if len(names) == 2:
-        losses = table["loss"].to_numpy().reshape(len(grid[names[0]]), len(grid[names[1]])).T
-        return charts.heat(grid[names[0]], grid[names[1]], losses, (labels[0], labels[1]), described)
-    values = grid[names[0]]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and len(values) > 1:
-        best = table.iloc[int(table["loss"].argmin())]
-        table = table.sort_values(names[0])
-        spread = min(values) > 0 and max(values) / min(values) > 3
-        return charts.band(
-            table[names[0]], table, labels[0], described, log=spread, best=(float(best[names[0]]), float(best["loss"]))
-        )
-    return charts.bars(list(map(shown, values)), table, "loss", charts.LOSS, described)
-
-
 def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The benchmark scores of a model by its size and tokens."""
+    # Only now, because they bring torch.
+    from ncpl.figures import scores
+    from ncpl.nsp.benchmarks import by_task
+
     level = read_level(inputs)
     model = {name: quantity(name, inputs.get(f"benchmarks.{name}", "")) for name in ("params", "tokens")}
     like = inputs.get("benchmarks.like", "").strip() or None
-    found = forecaster.benchmarks([model], like, level).iloc[0]
-    tasks = [name.removesuffix("_lower") for name in found.index if str(name).endswith("_lower")]
-    rows = [
-        {
-            "task": task,
-            "score": float(found[task]),
-            "lower": float(found[f"{task}_lower"]),
-            "upper": float(found[f"{task}_upper"]),
-            "above chance": float(found.get(f"{task}_emergence", math.nan)),
-        }
-        for task in tasks
-        if task in found and pd.notna(found[task])
-    ]
-    table = pd.DataFrame(rows)
-    chart = charts.bars(
-        list(table["task"]), table, "score", f"score, with {level * 100:g} % intervals",
-        "Forecast scores: " + ", ".join(f"{row['task']} {row['score']:.2f}" for row in rows) + ".",
-    )  # fmt: skip
-    notes = ["These sizes lie outside those of the models it was trained on."] if found.get("extrapolation") else []
-    headline = (
-        f"<strong>{len(rows)} benchmarks</strong> for {model['params']:.3g} parameters and {model['tokens']:.3g} tokens"
-    )
+    found = forecaster.benchmarks([model], like, level)
+    table = by_task(found.iloc[0])
+    outside = bool(found["extrapolation"].iloc[0])
+    notes = ["These sizes lie outside those of the models it was trained on."] if outside else []
+    size = f"{count(model['params'])} parameters and {count(model['tokens'])} tokens"
+    headline = f"<strong>{len(table)} benchmarks</strong> for {size}"
     command = ["ncpl", "benchmarks", "--params", f"{model['params']:g}", "--tokens", f"{model['tokens']:g}"]
     command += (["--like", like] if like else []) + level_words(level)
-    return Page(headline, chart, table, command, notes, "benchmarks")
+    return Page(headline, scores(found, level), table, command, notes, "benchmarks")
 
 
 VIEWS: dict[str, Callable[..., Page]] = {

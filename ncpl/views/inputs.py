@@ -173,17 +173,6 @@ def given(files: Sequence[str] | str | None, text: str = "", name: str = "pasted
             raise ValueError(str(error).replace(f"{folder}/", "").replace(folder, "the files")) from None
 
 
-def label(name: str) -> str:
-    """A field's name with its unit, for inputs and axes.
-
-    >>> label("batch size"), label("learning rate")
-    ('Batch size (sequences)', 'Learning rate')
-    """
-    unit = FIELDS[name].unit
-    told = name in unit or FIELDS[name].kind == "text"
-    return name[0].upper() + name[1:] + ("" if told else f" ({unit})")
-
-
 def form_help(name: str) -> str:
     """What an input of the form accepts, in few words."""
     known = FIELDS[name]

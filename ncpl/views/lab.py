@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fields_ncpl import FIELDS
-from ncpl.views import charts
+from ncpl.drawing import Picture, band
 from ncpl.views.inputs import Inputs, given
 from ncpl.views.page import Page
 from ncpl.views.words import read_level
@@ -46,7 +46,7 @@ def runs(forecaster: "Forecaster", inputs: Inputs, files: Sequence[str] | None) 
     return Page(headline, chart, table, command, notes, "runs", {"source": source}, links, more, adapted)
 
 
-def _along(adapted: "Forecaster", source: str, up_to: float, level: float) -> tuple[pd.DataFrame, str]:
+def _along(adapted: "Forecaster", source: str, up_to: float, level: float) -> tuple[pd.DataFrame, Picture]:
     """The runs with their forecasts, and a chart of them over FLOPs, to as far as forecasts may be believed."""
     logged = adapted.law.adapted[source].runs
     configs = [{name: value for name, value in run.items() if name in FIELDS} for run in logged]
@@ -63,8 +63,9 @@ def _along(adapted: "Forecaster", source: str, up_to: float, level: float) -> tu
     described = f"Final losses of {len(own)} runs against FLOPs, and the forecast up to {up_to:.2g} FLOPs."
     seen = (own["flops"].tolist(), own["final_loss"].tolist())
     flops = [most * factor for factor in factors]
-    return own, charts.band(
-        flops, line, "FLOPs (6ND), tokens a parameter as the dearest run", described, seen=seen, all_seen=True
+    name = "FLOPs (6ND), tokens a parameter as the dearest run"
+    return own, Picture(
+        described, (lambda axes, theme: band(axes, theme, flops, line, name, seen=seen, all_seen=True),)
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fields_ncpl import FIELDS
+from ncpl.drawing import BLUE, Picture
 from ncpl.errors import one_line
 
 EXPLAINED = {
@@ -46,7 +47,7 @@ class Page:
 
     Args:
         headline: the number, as HTML.
-        chart: SVG.
+        chart: picture.
         table: what the chart shows, and more.
         command: words of the command that gives the same.
         notes: what concerns the number.
@@ -58,7 +59,7 @@ class Page:
     """
 
     headline: str
-    chart: str
+    chart: Picture
     table: pd.DataFrame
     command: Sequence[str]
     notes: list[str] = field(default_factory=list)
@@ -70,18 +71,19 @@ class Page:
 
     def html(self) -> str:
         """The number first, what concerns it, the chart, and behind them the table and the command."""
+        chart = self.chart.svg()
         notes = "".join(f"<li>{escape(one_line(note, 1000))}</li>" for note in dict.fromkeys(self.notes))
         command = " ".join(shlex.quote(word) for word in self.command)
         files = {
             "Table (CSV)": (f"{self.name}.csv", _csv(self.table)),
-            "Figure (SVG)": (f"{self.name}.svg", self.chart.replace("currentColor", "#222222").encode()),
+            "Figure (SVG)": (f"{self.name}.svg", _standing_alone(chart)),
             **self.links,
         }
         links = " ".join(_link(label, *file) for label, file in files.items() if file[1])
         return (
             f'<section class="ncpl-answer"><p class="ncpl-headline" role="status">{self.headline}</p>'
             + (f'<ul class="ncpl-notes" aria-label="To be known of this forecast">{notes}</ul>' if notes else "")
-            + f"<figure>{self.chart}</figure><p>{links}</p>"
+            + f"<figure>{chart}</figure><p>{links}</p>"
             + "".join(
                 f"<details><summary>{escape(title)}</summary>{table_html(table)}</details>"
                 for title, table in {"Table": self.table, **self.more}.items()
@@ -89,6 +91,11 @@ class Page:
             + "<details><summary>The same from the command line</summary>"
             + f'<pre tabindex="0"><code>{escape(command)}</code></pre></details></section>'
         )
+
+
+def _standing_alone(svg: str) -> bytes:
+    """A page's SVG as a file, which has no page to take its colours from."""
+    return svg.replace("currentColor", "#222222").replace(f"var(--ncpl-main,{BLUE})", BLUE).encode()
 
 
 def error_html(error: ValueError) -> str:

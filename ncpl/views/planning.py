@@ -1,13 +1,12 @@
 """The app's view of a plan: from a budget, or a target loss, to a run."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from ncpl import plots
 from ncpl.errors import one_line
-from ncpl.views import charts
 from ncpl.views.inputs import Inputs, config_of
 from ncpl.views.page import Page
 from ncpl.views.words import level_words, read_level, words_of
@@ -45,13 +44,7 @@ def plan(forecaster: "Forecaster", inputs: Inputs) -> Page:
         + (f", {level * 100:g} % interval {best['lower']:.4f} to {best['upper']:.4f}" if "lower" in best else "")
         + f"; {best['days']:.3g} days, {best['cost_usd']:,.0f} US dollars"
     )
-    valley = found.valley.assign(lower=math.nan, upper=math.nan)
-    described = (
-        f"Loss against model size at the same cost: lowest {best['loss']:.3f} at {best['params']:.3g} parameters, "
-        f"within 0.005 nats from {best['params_low']:.3g} to {best['params_high']:.3g}."
-    )
-    point = (float(best["params"]), float(best["loss"]))
-    chart = charts.band(valley["params"], valley, "non-embedding parameters", described, best=point)
+    chart = plots.plan_budget(found)
     notes = [
         f"Between {best['params_low']:.3g} and {best['params_high']:.3g} parameters the loss is within 0.005 nats.",
         *found.notes,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ncpl.drawing import share
 from ncpl.views.inputs import Inputs, written
 from text_ncpl import parse_level
 
@@ -37,17 +38,6 @@ def headline_of(row: Any, level: float) -> str:
             f"diverges with probability {share(row['divergence'])}"
         )
     return headline
-
-
-def share(probability: float) -> str:
-    """A probability as people say it.
-
-    >>> share(0.031), share(0.0001), share(0.9999)
-    ('3 %', 'under 1 %', 'over 99 %')
-    """
-    if 0.01 <= probability <= 0.99:
-        return f"{probability * 100:.0f} %"
-    return "under 1 %" if probability < 0.01 else "over 99 %"
 
 
 def notes_of(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
