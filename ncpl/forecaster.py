@@ -558,7 +558,9 @@ class Forecaster:
         end = forecast.iloc[0]
         final = curves.Final(float(end["loss"]), float(end["lower"]), float(end["upper"]), asked)
         config = curves.with_usual_schedule(checked, getattr(self.law, "typical", {}))
-        table = Curve(curves.curve(curves.read_law(self.folder), config, final, points, observed, level, window))
+        drawn = curves.curve(curves.read_law(self.folder), config, final, points, observed, level, window)
+        table = Curve(drawn)
+        table.attrs |= drawn.attrs
         if observed is None and self.network is not None and self.network.model.config.curves:
             moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
