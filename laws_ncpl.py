@@ -18,12 +18,15 @@ import numpy as np
 try:
     from .fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, FIELDS, SOURCES, sequence_length
     from .forms_ncpl import (
+        ANNEALED,
+        ANNEALED_SPREAD,
         FORM,
         INPUTS,
         PRIORS,
         REFERENCE,
         SCHEDULE_FIELDS,
         Prior,
+        below_chance,
         gradient,
         law_terms,
         locate,
@@ -36,12 +39,15 @@ try:
 except ImportError:
     from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, FIELDS, SOURCES, sequence_length
     from forms_ncpl import (
+        ANNEALED,
+        ANNEALED_SPREAD,
         FORM,
         INPUTS,
         PRIORS,
         REFERENCE,
         SCHEDULE_FIELDS,
         Prior,
+        below_chance,
         gradient,
         law_terms,
         locate,
@@ -248,7 +254,7 @@ class ConfigurationLaw:
             losses[rows] += residual(own)
             if self.form > 1:
                 losses[rows] += self._to_one_valley(at, rows, residual, own)
-        return losses if self.form == 1 else _below_chance(losses + self.schedule_effect(at), at.chance)
+        return losses if self.form == 1 else below_chance(losses + self.schedule_effect(at), at.chance)
 
     def schedule_effect(self, at: Evaluation) -> np.ndarray:
         """What a schedule adds to the losses over the usual one of its source and optimizer, in nats per token.
@@ -270,9 +276,10 @@ class ConfigurationLaw:
             steps = (
                 1e9 * REFERENCE["data size"] / REFERENCE["batch tokens"] * np.exp(at.inputs["d"] - at.inputs["b"])[i]
             )
-            before, after = schedules_of(usual, own, kept, REFERENCE["learning rate"] * math.exp(rate), steps)
+            schedules = schedules_of(usual, own, kept, REFERENCE["learning rate"] * math.exp(rate), steps)
             c = {name: float(values[i]) for name, values in at.coefficients.items()}
-            effect[i] = schedule_effect(c, at.terms["size"][i], at.inputs["d"][i], steps, before, after)
+            annealed = ANNEALED.get(source, ANNEALED[""])
+            effect[i] = schedule_effect(c, at.terms["size"][i], at.inputs["d"][i], steps, schedules, annealed)
         return effect
 
     def idle_fields(self, config: Mapping[str, Any]) -> list[str]:
@@ -366,6 +373,9 @@ class ConfigurationLaw:
             for some, gain, left in residual.gains(own):
                 slopes[rows[some]] -= gain @ fitted
                 variance[rows[some]] += left
+        if self.form > 1:
+            # Labs gain differently from the end of a schedule.
+            variance += (ANNEALED_SPREAD * self.schedule_effect(at)) ** 2
         known = np.sqrt(np.maximum(variance, 1e-10) + ((slopes @ self.posterior) ** 2).sum(1))
         return {"known": known, "excess": at.points["excess"]}
 
@@ -500,10 +510,15 @@ class ConfigurationLaw:
             read.get("seq len") or usual["seq len"]
         )
         rate = float(read.get("learning rate", math.nan))
-        fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in COORDINATES}
+        # A field that the source's logs never vary stays as it was in all of them.
+        own = self.residuals.get(str(config.get("source")))
+        varied = own.fields if own and own.fields else COORDINATES
+        fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in varied}
         if "warmup" in fields:
             steps = float(read.get("warmup", usual.get("warmup", 0)))
-            fields["warmup"] = COORDINATES["warmup"](steps * tokens / (data * 1e9))
+            # Left out, it is the usual share of the run, whatever the batch.
+            usually = None if "warmup" in read else usual.get("usual warmup share")
+            fields["warmup"] = COORDINATES["warmup"](steps * tokens / (data * 1e9) if usually is None else usually)
         if "adam_lr" in fields:
             # Without a learning rate the Adam part keeps its usual share of it.
             whole = float(usual.get("learning rate", math.nan)) if math.isnan(rate) else rate
@@ -530,6 +545,7 @@ class ConfigurationLaw:
             own = typical.get("", {})
             usual = {**_unsaid(source), **own, **typical.get(optimizer, {})}
             coordinates = {name: to(usual[name]) for name, to in COORDINATES.items() if name in usual}
+            usual.setdefault("warmup", usual.get("usual warmup"))
             self._usuals[source, optimizer] = usual, coordinates
         return self._usuals[source, optimizer]
 
@@ -553,20 +569,11 @@ class ConfigurationLaw:
         return cls(**{**state, "residuals": residuals, "posterior": posterior, "priors": priors})
 
 
-def _below_chance(losses: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """Losses that stay below those of a model that knows nothing; those a nat below it and more stay as they are."""
-    return chance - _CHANCE_WIDTH * np.logaddexp(0.0, (chance - losses) / _CHANCE_WIDTH)
-
-
 # Fields that every forecast reads, or that say what the others mean.
 _ALWAYS_READ = (
     *("source", "optimizer", "model size", "active size", "data size", "learning rate", "batch size", "hidden dim"),
     *("seq len", "max step", "num experts", "top k"),
 )
-
-
-# Nats over which losses bend to the chance level.
-_CHANCE_WIDTH = 0.1
 
 
 def _unsaid(source: str) -> dict[str, Any]:

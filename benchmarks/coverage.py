@@ -4,7 +4,8 @@
 
 Other labs, one recipe of each laboratory, are adapted to: from at most 32 of their runs up to each of a few sizes, all
 larger runs are forecast. A lab is in no prior of its own: the labs' shape leaves its laboratory out, and the interval's
-quantile is that of the other laboratories' held-out runs (`results/adaptation.json`). StepLaw's and Marin's largest
+quantile is that of the other laboratories' held-out runs (`results/adaptation.json`). So is its drift: that of the
+other laboratories whose coverage comes nearest the level; the shipped one is of all. StepLaw's and Marin's largest
 size in train is forecast by the law and the calibration of everything else. A cell is a lab, size and data size, and
 counts once in each band of (size / largest fitted size).
 """
@@ -16,6 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,12 @@ from adaptation import (  # type: ignore[import-not-found]
 from common import RESULTS, data_folder  # type: ignore[import-not-found]
 from labs import Row, read_labs  # type: ignore[import-not-found]
 
-from calibration_ncpl import Calibration
+from calibration_ncpl import DRIFT, Calibration
 from datasets_scripts.runs import load_runs
 from ncpl import fitting
 from ncpl.adapt import Beliefs, adapt_law
-from ncpl.fitting.calibrate import DRIFT
 from ncpl.forecaster import Forecaster
+from ncpl.own_runs import _envelope
 from ncpl.record import provenance
 from ncpl.runs import cell
 
@@ -46,8 +48,9 @@ LEVEL = 0.9
 BANDS = (2.0, 4.0, 10.0, 30.0)
 # Fits of a lab, and the runs of one.
 CUTS, RUNS, FEWEST = 4, 32, 6
-# Nats for a log unit of size beyond the fitted runs, tried as a further part of the deviation.
-DRIFTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04)
+# Nats for a log unit beyond the fitted runs, among which the drift is fitted; the bands that it is fitted to.
+DRIFTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04)
+FITTED = ("2x", "4x", "10x")
 HOME = ("steplaw", "marin")
 LABS = [
     "olmo",
@@ -77,17 +80,24 @@ def main() -> None:
         own = [case for largest in cuts(rows) for case in adapted_cases(law, beliefs, lab, rows, largest, reach)]
         found += own
         print(lab, len(own), {band: round(c["cells"], 3) for band, c in coverage(own, 0.0).items()}, flush=True)
+    names = list(dict.fromkeys(group(case["lab"]) for case in found))
+    drifts = [fitted_drift([case for case in found if group(case["lab"]) != name]) for name in names]
     result: dict[str, Any] = {
         **provenance(),
         "level": LEVEL,
-        "adapted labs, by further drift": {f"{drift:g}": coverage(found, drift) for drift in DRIFTS},
+        "adapted labs, by drift": {f"{drift:g}": coverage(found, drift) for drift in DRIFTS},
+        "drift of all labs": fitted_drift(found),
+        "drift of the other laboratories": dict(zip(names, drifts, strict=True)),
         "by laboratory": {
-            name: coverage([case for case in found if group(case["lab"]) == name], 0.0)
-            for name in dict.fromkeys(group(case["lab"]) for case in found)
+            name: coverage([case for case in found if group(case["lab"]) == name], drift)
+            for name, drift in zip(names, drifts, strict=True)
         },
+        "adapted labs, each by the others' drift": coverage(
+            found, np.array([drifts[names.index(group(case["lab"]))] for case in found])
+        ),
     }
     args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({name: result[name] for name in list(result)[-2:]}, indent=1), flush=True)
+    print(json.dumps({name: result[name] for name in list(result)[-5:]}, indent=1), flush=True)
     result["fitted sources"] = fitted_sources(data_folder())
     args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["fitted sources"], indent=1))
@@ -117,6 +127,8 @@ def adapted_cases(
     adapted = adapt_law(law, [as_run(small[int(i)]) for i in sorted(chosen)], "new lab", beliefs=beliefs)
     held = [row for row in rows if size_of(row) >= 1.41 * largest]
     source = adapted.adapted["new lab"]
+    calibration = replace(default_calibration(), law=adapted, envelope={"new lab": _envelope(source)})
+    far = calibration.extrapolation([{**as_run(row), "source": "new lab"} for row in held])
     forecast = source.forecast([{**as_run(row), "source": "new lab"} for row in held])
     deviation = source.deviation(forecast)
     return [
@@ -126,18 +138,35 @@ def adapted_cases(
             "ratio": size_of(row) / largest,
             "error": float(forecast["loss"][i] - row["final_loss"]),
             "deviation": float(deviation[i]),
+            "far": float(far[i]),
             "reach": reach,
         }
         for i, row in enumerate(held)
     ]
 
 
-def coverage(cases: Sequence[Mapping[str, Any]], drift: float) -> dict[str, dict[str, float]]:
+def fitted_drift(cases: Sequence[Mapping[str, Any]]) -> float:
+    """The drift by which the laboratories' coverage comes nearest the level, over the bands alike."""
+
+    def off(drift: float) -> float:
+        found = coverage(cases, drift)
+        return float(np.mean([abs(found[band]["laboratories"] - LEVEL) for band in FITTED if band in found]))
+
+    return min(DRIFTS, key=off)
+
+
+@cache
+def default_calibration() -> Calibration:
+    """The default's calibration, for its distances."""
+    return Forecaster.from_pretrained().calibration
+
+
+def coverage(cases: Sequence[Mapping[str, Any]], drift: float | np.ndarray) -> dict[str, dict[str, float]]:
     """For each band the share of cells inside, of laboratories' means, how many, the MAE and half the interval."""
     bands: dict[str, dict[tuple[Any, ...], list[tuple[float, ...]]]] = defaultdict(lambda: defaultdict(list))
-    for case in cases:
+    for case, own in zip(cases, np.broadcast_to(drift, len(cases)), strict=True):
         nearest = min(BANDS, key=lambda band: abs(np.log(case["ratio"] / band)))
-        half = case["reach"] * np.hypot(case["deviation"], drift * np.log(case["ratio"]))
+        half = case["reach"] * np.hypot(case["deviation"], own * case["far"])
         bands[f"{nearest:g}x"][case["cell"]].append((abs(case["error"]) <= half, abs(case["error"]), half))
     found = {}
     for band in (f"{band:g}x" for band in BANDS):

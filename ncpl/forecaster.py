@@ -142,8 +142,11 @@ class Forecaster:
         return table
 
     def _farthest(self, configs: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[str]:
-        """What lies outside the training runs."""
-        return [] if self.calibration is None else self.calibration.farthest(configs, table["extrapolation"].to_numpy())
+        """What lies outside the training runs, and what the forecast losses leave out."""
+        if self.calibration is None or not len(configs):
+            return []
+        far = self.calibration.farthest(configs, table["extrapolation"].to_numpy())
+        return far + self.calibration.warnings(configs, table["divergence"].to_numpy())
 
     def notes(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
         """What has to be known of forecasts of checked configurations, a sentence each."""
@@ -370,9 +373,8 @@ class Forecaster:
                 f"source: got {short(sources[0])} and {short(sources[1])}, expected one source; losses on "
                 "two evaluation sets do not compare"
             )
-        notes = self.notes(configs) + self._farthest(
-            configs, pd.DataFrame({"extrapolation": self.calibration.extrapolation(configs)})
-        )
+        found = {name: getattr(self.calibration, name)(configs) for name in ("extrapolation", "divergence")}
+        notes = self.notes(configs) + self._farthest(configs, pd.DataFrame(found))
         self._tell(self.notes(configs))
         with warnings.catch_warnings():
             # Told above, once in the forecaster's life.

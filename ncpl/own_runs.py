@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapted_ncpl import AdaptedLaw, AdaptedSource
-from calibration_ncpl import Calibration
+from calibration_ncpl import DRIFT, Calibration
 from fields_ncpl import FIELDS, check_config, field_name, sequence_length, training_order
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
@@ -149,11 +149,12 @@ _DEFAULTS = {"optimizer": "adamw", "learning rate": 2e-3, "batch size": 256, "se
 def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibration:
     """The calibration with the source's envelope, and the other labs' quantiles for its intervals."""
     known = law.adapted[source]
+    scale = {"known": 1.0, "excess": known.noise_slope, "noise": known.noise_floor, "drift": DRIFT}
     return replace(
         calibrator,
         law=law,
         envelope={**calibrator.envelope, source: _envelope(known)},
-        scale={**calibrator.scale, source: {"known": 1.0, "excess": known.noise_slope, "noise": known.noise_floor}},
+        scale={**calibrator.scale, source: scale},
         scores={**calibrator.scores, source: Beliefs.shipped().scores},
     )
 

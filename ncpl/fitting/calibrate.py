@@ -7,15 +7,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from calibration_ncpl import Calibration, Trees, divergence_features
+from calibration_ncpl import DRIFT, Calibration, Trees, divergence_features
 from fields_ncpl import sequence_length
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.law import Fit, fit
 from ncpl.runs import Row, cell, diverged
-
-# Nats by which a recipe drifts off its law for each log unit beyond the fitted runs: a belief from three public runs of
-# one recipe (docs/experiments.md), because no source's own held-out runs lie far enough to fit it.
-DRIFT = 0.015
 
 
 def fit_calibration(rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: int = 0) -> Calibration:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fields_ncpl import SOURCES
+from fields_ncpl import SOURCES, sequence_length
 from forms_ncpl import INPUTS, PRIORS, REFERENCE, SHAPE, gradient, law_terms, locate
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.residual import Part, fit_part
@@ -300,7 +300,14 @@ def _typical(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
             confs = [conf for conf in own if str(conf["optimizer"]) == optimizer]
             found = {name: [conf[name] for conf in confs if conf.get(name) is not None] for name in names}
             typical[source][optimizer] = {name: _mode(values) for name, values in found.items() if values}
+            if shares := [_warmup_share(conf) for conf in confs if conf.get("warmup") is not None]:
+                typical[source][optimizer]["usual warmup share"] = float(f"{np.median(shares):.6g}")
     return typical
+
+
+def _warmup_share(conf: Mapping[str, Any]) -> float:
+    """Share of a run's tokens that warmup takes."""
+    return float(conf["warmup"]) * conf["batch size"] * sequence_length(conf) / (conf["data size"] * 1e9)
 
 
 def _mode(values: Sequence[Any]) -> Any:

@@ -46,7 +46,7 @@ def notes_of(forecaster: "Forecaster", configs: Sequence[Mapping[str, Any]], tab
     if forecaster.calibration is None:
         return notes
     worst = float(table["divergence"].max())
-    if worst >= 0.2:
+    if 0.2 <= worst < 0.5:
         which = "This run" if len(configs) == 1 else "At least one of these runs"
         notes.append(f"{which} may diverge: the probability is {share(worst)}.")
     return notes[:12]

@@ -29,8 +29,9 @@ FORM = 2
 INPUTS = ("active", "idle", "head", "d", "b", "rate")
 # Nats that the rough side of the learning rate, and the noise of small batches, cost a run that finishes, at most.
 _SATURATION = 0.4
-# Far below the best rate, tokens count in proportion to the rate: the data exponent of other labs' runs.
-_SLOW = 0.38
+# A little below the best rate runs lose as slowly as other labs' data exponent says; from three
+# log units below, where no lab has runs, tokens count in proportion to the rate.
+_SLOW, _TOO_SLOW = 0.38, 3.0
 # Log units of size and data beyond `REFERENCE` over which an optimizer's advantage drifts; no run knows of more.
 _DRIFT = 2.5
 # The data exponent stays above this, so that more tokens always help.
@@ -82,10 +83,11 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> dict
     rough = np.exp(c["rough"])
     edge = np.exp(np.clip(rough * (best - power("edge")) - 4, -60.0, 2.0)) * _over_tangent(rough * x)
     high = np.exp(power("high")) * _over_tangent(np.exp(c["steep"]) * x)
+    behind = np.maximum(-x - _TOO_SLOW, 0.0)
+    slow = data * np.expm1(c["beta"] * behind * behind / (0.5 + behind))
     # A run that goes on rising diverges and has no loss: what finishes saturates.
-    surface = np.exp(power("low")) * _below(x, np.exp(c["width"])) + _saturated(
-        high + edge + data * np.expm1(c["beta"] * lost)
-    )
+    low = np.exp(power("low")) * _below(x, np.exp(c["width"])) + slow
+    surface = low + _saturated(high + edge + data * np.expm1(c["beta"] * lost))
     excess = surface + _saturated(np.exp(np.clip(c["floor"] + c["floor_b"] * b, -20.0, 6.0))) + waste
     return {
         "loss": c["E"] + c["offset"] + size + data + excess,
@@ -158,11 +160,18 @@ def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], form: int = FORM) -
     return terms | {"size": n, "best": best, "rate": rate, "reducible": reducible}
 
 
+# Nats over which losses bend to the chance level.
+_CHANCE_WIDTH = 0.1
 # What a learning rate's schedule is made of.
 SCHEDULE_FIELDS = ("lr_schedule", "min_lr", "min_lr_ratio", "decay", "warmup")
-# Speed, exponent of the rate and power of the annealing; the loss in nats that a whole fall of the rate gains at the
-# reference size, and how it grows with size: from the curves of multipowerlaw and xlstm_nxai (docs/experiments.md).
-_ANNEALING, _ANNEALED, _ANNEALED_N = (18.0, 0.55, 0.7), 0.165, 0.07
+# What a whole fall of the rate gains at the reference size, in nats: of a source, and of any other the mean over labs.
+# Then the standard deviation of its logarithm over labs, its growth with size, and the annealing's speed, exponent of
+# the rate and power (`benchmarks/schedules.py` fits them to runs that differ in their schedule alone).
+ANNEALED = {"": 0.209, "marin": 0.685}
+ANNEALED_SPREAD = 0.8
+_ANNEALED_N, _ANNEALING = 0.108, (22.4, 0.514, 0.311)
+# Power of the rate in the clock of a run's progress: that of its curve (`curves_ncpl`).
+_CLOCK_POWER = 0.5
 
 
 def schedules_of(
@@ -189,7 +198,7 @@ def schedules_of(
 
 
 def schedule_effect(
-    c: Mapping[str, float], n: float, d: float, steps: float, before: Schedule, after: Schedule
+    c: Mapping[str, float], n: float, d: float, steps: float, schedules: tuple[Schedule, Schedule], annealed: float
 ) -> float:
     """What one schedule's final loss lies over another's, in nats per token: its annealing, and its slower clock.
 
@@ -197,12 +206,19 @@ def schedule_effect(
         c: coefficient -> value.
         n, d: logarithms of `effective_size` and data size over `REFERENCE`.
         steps: of the run.
-        before, after: the schedules; peak rates are the same, taken as the reference's for the lag.
+        schedules: before and after; peak rates are the same, taken as the reference's for the lag.
+        annealed: what a whole fall of the rate gains at the reference size, in nats.
     """
+    before, after = schedules
     data = float(np.exp(c["logB"] + c["growth"] * n - (c["beta"] + c["beta_n"] * n) * d))
-    clock = max(float(after.clock(1.0)), 1e-3) / max(float(before.clock(1.0)), 1e-3)
-    gained = np.diff(final_annealing([before, after], steps, REFERENCE["learning rate"], *_ANNEALING))[0]
-    return float(data * (clock ** -c["beta"] - 1) - _ANNEALED * np.exp(_ANNEALED_N * n) * gained)
+    clock, usual = (max(float(schedule.clock(1.0, _CLOCK_POWER)), 1e-3) for schedule in (after, before))
+    gained = np.diff(final_annealing(schedules, steps, REFERENCE["learning rate"], *_ANNEALING))[0]
+    return float(data * ((clock / usual) ** -c["beta"] - 1) - annealed * np.exp(_ANNEALED_N * n) * gained)
+
+
+def below_chance(losses: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Losses that stay below those of a model that knows nothing; those a nat below it and more stay as they are."""
+    return chance - _CHANCE_WIDTH * np.logaddexp(0.0, (chance - losses) / _CHANCE_WIDTH)
 
 
 def gradient(c: Mapping[str, Any], runs: Mapping[str, np.ndarray], form: int = FORM) -> np.ndarray:
