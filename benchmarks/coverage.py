@@ -127,7 +127,7 @@ def adapted_cases(
     adapted = adapt_law(law, [as_run(small[int(i)]) for i in sorted(chosen)], "new lab", beliefs=beliefs)
     held = [row for row in rows if size_of(row) >= 1.41 * largest]
     source = adapted.adapted["new lab"]
-    calibration = replace(default_calibration(), law=adapted, envelope={"new lab": _envelope(source)})
+    calibration = replace(default_calibration(), law=adapted, envelope={"": {}, "new lab": _envelope(source)})
     far = calibration.extrapolation([{**as_run(row), "source": "new lab"} for row in held])
     forecast = source.forecast([{**as_run(row), "source": "new lab"} for row in held])
     deviation = source.deviation(forecast)
