@@ -158,7 +158,9 @@ def fitted_drift(cases: Sequence[Mapping[str, Any]]) -> float:
 @cache
 def default_calibration() -> Calibration:
     """The default's calibration, for its distances."""
-    return Forecaster.from_pretrained().calibration
+    calibration = Forecaster.from_pretrained().calibration
+    assert calibration is not None
+    return calibration
 
 
 def coverage(cases: Sequence[Mapping[str, Any]], drift: float | np.ndarray) -> dict[str, dict[str, float]]:

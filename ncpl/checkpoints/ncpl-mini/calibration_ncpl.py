@@ -23,6 +23,11 @@ except ImportError:
     from residual_ncpl import COORDINATES
     from text_ncpl import check_level
 
+# Nats by which a lab's larger models drift off its law for each log unit beyond the runs it is known by; fitted over
+# labs, each judged by the drift of the others (`benchmarks/coverage.py`).
+DRIFT = 0.015
+# From this probability to diverge, and this many times the best learning rate, a forecast is spoken of with a warning.
+_RISKY, _FAR_OFF = 0.5, 4.0
 # Distance from the training runs, in log units, up to which a forecast is called so.
 DISTANCES = {"inside": 0.01, "near": 0.7, "far": 2.3, "guess": math.inf}
 
@@ -287,6 +292,33 @@ class Calibration:
             f"{which if len(configs) > 1 else 'the configuration lies outside the training runs'} in "
             f"{', '.join(fields)}: extrapolation {distance:.2f}, {distance_in_words(distance)}"
         ]
+
+    def warnings(self, configs: Sequence[Mapping[str, Any]], divergence: np.ndarray) -> list[str]:
+        """Says what a loss leaves out: that runs may diverge, and that a learning rate does not suit a size.
+
+        Args:
+            configs: the configurations; of very many, a thousand are asked for their learning rates.
+            divergence: the probability of each.
+        """
+        found, risky = [], int((divergence >= _RISKY).sum())
+        if risky:
+            which = f"{risky} of {len(configs)} runs are" if len(configs) > 1 else "the run is"
+            found.append(
+                f"{which} likely to diverge (probability up to {float(divergence.max()):.2f}): loss and interval are "
+                "those of a run that does not"
+            )
+        asked = np.unique(np.linspace(0, len(configs) - 1, 1000).astype(int))
+        at = self.law.evaluate([configs[int(i)] for i in asked])
+        i = int(np.argmax(np.abs(at.terms["valley"])))
+        off = float(at.terms["valley"][i])
+        if abs(off) > math.log(_FAR_OFF):
+            best = REFERENCE["learning rate"] * math.exp(float(at.terms["best"][i]))
+            size, cost = float(at.configs[i]["model size"]), float(at.terms["surface"][i])
+            found.append(
+                f"learning rate {math.exp(off):.2g} times the best of about {best:.2g} at {size:g}M parameters, which "
+                f"costs {cost:.2g} nats; the best falls with size, so that at a fixed rate a larger model may be worse"
+            )
+        return found
 
     def to_dict(self, with_law: bool = True) -> dict[str, Any]:
         """Its state, which `from_dict` reads; without the law where that is kept elsewhere."""
