@@ -8,6 +8,7 @@ that a log of any size is read in bounded memory. `local` makes standard input a
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -125,6 +126,28 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             else:
                 what = "a text log, which `ncpl import` reads" if kind == "log" else "a database"
                 raise ValueError(f"{what}, accepted: {ACCEPTED}")
+
+
+def read_cells(path: str | Path, count: int) -> tuple[list[str], Callable[[str], Any], Iterator[dict[str, list[str]]]]:
+    """A CSV file by columns: its header, what makes a value of a cell, and blocks of `count` rows, name -> cells.
+
+    Most cells of a long log are never looked at; `read_rows` makes a value of each.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    with _faults(path), _bytes(path) as stream, _decoded(stream) as text:
+        header, mark, _ = _cells(text)
+
+    def columns() -> Iterator[dict[str, list[str]]]:
+        with _faults(path), _bytes(path) as stream, _decoded(stream) as text:
+            _, _, rows = _cells(text)
+            while block := list(itertools.islice(rows, count)):
+                yield {
+                    name: list(column) for name, column in zip(header, zip(*block, strict=True), strict=True) if name
+                }
+
+    return header, functools.partial(_cell, mark=mark), columns()
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
@@ -324,6 +347,8 @@ def _plain(value: Any, limit: float = math.inf) -> Any:
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep, accepted: at most that many")
         if count > limit:
             raise ValueError(f"more than {limit:,} values, accepted: at most that many")
+        if _is_short(value):
+            return value
         if isinstance(value, dict):
             found = {str(key): walk(item, depth + 1) for key, item in value.items()}
             if len(found) < len(value):
@@ -366,6 +391,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{one_line(twice, 60)}: given twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _yaml(text: str) -> Any:
@@ -450,6 +478,14 @@ def _toml(text: str) -> Any:
 
 
 def _csv(stream: IO[str]) -> Iterator[Row]:
+    header, mark, rows = _cells(stream)
+    for cells in rows:
+        named = ((name, _cell(cell, mark)) for name, cell in zip(header, cells, strict=True))
+        yield {name: value for name, value in named if value is not None}
+
+
+def _cells(stream: IO[str]) -> tuple[list[str], str, Iterator[list[str]]]:
+    """A table's header, its separator and the cells of its rows."""
     lines = _lines(stream)
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     mark = separator(first)
@@ -460,21 +496,32 @@ def _csv(stream: IO[str]) -> Iterator[Row]:
     try:
         reader = csv.reader(_chain(first, lines), delimiter=mark)
         header = [name.strip() for name in next(reader, [])]
-        _check_header(header)
-        # Spreadsheets end every line with a separator; data frames number the rows in a first column.
-        unnamed = [column for column, name in enumerate(header) if column and not name]
+    except csv.Error as error:
+        raise ValueError(f"not a table: {error} (accepted: at most {MAX_CELL:,} characters a cell)") from None
+    finally:
+        csv.field_size_limit(old)
+    _check_header(header)
+    return header, mark, _checked(reader, header)
+
+
+def _checked(reader: "Iterator[list[str]]", header: list[str]) -> Iterator[list[str]]:
+    # Spreadsheets end every line with a separator; data frames number the rows in a first column.
+    unnamed = [column for column, name in enumerate(header) if column and not name]
+    width = len(header)
+    old = csv.field_size_limit(MAX_CELL)
+    try:
         for number, cells in enumerate(reader, 1):
-            if not any(cell.strip() for cell in cells):
-                continue
-            while len(cells) > len(header) and not cells[-1].strip():
-                cells.pop()
-            if len(cells) != len(header):
-                raise ValueError(f"row {number} has {len(cells)} cells, expected {len(header)}, one for each column")
+            if len(cells) != width or not cells[0]:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                while len(cells) > width and not cells[-1].strip():
+                    cells.pop()
+                if len(cells) != width:
+                    raise ValueError(f"row {number} has {len(cells)} cells, expected {width}, one for each column")
             for column in unnamed:
                 if cells[column].strip():
                     raise ValueError(f"column {column + 1} has no name, expected a field's")
-            named = ((name, _cell(cell, mark)) for name, cell in zip(header, cells, strict=True))
-            yield {name: value for name, value in named if value is not None}
+            yield cells
     except csv.Error as error:
         raise ValueError(f"not a table: {error} (accepted: at most {MAX_CELL:,} characters a cell)") from None
     finally:
@@ -514,7 +561,7 @@ def _jsonl(stream: IO[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_unique)
+            row = _DECODER.decode(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from None
         except RecursionError:
@@ -523,7 +570,14 @@ def _jsonl(stream: IO[str]) -> Iterator[Row]:
             raise ValueError(f"line {number}: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number} holds {short(row)}, expected a mapping of fields to values")
-        yield _plain(row)
+        plain = all(_is_short(v) or (type(v) is dict and all(map(_is_short, v.values()))) for v in row.values())
+        yield row if plain else _plain(row)
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value is plain and within the limits at first sight."""
+    kind = type(value)
+    return kind is float or kind is int or (kind is str and len(value) <= MAX_CELL) or kind is bool or value is None
 
 
 def _parquet(path: str | Path) -> Iterator[Row]:

@@ -15,7 +15,8 @@ from ncpl.errors import one_line, short
 from ncpl.files import write_text
 from ncpl.logs.derive import contradiction, number_of
 from ncpl.logs.frameworks import plain_name
-from ncpl.logs.readers import Logged, is_loss, join_configs, read_runs
+from ncpl.logs.points import Logged, is_loss
+from ncpl.logs.readers import join_configs, read_runs
 from ncpl.logs.translate import Reading, Translation, describe, read_names, to_forecast, translate, translate_together
 
 STATUSES = {
@@ -241,7 +242,7 @@ class _Table:
             "_state": None if state == "finished" else state,
             "_horizon": facts.get("steps") if "steps" not in extra else None,
             "_last": last if run.points or "state" not in facts else None,
-            "_curve": sorted(dict(run.curves[column].points).items()) if column in run.curves else None,
+            "_curve": run.curves[column].points if column in run.curves else None,
             "_stem": Path(run.origin).stem,
         }
 

@@ -7,115 +7,24 @@ read in bounded memory.
 import functools
 import itertools
 import json
-import math
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ncpl.errors import one_line
-from ncpl.files import Row, kind_of, local, read_document, read_lines, read_rows
+from ncpl.files import Row, kind_of, local, read_cells, read_document, read_lines, read_rows
 from ncpl.kinds import KINDS
 from ncpl.logs.derive import number_of
 from ncpl.logs.frameworks import plain_name
+from ncpl.logs.points import BLOCK, Curve, Logged, Parse, blocks, is_loss
 from ncpl.logs.text_logs import read_text_log
 from ncpl.logs.translate import flatten, read_names
-
-CURVE_POINTS = 512
-"""Points of a curve that are kept; when there are twice as many, every second one goes."""
 
 _PEEK = 2000
 # Quantities of a run that do not change while it trains; a table in which they change holds runs, not points.
 _CONSTANT = ("layers", "width", "batch", "seq_len", "params", "params_body", "steps", "tokens", "lr")
-_LOSS = re.compile(r"loss|cross_?entropy|perplexity|(^|[._])(ppl|nll|bpb|xent|ce)($|[._])|bits_per_(byte|token)", re.I)
-_NOT_FINAL = re.compile(
-    r"z_?loss|aux|balanc|router|loss_?scale|vs_samples|std|stddev|__min$|__max$|global_max|(^|[._])(best|min)[._]|moe_|"
-    r"loss_fn|smoothing|loss_type|loss_func|num_|_count$|per_class|weight|runtime|train_runtime|loss_link|_every$|"
-    r"_freq$|interval|mask_loss|coef|\.component$|\.class|target|kernel|fused|chunk|impl$|window|parallel_loss|ema_loss_",
-    re.I,
-)
-_RATE = re.compile(r"(^|[._])(lr|learning_rate)($|[._])")
-
-
-@dataclass
-class Curve:
-    """A logged loss: what it ended at, and a thinned curve.
-
-    Args:
-        points: [(step, loss), ...], evenly spread.
-        last: the finite value of the largest step; None before there is one.
-        at: the largest step so far.
-        finite, nans: how many values were numbers, and how many were not.
-        broken: whether NaN or infinity was logged after the last finite value.
-    """
-
-    points: list[tuple[float, float]] = field(default_factory=list)
-    last: float | None = None
-    at: float = -math.inf
-    finite: int = 0
-    nans: int = 0
-    broken: bool = False
-
-    def add(self, step: float, loss: float) -> None:
-        late = step >= self.at
-        self.at = max(step, self.at)
-        if not math.isfinite(loss):
-            self.nans += 1
-            self.broken = self.broken or late
-            return
-        self.finite += 1
-        if late or self.last is None:
-            self.last, self.broken = loss, False
-        self.points.append((step, loss))
-        if len(self.points) > 2 * CURVE_POINTS:
-            del self.points[:-1:2]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether it ended in NaN; a table that writes NaN where nothing was measured has more of them than numbers."""
-        return self.broken and self.finite >= self.nans
-
-
-@dataclass
-class Logged:
-    """One run as it was logged.
-
-    Args:
-        name: as its log calls it; None where it has none.
-        values: flattened configuration, and the last value of each logged column.
-        curves: name of a logged loss -> its curve.
-        peaks: name of a logged learning rate -> its largest value.
-        changed: names whose value changed while the run was logged, which no configuration's does.
-        at: the largest logged step.
-        points: how many points were logged; 0 where the log holds one row a run.
-        complete: whether the values hold a whole configuration, in which an absent key has its default.
-        origin: file or folder.
-        parts: of each file its values, where a configuration stands in several files.
-    """
-
-    name: str | None
-    values: dict[str, Any]
-    curves: dict[str, Curve] = field(default_factory=dict)
-    peaks: dict[str, float] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
-    at: float = -math.inf
-    points: int = 0
-    origin: str = ""
-    complete: bool = False
-    parts: list[dict[str, Any]] = field(default_factory=list)
-
-
-@functools.lru_cache(100_000)
-def is_loss(name: str) -> bool:
-    """Whether a column may hold the loss of the run (not a regulariser's, an extreme's or a setting).
-
-    >>> is_loss("eval/c4/CE loss"), is_loss("train/z_loss"), is_loss("val_ppl"), is_loss("layers")
-    (True, False, True, False)
-    """
-    plain = plain_name(name)
-    return bool(_LOSS.search(plain)) and not _NOT_FINAL.search(plain)
 
 
 def read_runs(path: str | Path) -> Iterator[Logged]:
@@ -136,7 +45,7 @@ def read_runs(path: str | Path) -> Iterator[Logged]:
         yield from _trackio(Path(path))
         return
     if kind in ("csv", "jsonl", "parquet"):
-        yield from _table(read_rows(path), _stem(path), str(path))
+        yield from _table(read_rows(path), _stem(path), str(path), path)
         return
     if kind == "log":
         yield _text_log(path)
@@ -148,15 +57,20 @@ def read_runs(path: str | Path) -> Iterator[Logged]:
 def _text_log(path: str | Path) -> Logged:
     """The run whose training printed this log, with the arguments that it printed."""
     logged, config = Logged(_stem(path), {}, origin=str(path)), {}
-    for part, values in read_text_log(read_lines(path)):
-        if part == "config":
-            config.update(flatten(values))
-        else:
-            _add_point(logged, values, values.get("step"))
+
+    def points() -> Iterator[Row]:
+        for part, values in read_text_log(read_lines(path)):
+            if part == "config":
+                config.update(flatten(values))
+            else:
+                yield values
+
+    for block in blocks(points()):
+        logged.add(block, block.get("step", [None] * len(next(iter(block.values())))))
     logged.complete = bool(config)
     if not logged.points and not config:
         raise ValueError(f"{one_line(path, 100)}: a text without arguments, steps or losses, expected a training's log")
-    return _configured(logged, config)
+    return logged.configured(config)
 
 
 def _stem(path: str | Path) -> str:
@@ -179,50 +93,73 @@ def _of_document(document: Any, stem: str, origin: str) -> Iterator[Logged]:
 
 
 # A wrapper around the configuration or the results of a run is no part of a name.
+_NESTED = {"conf", "config", "hyperparameters", "summary"}
 _WRAPPER = re.compile(r"^((mlflow|data)\.)?(conf|config|summary|params|metrics|hyperparameters)\.")
 
 
 def _unpacked(row: Row) -> Row:
     """A row flat, with our own builders' `conf`, perhaps a JSON text, among the columns."""
-    row = dict(row)
-    for name in ("conf", "config", "hyperparameters", "summary"):
+    for name in _NESTED & row.keys():
         if isinstance(row.get(name), str) and row[name].lstrip().startswith("{"):
             try:
-                row[name] = json.loads(row[name])
+                row = {**row, name: json.loads(row[name])}
             except ValueError:
                 continue
-    flat: Row = {}
-    for name, value in flatten(row).items():
-        bare = _bare(name)
-        flat.setdefault(bare if bare not in row else name, value)
-    return flat
+    flat = flatten(row)
+    bare = _all_bare(tuple(flat))
+    return flat if bare is None else dict(zip(bare, flat.values(), strict=True))
+
+
+@functools.lru_cache(1000)
+def _all_bare(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Names without their wrappers, but where another one has that name; None where none has a wrapper."""
+    taken = set(names)
+    bare = []
+    for name in names:
+        short = _bare(name)
+        bare.append(name if short in taken else short)
+        taken.add(bare[-1])
+    return None if tuple(bare) == names else tuple(bare)
 
 
 # ------------------------------------------------------------------------------------------------ tables and histories
 
 
-def _table(rows: Iterator[Row], stem: str, origin: str) -> Iterator[Logged]:
-    """A table of runs, or of the points of one or several runs."""
+def _table(rows: Iterator[Row], stem: str, origin: str, path: str | Path | None = None) -> Iterator[Logged]:
+    """A table of runs, or of the points of one or several runs, which are read again from `path` by columns."""
     head = [_unpacked(row) for row in itertools.islice(rows, _PEEK)]
     names = list(dict.fromkeys(name for row in head for name in row))
     if not head:
         raise ValueError(f"{one_line(origin, 100)}: holds nothing, expected at least one run")
-    panel = _panel_columns(names)
     everything: Iterator[Row] = itertools.chain(head, (_unpacked(row) for row in rows))
-    if panel:
-        yield from _panel(everything, names, origin)
+    if _panel_columns(names):
+        columns, parse = _columns(path, everything)
+        yield from _panel(columns, names, origin, parse)
         return
     if {plain_name(name) for name in names} == {"wall_time", "step", "value"}:
         # TensorBoard exports one tag of one run, and names both in the file's name alone.
-        everything = ({"step": row.get("Step"), "loss": row.get("Value")} for row in everything)
-        yield from _points(everything, "step", None, stem, origin)
+        points = ({"step": row.get("Step"), "loss": row.get("Value")} for row in everything)
+        yield from _points(blocks(points), "step", None, stem, origin)
         return
     step, run = _step_and_run(head, names)
     if step is None:
         for row in everything:
             yield _with_curves(Logged(_text(row.get(run)) if run else None, row, origin=origin))
         return
-    yield from _points(everything, step, run, stem, origin)
+    columns, parse = _columns(path, everything)
+    yield from _points(columns, step, run, stem, origin, parse)
+
+
+def _columns(
+    path: str | Path | None, rows: Iterator[Row]
+) -> tuple[Iterable[dict[str, list[Any]]], Callable[[Any], Any] | None]:
+    """A history in blocks of columns, and what makes a value of a cell: a CSV file's cells stay text."""
+    if path is None or kind_of(path) != "csv":
+        return blocks(rows), None
+    header, parse, cells = read_cells(path, BLOCK)
+    if any(name in _NESTED or (_bare(name) in header and _bare(name) != name) for name in header):
+        return blocks(rows), None
+    return ({_bare(name): column for name, column in block.items()} for block in cells), parse
 
 
 def _with_curves(logged: Logged) -> Logged:
@@ -237,10 +174,10 @@ def _with_curves(logged: Logged) -> Logged:
             continue
         del values[name]
         for point in points:
-            loss = _loss_value(point.get("value")) if isinstance(point, dict) else None
+            loss = number_of(point.get("value")) if isinstance(point, dict) else None
             step = number_of(point.get("step")) if loss is not None else None
             if loss is not None and step is not None:
-                logged.curves.setdefault(name, Curve()).add(step, loss)
+                logged.curves.setdefault(name, Curve()).add([step], [loss])
     return logged
 
 
@@ -281,73 +218,49 @@ def _run_column(reading: Any, head: list[Row]) -> str | None:
     return column if column is not None and any(column in row for row in head) else None
 
 
-def _points(rows: Iterable[Row], step: str, run: str | None, stem: str, origin: str) -> Iterator[Logged]:
+def _points(
+    blocks_of: Iterable[dict[str, list[Any]]],
+    step: str,
+    run: str | None,
+    stem: str,
+    origin: str,
+    parse: Parse | None = None,
+) -> Iterator[Logged]:
+    """The runs of a history, whose points come in blocks of columns; a column may tell which run a point is of."""
     runs: dict[Any, Logged] = {}
-    for row in rows:
-        key = row.get(run) if run else None
-        if key is None and run and not row.get(step):
-            continue
-        if key not in runs:
-            runs[key] = Logged(_text(key) if run else stem, {}, origin=origin)
-        _add_point(runs[key], row, number_of(row.get(step), counted=True))
+    for block in blocks_of:
+        steps = block.get(step) or [None] * len(next(iter(block.values())))
+        keys = block.get(run) if run else None
+        for key, rows in _by_key(keys, len(steps)).items():
+            if run:
+                key = _value_of(key, parse)
+            found = block if len(rows) == len(steps) else {n: [cells[i] for i in rows] for n, cells in block.items()}
+            at = steps if len(rows) == len(steps) else [steps[i] for i in rows]
+            if key is None and run and all(_value_of(cell, parse) is None for cell in at):
+                continue
+            if key not in runs:
+                runs[key] = Logged(_text(key) if run else stem, {}, origin=origin)
+            runs[key].add(found, at, parse)
     yield from runs.values()
 
 
-def _add_point(logged: Logged, row: Row, step: float | None) -> None:
-    logged.points += 1
-    # Tables are not always sorted, and a run that starts again goes back: the largest step is the last.
-    late = step is None or step >= logged.at
-    if step is not None:
-        logged.at = max(step, logged.at)
-    for name, value in row.items():
-        if value is None or value == "":
-            continue
-        if is_loss(name):
-            loss = _loss_value(value)
-            if loss is not None:
-                logged.curves.setdefault(name, Curve()).add(logged.points if step is None else step, loss)
-            continue
-        if isinstance(value, float) and math.isnan(value):
-            continue
-        if _is_rate(name):
-            # The largest learning rate that was logged is the peak.
-            logged.peaks[name] = max(float(number_of(value) or 0), logged.peaks.get(name, 0.0))
-        if logged.values.setdefault(name, value) != value:
-            logged.changed.add(name)
-            if late:
-                logged.values[name] = value
+def _by_key(keys: list[Any] | None, count: int) -> dict[Any, Sequence[int]]:
+    """Of each run the places of its points in a block."""
+    if keys is None:
+        return {None: range(count)}
+    groups: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(str(key) if isinstance(key, list | dict) else key, []).append(i)
+    return dict(groups)
 
 
-@functools.lru_cache(100_000)
-def _is_rate(name: str) -> bool:
-    return bool(_RATE.search(plain_name(name)))
+def _value_of(cell: Any, parse: Parse | None) -> Any:
+    return cell if parse is None or cell is None else parse(cell)
 
 
 @functools.lru_cache(100_000)
 def _bare(name: str) -> str:
     return _WRAPPER.sub("", name)
-
-
-def _configured(logged: Logged, values: Row) -> Logged:
-    """The run with its configuration: what that says of a name comes before what was logged under it."""
-    values = {name: value for name, value in values.items() if value is not None}
-    logged.values.update(values)
-    logged.changed -= values.keys()
-    for name in values:
-        logged.peaks.pop(name, None)
-    return logged
-
-
-def _loss_value(value: Any) -> float | None:
-    """A loss, NaN and infinities included, perhaps as text."""
-    if isinstance(value, str):
-        text = value.strip().lower().lstrip("+")
-        if text in ("nan", "inf", "infinity", "-inf", "-infinity"):
-            return math.nan
-    number = number_of(value)
-    if number is not None:
-        return float(number)
-    return math.nan if isinstance(value, float) else None
 
 
 def _text(value: Any) -> str | None:
@@ -360,31 +273,39 @@ def _panel_columns(names: list[str]) -> bool:
     return bool(others) and all(" - " in name for name in others)
 
 
-def _panel(rows: Iterable[Row], names: list[str], origin: str) -> Iterator[Logged]:
-    step = names[0]
-    runs: dict[str, Logged] = {}
-    split = {name: name.rpartition(" - ") for name in names[1:] if not re.search(r"__(MIN|MAX)$", name)}
-    for row in rows:
-        grouped: dict[str, Row] = {}
-        for name, (run, _, metric) in split.items():
-            value = row.get(name)
-            if value is not None:
-                grouped.setdefault(run.removeprefix("Group: "), {})[metric] = value
-        for run, point in grouped.items():
-            logged = runs.setdefault(run, Logged(run, {}, origin=origin))
-            point.setdefault("_step", row.get(step))
-            _add_point(logged, point, number_of(row.get(step), counted=True))
-    yield from runs.values()
+def _panel(
+    blocks_of: Iterable[dict[str, list[Any]]], names: list[str], origin: str, parse: Parse | None = None
+) -> Iterator[Logged]:
+    runs: dict[str, dict[str, str]] = {}
+    for name in names[1:]:
+        if not re.search(r"__(MIN|MAX)$", name):
+            run, _, metric = name.rpartition(" - ")
+            runs.setdefault(run.removeprefix("Group: "), {})[metric] = name
+    logged = {run: Logged(run, {}, origin=origin) for run in runs}
+    for block in blocks_of:
+        steps = block[names[0]]
+        for run, metrics in runs.items():
+            columns = {metric: block[name] for metric, name in metrics.items() if name in block}
+            # A panel's rows are all runs' steps; a run has values in its own.
+            cells = enumerate(zip(*columns.values(), strict=True))
+            rows = [i for i, row in cells if any(cell not in (None, "") for cell in row)]
+            if rows:
+                own = {metric: [column[i] for i in rows] for metric, column in columns.items()}
+                at = [steps[i] for i in rows]
+                logged[run].add({"_step": at} | own, at, parse)
+    yield from (run for run in logged.values() if run.points)
 
 
 def _history_of(history: list[Any], values: Row, stem: str, origin: str) -> Logged:
     """A trainer's state: its log holds rows of training and of evaluation."""
-    logged = Logged(stem, {}, origin=origin)
+    logged, points = Logged(stem, {}, origin=origin), []
     for row in history:
         if isinstance(row, dict):
             # The mean over the whole run, which the last row gives, is no final loss.
-            _add_point(logged, flatten({k: v for k, v in row.items() if k != "train_loss"}), number_of(row.get("step")))
-    return _configured(logged, values)
+            points.append(flatten({name: value for name, value in row.items() if name != "train_loss"}))
+    for block in blocks(points):
+        logged.add(block, block.get("step", [None] * len(next(iter(block.values())))))
+    return logged.configured(values)
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -461,7 +382,7 @@ def _joined(found: list[Logged], folder: Path) -> list[Logged]:
         run.peaks.update(history.peaks)
         run.points += history.points
     run.parts = whole.parts
-    return [_configured(run, whole.values)]
+    return [run.configured(whole.values)]
 
 
 def join_configs(configs: list[Logged], name: str, origin: str) -> Logged | None:
@@ -537,14 +458,12 @@ def _trackio(path: Path) -> Iterator[Logged]:
             if "configs" in tables:
                 for name, text in database.execute("select run_name, config from configs"):
                     configs[name] = _json_row(text)
-            runs: dict[str, Logged] = {}
-            for name, step, text in database.execute(
-                "select run_name, step, metrics from metrics order by run_name, step"
-            ):
-                logged = runs.setdefault(name, Logged(name, {}, origin=str(path)))
-                _add_point(logged, {"step": step} | flatten(_json_row(text)), step)
-            for name, logged in runs.items():
-                yield _configured(logged, flatten(configs.get(name, {})))
+            points = database.execute("select run_name, step, metrics from metrics order by run_name, step")
+            rows = ({"run_name": name, "step": step} | flatten(_json_row(text)) for name, step, text in points)
+            for logged in _points(blocks(rows), "step", "run_name", path.stem, str(path)):
+                name = str(logged.name)
+                logged.values.pop("run_name", None)
+                yield logged.configured(flatten(configs.get(name, {})))
     except sqlite3.Error as error:
         raise ValueError(f"{one_line(path, 100)}: a database that cannot be read ({error})") from None
 
@@ -559,5 +478,6 @@ def _trackio_parquet(path: Path) -> Iterator[Logged]:
         str(row.get("run_name")): _unpacked({k: v for k, v in row.items() if not k.startswith("_")})
         for row in read_rows(path.with_name(path.name.replace(".parquet", "_configs.parquet")))
     }
-    for logged in _points((_unpacked(row) for row in read_rows(path)), "step", "run_name", path.stem, str(path)):
-        yield _configured(logged, configs.get(str(logged.name), {}))
+    points = blocks(_unpacked(row) for row in read_rows(path))
+    for logged in _points(points, "step", "run_name", path.stem, str(path)):
+        yield logged.configured(configs.get(str(logged.name), {}))

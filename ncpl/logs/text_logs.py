@@ -5,6 +5,7 @@
 `Namespace(lr=0.001)` and `{"n_layer": 12}` are the configuration.
 """
 
+import functools
 import json
 import math
 import re
@@ -19,11 +20,15 @@ Row = dict[str, Any]
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ARGUMENT = re.compile(r"\s*([A-Za-z][\w.\-]*) \.{2,} ?(.*?)(?:\.*(?:updated|default))?\s*$")
-_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?nan\b|[-+]?inf(?:inity)?\b"
+# The first character comes first, which is several times as fast as to look behind it first.
+_NUMBERS = re.compile(
+    r"([-+\dniNI](?<![\w.].)(?:(?:(?<=\d)[\d,]*|(?<=[-+])\d[\d,]*)(?:\.\d*)?(?:[eE][-+]?\d+)?|(?<=[nN])[aA][nN]\b|"
+    r"(?<=[iI])[nN][fF](?:inity)?\b))"
+)
+_MARK = "\0"
+_MOST_NUMBERS = 1000
 _PAIR = re.compile(
-    rf"([A-Za-z_][\w./]*(?:[ \-(][A-Za-z_][\w./)]*){{0,4}})\s*(\([a-z]+\))?\s*[:=#]?\s*({_NUMBER})([KMBT]\b)?"
-    rf"(?:\s*/\s*(\d+))?",
-    re.I,
+    r"([A-Za-z_][\w./]*(?:[ \-(][A-Za-z_][\w./)]*){0,4})\s*(\([a-z]+\))?\s*[:=#]?\s*\0([KMBT]\b)?(?:\s*/\s*(\0))?", re.I
 )
 _STEP = re.compile(r"(.* )?(global[ _]?step|iteration|iters?|iter_num|step|batch|num_updates|update)s?", re.I)
 _MAPPING = re.compile(r"\{.*\}")
@@ -50,8 +55,9 @@ def read_text_log(lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
     for line in lines:
         if not _WORTH.search(line):
             continue
-        line = _ESCAPES.sub("", line)
-        argument = _ARGUMENT.match(line)
+        if "\x1b" in line:
+            line = _ESCAPES.sub("", line)
+        argument = _ARGUMENT.match(line) if " .." in line else None
         if argument is not None:
             yield "config", {argument[1]: _value(argument[2])}
             continue
@@ -72,14 +78,20 @@ def read_text_log(lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
         if "train_runtime" in found:
             # The mean over the whole run, which Trainer prints last, is no final loss.
             continue
-        found = {name: value for name, value in found.items() if _KEPT.search(name)}
+        found = {name: value for name, value in found.items() if _is_kept(name)}
         if any(name not in ("step", "total_steps") for name in found):
             yield "point", found
 
 
+@functools.lru_cache(4096)
+def _is_kept(name: str) -> bool:
+    return bool(_KEPT.search(name))
+
+
 def _structured(line: str) -> Row | None:
     """What a JSON object, a Python dict or a namespace on the line holds; None where there is none."""
-    mapping, namespace = _MAPPING.search(line), _NAMESPACE.search(line)
+    mapping = _MAPPING.search(line) if "{" in line else None
+    namespace = _NAMESPACE.search(line) if "(" in line else None
     if namespace is not None:
         return _python(f"x = dict({namespace[1]})")
     if mapping is None or ":" not in mapping[0]:
@@ -99,25 +111,27 @@ def _python(text: str) -> Row | None:
     return value if isinstance(value, dict) and value else None
 
 
-def _pairs(line: str) -> Row:
-    """Names and numbers of one line, the step and the run's length under these names."""
-    held_out = _HELD_OUT.search(line)
-    row: Row = {}
+@functools.lru_cache(4096)
+def _template(shape: str) -> tuple[tuple[str, int, bool], ...]:
+    """What the numbers of a line are, by the line's text between them: (name, place of the number, with a unit).
+
+    The step is called `step`, the run's length `total_steps`. A log repeats a few shapes of lines.
+
+    Args:
+        shape: the line with `_MARK` for each number.
+    """
+    held_out = _HELD_OUT.search(shape)
+    found: dict[str, tuple[str, int, bool]] = {}
     kind = ""
-    for name, remark, text, unit, of in _PAIR.findall(line):
-        name = name.strip()
-        number = _number(text, unit)
-        if unit and "batch" in name.lower():
-            # Rounded: no batch is told exactly by 1.05M.
-            continue
+    for match in _PAIR.finditer(shape):
+        name, remark, unit, of = match[1].strip(), match[2], match[3], match[4]
+        place = shape.count(_MARK, 0, match.end(1))
         at = re.search(r" at (iteration|step)$", name)
         if (_STEP.fullmatch(name) and not re.search(r"per |skipped|nan |number of|time", name)) or at:
-            if remark or not text.replace(",", "").isdigit():
-                continue
-            if "step" not in row or (name.lower() == "step" and not of):
-                row["step"] = number
-            if of:
-                row["total_steps"] = int(of)
+            if not remark and ("step" not in found or (name.lower() == "step" and not of)):
+                found["step"] = ("step", place, False)
+            if of and not remark:
+                found["total_steps"] = ("total_steps", place + 1, False)
             continue
         if re.search(r"loss", name, re.I):
             kind = name
@@ -126,11 +140,38 @@ def _pairs(line: str) -> Row:
             name = f"{name} loss"
         if held_out is not None and not _HELD_OUT.search(name) and "train" not in name.lower():
             name = f"validation {name}" if re.search(r"loss|ppl|perplexity|bpb", name, re.I) else name
-        row.setdefault(re.sub(r" (value|PPL)$", lambda found: "" if found[1] == "value" else " ppl", name), number)
+        name = re.sub(r" (value|PPL)$", lambda end: "" if end[1] == "value" else " ppl", name)
+        # Rounded: no batch is told exactly by 1.05M.
+        if _KEPT.search(name) and not (unit and "batch" in name.lower()):
+            found.setdefault(name, (name, place, bool(unit)))
+    return tuple(found.values())
+
+
+def _pairs(line: str) -> Row:
+    """Names and numbers of one line, the step and the run's length under these names."""
+    parts = _NUMBERS.split(line.replace(_MARK, " "))
+    if len(parts) > 2 * _MOST_NUMBERS:
+        return {}
+    row: Row = {}
+    for name, place, unit in _template(" ".join(_MARK.join(parts[::2]).split())):
+        text = parts[2 * place + 1]
+        if name in ("step", "total_steps"):
+            text = text.replace(",", "")
+            if text.isdigit():
+                row[name] = int(text)
+        elif name not in row:
+            row[name] = _number(text, parts[2 * place + 2][:1] if unit else "")
     return row
 
 
 def _number(text: str, unit: str) -> float | int:
+    try:
+        return float(text) if not unit else _scaled(text, unit)
+    except ValueError:
+        return _scaled(text, unit)
+
+
+def _scaled(text: str, unit: str) -> float | int:
     number = number_of(text.replace(",", "") + unit, counted=True)
     return math.nan if number is None else number
 

@@ -78,7 +78,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, dict) and value:
             keys = {str(key).lower() for key in value} - {"desc", "_class_"}
             if keys == {"value"}:
                 # A W&B config.yaml wraps every value.
@@ -93,7 +93,9 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key != "_wandb":
             walk(str(key), value)
-    return {name: _reference(value, flat) for name, value in flat.items()}
+    if any(type(value) is str and "${" in value for value in flat.values()):
+        return {name: _reference(value, flat) for name, value in flat.items()}
+    return flat
 
 
 _REFERENCE = re.compile(r"\$\{(?:\.*)([\w.\-]+)\}")
