@@ -27,6 +27,7 @@ from ncpl.assignments import read_assignments
 from ncpl.command_lines import read_command_line
 from ncpl.errors import one_line, short
 from ncpl.kinds import ACCEPTED, PEEK, encoding, kind_by_content, separator, suffix_kind
+from ncpl.yaml_documents import read_yaml
 from text_ncpl import read_number
 
 Row = dict[str, Any]
@@ -324,7 +325,7 @@ def _lines(stream: IO[str]) -> Iterator[str]:
 
 
 def _document(text: str, kind: str) -> Any:
-    readers = {"json": _json, "yaml": _yaml, "toml": _toml, "python": read_assignments, "shell": read_command_line}
+    readers = {"json": _json, "yaml": read_yaml, "toml": _toml, "python": read_assignments, "shell": read_command_line}
     try:
         value = readers[kind](text)
         return _plain(value, math.inf if kind == "json" else MAX_VALUES)
@@ -394,75 +395,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        documents = [document for document in yaml.load_all(text, _yaml_loader()) if document is not None]
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
-    return documents[0] if len(documents) == 1 else documents or None
-
-
-@functools.cache
-def _yaml_loader() -> Any:
-    """YAML 1.2's numbers and booleans (1.1 takes 1e-4 for text, `no` for false and 2:08 for 128), no key twice."""
-    import yaml
-
-    # The C parser is ten times as fast, and some builds of PyYAML lack it.
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            if not isinstance(node, yaml.MappingNode):
-                raise ValueError(f"a YAML tag at line {node.start_mark.line + 1} that does not fit, expected none")
-            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            line = node.start_mark.line + 1
-            if len(keys) < len(node.value):
-                key, count = keys.most_common(1)[0] if keys else (("", ""), 0)
-                told = f"{one_line(key[1], 60)}: given twice" if count > 1 else "a key that is no text"
-                raise ValueError(f"{told} in the mapping that starts at line {line}")
-            return super().construct_mapping(node, deep)
-
-        def construct_object(self, node: Any, deep: bool = False) -> Any:
-            if node.tag.startswith("tag:yaml.org,2002:python"):
-                raise ValueError(
-                    f"a YAML tag ({one_line(node.tag, 60)}) at line {node.start_mark.line + 1}, expected none"
-                )
-            if node.tag not in _YAML_TAGS:
-                # `!include x.yaml` and the like are for another program; what follows them is plain.
-                kind = {yaml.SequenceNode: "seq", yaml.MappingNode: "map"}.get(type(node), "str")
-                node.tag = f"tag:yaml.org,2002:{kind}"
-            try:
-                return super().construct_object(node, deep)
-            except ValueError as error:
-                if isinstance(node, yaml.ScalarNode):
-                    raise ValueError(f"{error}, at line {node.start_mark.line + 1}") from None
-                raise
-
-    plain = {
-        "int": r"[-+]?[0-9]+",
-        "bool": r"true|True|TRUE|false|False|FALSE",
-        "null": r"~|null|Null|NULL|",
-        "merge": "<<",
-    }
-    plain["float"] = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-    Loader.yaml_implicit_resolvers = {}
-    for name, pattern in plain.items():
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^({pattern})$"), None)
-    # In 1.1 a leading zero makes a number octal.
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _whole(node.value))
-    return Loader
-
-
-_YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null", "float", "str", "seq", "map", "merge")}
-
-
-def _whole(text: str) -> Any:
-    value = parse_value(text)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"got {short(text)}, expected a whole number")
 
 
 def _toml(text: str) -> Any:

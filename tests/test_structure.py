@@ -44,7 +44,16 @@ BUNDLE_LIBRARIES = {"torch", "transformers", "numpy", "huggingface_hub", "safete
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("bundle",),
     ("datasets_scripts",),
-    ("ncpl.errors", "ncpl.assignments", "ncpl.command_lines", "ncpl.kinds", "ncpl.files", "ncpl.runs", "ncpl.record"),
+    (
+        "ncpl.errors",
+        "ncpl.assignments",
+        "ncpl.command_lines",
+        "ncpl.kinds",
+        "ncpl.yaml_documents",
+        "ncpl.files",
+        "ncpl.runs",
+        "ncpl.record",
+    ),
     ("*",),
     ("ncpl.forecaster",),
     ("ncpl", "ncpl.callback", "ncpl.evaluation", "ncpl.figures", "ncpl.hub", "ncpl.tables", "ncpl.views"),

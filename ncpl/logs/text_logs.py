@@ -49,7 +49,7 @@ def read_text_log(lines: Iterable[str]) -> Iterator[tuple[str, Row]]:
     >>> log = ["  lr .......... 0.1", "iteration 10/ 200 | lm loss: 7.2E+00 |", "[step=3/9]", "  CE loss=4"]
     >>> list(read_text_log(log))  # doctest: +NORMALIZE_WHITESPACE
     [('config', {'lr': 0.1}), ('point', {'step': 10, 'total_steps': 200, 'lm loss': 7.2}),
-     ('point', {'step': 3, 'total_steps': 9, 'CE loss': 4})]
+     ('point', {'step': 3, 'total_steps': 9, 'CE loss': 4.0})]
     """
     step: Row = {}
     for line in lines:
