@@ -31,7 +31,7 @@ def main() -> None:
         if error.errno is None:
             raise
         show_traceback()
-        fail(f"{error.filename or 'file'}: {error.strerror}")
+        fail(f"{error.filename or 'output'}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -21,6 +21,8 @@ from ncpl.errors import short
 from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
+MOST_POINTS = 100_000
+"""Points of a curve."""
 EMBEDDED = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 # Nats by which a final loss is off where its forecast has no interval.
 _UNKNOWN = 0.05
@@ -107,8 +109,8 @@ def curve(
     Raises:
         ValueError: no such points, or an observed part without steps and losses.
     """
-    if isinstance(points, bool) or not isinstance(points, int) or points < 1:
-        raise ValueError(f"points: got {short(points)}, expected a whole number, at least 1")
+    if isinstance(points, bool) or not isinstance(points, int) or not 1 <= points <= MOST_POINTS:
+        raise ValueError(f"points: got {short(points)}, expected a whole number, 1 to {MOST_POINTS}")
     if isinstance(window, bool) or not isinstance(window, int | float) or not window >= 1:
         raise ValueError(f"window: got {short(window)}, expected training steps, 1 or more")
     run = RunShape.of(config)

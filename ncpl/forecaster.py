@@ -15,7 +15,7 @@ from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, vary
 from ncpl.errors import CheckpointError, short
-from ncpl.grid import Grid, named_fields
+from ncpl.grid import Grid, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
 from ncpl.results import Comparison, Curve, Forecasts, Optimum, Report, Suggestions, Sweep
@@ -222,9 +222,11 @@ class Forecaster:
             A row for each combination, the last field varying fastest: the swept fields, then `predict`'s columns.
 
         Raises:
-            ValueError: a field that is unknown or has no values, and what `predict` refuses.
+            ValueError: a field that is unknown or has no values, more combinations than memory holds, and what
+                `predict` refuses.
         """
         check_level(level)
+        check_rows(grid)
         combinations = Grid(self._completed(_one(config)), grid, self.strict)
         frames = list(forecast_grid(self, combinations, level))
         table = Sweep(pd.concat(frames))

@@ -13,6 +13,11 @@ from fields_ncpl import check_config, field_name, training_order
 from ncpl.configs import vary
 from ncpl.errors import one_line, short
 
+MOST_COMBINATIONS = 10**10
+"""Combinations of a grid, which is worked through in months; more are a slip."""
+MOST_ROWS = 5_000_000
+"""Combinations of a grid that is held in memory."""
+
 # What the number of training steps follows from.
 TOKENS = ("data size", "batch size", "seq len")
 
@@ -37,6 +42,7 @@ class Grid:
 
     def __init__(self, config: Mapping[str, Any], fields: Mapping[str, Sequence[Any]], strict: bool = True) -> None:
         fields = {name: _values(name, values) for name, values in named_fields(fields).items()}
+        _check_size(math.prod(map(len, fields.values())), MOST_COMBINATIONS, "")
         self._strict = strict
         self._config = vary(config, {})
         first = {name: values[0] for name, values in fields.items()}
@@ -96,6 +102,21 @@ class Grid:
         known = {name: self._config[name] for name in ("max step", *TOKENS) if name in self._config}
         changes = {name: value for name, value in zip(TOKENS, tokens, strict=True) if name in self.fields}
         return int(float(vary(known, changes)["max step"]))
+
+
+def check_rows(fields: Mapping[str, Any]) -> None:
+    """Refuses a grid that no memory holds, before anything is made of it.
+
+    Raises:
+        ValueError: it has more than `MOST_ROWS` combinations.
+    """
+    sizes = [len(values) for values in named_fields(fields).values() if isinstance(values, Sequence)]
+    _check_size(math.prod(sizes), MOST_ROWS, "; `ncpl sweep --output FILE` takes more")
+
+
+def _check_size(count: int, most: int, hint: str) -> None:
+    if count > most:
+        raise ValueError(f"fields: got {count:.6g} combinations, expected at most {most:.6g}{hint}")
 
 
 def named_fields(given: Mapping[str, Any]) -> dict[str, Any]:

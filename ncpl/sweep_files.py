@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ncpl.grid import Grid
+from ncpl.logs.importer import no_formula
 
 # Rows forecast at a time: enough for a network's prompts to begin alike, few enough for any memory.
 WINDOW = 16_384
@@ -90,6 +91,10 @@ def write_sweep(
 
     try:
         write(frames(), parts[rank])
+    except OSError as error:
+        with suppress(OSError):
+            parts[rank].unlink(missing_ok=True)
+        raise ValueError(f"{path}: cannot be written in {path.resolve().parent} ({error.strerror or error})") from None
     except BaseException:
         parts[rank].unlink(missing_ok=True)
         raise
@@ -118,6 +123,8 @@ def _processes() -> tuple[int, int, Any]:
 def _write_csv(frames: Iterable[pd.DataFrame], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for frame in frames:
+            texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+            frame = frame.assign(**{str(name): frame[name].map(no_formula) for name in texts})
             # One header for the whole grid, whoever writes its first row.
             frame.to_csv(file, index=False, header=frame.index[0] == 0)
 

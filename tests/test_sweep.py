@@ -247,3 +247,25 @@ def test_processes_share_a_sweep(version2, tmp_path):
     assert [float(line) for line in done.stdout.split()] == pytest.approx([swept["loss"].min()] * 4)
     assert len(pd.read_parquet(f"{paths[0]}.one.parquet")) == 1
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_grids_that_nothing_holds_are_refused_at_once(forecaster, tmp_path):
+    fields = {name: [1e-3 * (1 + i / 1e6) for i in range(1000)] for name in ("learning rate", "weight decay")}
+    fields["beta1"] = [0.9 + i / 1e6 for i in range(1000)]
+    with pytest.raises(ValueError, match=r"fields: got 1e\+09 combinations, expected at most 5e\+06"):
+        forecaster.sweep(ADAMW, fields)
+    fields["beta2"] = fields["beta1"]
+    with pytest.raises(ValueError, match=r"fields: got 1e\+12 combinations, expected at most 1e\+10"):
+        write_sweep(forecaster, ADAMW, fields, tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_a_folder_that_cannot_be_written_is_named(forecaster, name):
+    with pytest.raises(ValueError, match=rf"/proc/{name}: cannot be written in /proc \("):
+        write_sweep(forecaster, ADAMW, {"learning rate": [1e-3, 2e-3]}, Path("/proc") / name)
+
+
+def test_a_spreadsheet_computes_no_cell(forecaster, tmp_path):
+    write_sweep(forecaster, {**ADAMW, "seq len": 4096}, {"source": ["=1+1", "@sum"]}, tmp_path / "x.csv")
+    cells = [line.split(",")[0] for line in (tmp_path / "x.csv").read_text().splitlines()]
+    assert cells == ["source", "'=1+1", "'@sum"]

@@ -181,6 +181,8 @@ class ForecasterTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Of sharded weights (FSDP2) each process holds a part of the norm's square.
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         step, items, _ = self._watched[-1]
         self._watched.append((step, items, torch.as_tensor(norm)))
         return norm

@@ -56,7 +56,10 @@ def load(seconds: float) -> dict[str, Any]:
 
 def clients(result: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds": result["seconds"], "memory_mib": result["memory_mib"]}
-    for name in ("busy", "beside"):
+    found["idle_ms"] = result["idle"]["median_ms"]
+    found["p99_over_idle"] = result["paced"]["p99_ms"] / result["idle"]["median_ms"]
+    found["per_second"] = result["busy"]["per_second"]
+    for name in ("paced", "busy", "beside"):
         statuses = result[name]["statuses"]
         wrong = sum(number for status, number in statuses.items() if status != "200")
         found[name] = {"requests": result[name]["requests"], "errors_and_resets": wrong}

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from tests.trainings import ROOT, TINY, weights
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 
 
-def start(arguments: list[str], count: int, port: int, log: Path) -> list[int]:
+def start(
+    arguments: list[str], count: int, port: int, log: Path, prepare: Callable[[], None] | None = None
+) -> list[int]:
     """A training on so many processes, each a fork of this one, which has imported everything and computed nothing."""
     children = []
     for rank in range(count):
@@ -47,6 +50,8 @@ def start(arguments: list[str], count: int, port: int, log: Path) -> list[int]:
             os.dup2(stream.fileno(), 2)
         status = 1
         try:
+            if prepare is not None:
+                prepare()
             run_train.main(arguments)
             status = 0
         except BaseException:
@@ -55,6 +60,12 @@ def start(arguments: list[str], count: int, port: int, log: Path) -> list[int]:
             sys.stdout.flush()
             os._exit(status)
     return children
+
+
+def finished(children: list[int]) -> bool:
+    """Waits for processes; whether all of them ended well."""
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return not any(statuses)
 
 
 def run(arguments: list[str], count: int, port: int, log: Path, folder: Path | None, rng: random.Random) -> bool:

@@ -399,7 +399,7 @@ _NAMED = {"lr_schedule": schedule_name, "cooldown shape": shape_name}
 
 
 def _check_text(field: Field, value: Any, refused: str, strict: bool) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
+    if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value):
         raise ValueError(refused)
     if field.kind == "flag":
         word = str(value).lower() if isinstance(value, str | bool | int | float) else ""
