@@ -265,7 +265,9 @@ def test_a_folder_that_cannot_be_written_is_named(forecaster, name):
         write_sweep(forecaster, ADAMW, {"learning rate": [1e-3, 2e-3]}, Path("/proc") / name)
 
 
-def test_a_spreadsheet_computes_no_cell(forecaster, tmp_path):
-    write_sweep(forecaster, {**ADAMW, "seq len": 4096}, {"source": ["=1+1", "@sum"]}, tmp_path / "x.csv")
+def test_a_spreadsheet_computes_no_cell(tmp_path):
+    write_sweep(
+        Forecaster.from_pretrained(), {**ADAMW, "seq len": 4096}, {"source": ["=1+1", "@sum"]}, tmp_path / "x.csv"
+    )
     cells = [line.split(",")[0] for line in (tmp_path / "x.csv").read_text().splitlines()]
     assert cells == ["source", "'=1+1", "'@sum"]
