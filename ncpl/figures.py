@@ -31,6 +31,12 @@ _STYLES: dict[str, dict[str, Any]] = {
 TASK_NAMES = {
     "mmlu": "MMLU",
     "arc_c": "ARC Challenge",
+    "arc_challenge": "ARC Challenge",
+    "arc_easy": "ARC Easy",
+    "csqa": "CommonsenseQA",
+    "openbookqa": "OpenBookQA",
+    "piqa": "PIQA",
+    "socialiqa": "Social IQa",
     "hellaswag": "HellaSwag",
     "winogrande": "WinoGrande",
     "truthfulqa": "TruthfulQA",
@@ -53,10 +59,12 @@ def task_name(task: str) -> str:
     >>> task_name("lbv2_mmlu_pro"), task_name("bb_parsinlu_qa_2_acc")
     ('MMLU-Pro', 'Parsinlu qa')
     """
+    if task.startswith("olmo_"):
+        return f"{task_name(task.removeprefix('olmo_'))} (OLMo)"
     bare = task.removeprefix("lbv2_").removesuffix("_exact_match").removesuffix("_acc").removesuffix("_2")
     if bare in TASK_NAMES:
         return TASK_NAMES[bare]
-    words = bare.removeprefix("bb_").removeprefix("olmo_").replace("_", " ")
+    words = bare.removeprefix("bb_").replace("_", " ")
     return words[0].upper() + words[1:]
 
 

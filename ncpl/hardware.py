@@ -45,6 +45,8 @@ class Accelerator:
     watts: float
     price_usd_h: float
     price_date: str
+    price_source: str
+    spec_source: str
     utilisation: float
 
 
@@ -117,10 +119,18 @@ def _override(facts: dict[str, Any], path: str | Path) -> None:
     _update(facts["site"], own.get("site", {}), Site, f"{path}: site")
     for name, values in tables.items():
         known = facts["accelerators"].setdefault(name.lower(), {})
-        _update(known, {"title": name, "price_date": "yours", **values} if not known else values, Accelerator, name)
+        _update(
+            known,
+            {"title": name, **dict.fromkeys(_TOLD, "yours"), **values} if not known else values,
+            Accelerator,
+            name,
+        )
         missing = {field.name for field in fields(Accelerator)} - known.keys() - {"name"}
         if missing:
             raise ValueError(f"hardware: {path}: accelerators.{name}: missing {', '.join(sorted(missing))}")
+
+
+_TOLD = ("price_date", "price_source", "spec_source")
 
 
 def _update(known: dict[str, Any], own: Mapping[str, Any], kind: Any, where: str) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ncpl import Forecaster, plots, views
-from ncpl.drawing import Picture, band
+from ncpl.drawing import Picture, band, count
 from ncpl.views.inputs import FORM, INPUTS, MORE, OPTIONS, PRESETS, config_of, from_query, inputs_of, query_of
 from ncpl.views.page import Page
 from tests.app.server import served
@@ -248,7 +248,9 @@ def test_a_lab_uploads_its_runs_and_takes_its_forecaster_home(default, inputs, t
 def test_a_plan_is_the_forecasters(default, inputs):
     answer = views.answer("plan", default, inputs)
     best = default.plan(flops=1e21, base={"source": "marin", "optimizer": "adamw"}).best
-    assert f"{best['params']:.3g} parameters on {best['tokens']:.3g} tokens : loss {best['loss']:.4f}" in shown(answer)
+    assert f"{count(best['params'])} parameters on {count(best['tokens'])} tokens : loss {best['loss']:.4f}" in shown(
+        answer
+    )
     assert command(answer) == "ncpl plan source=marin optimizer=adamw --flops 1e+21 --gpu h100 --count 64"
 
 

@@ -15,12 +15,15 @@ from ncpl.commands.shared import (
     Save,
     app,
     cell,
+    check_folder,
     check_picture,
     load,
     note,
     print_json,
     print_table,
+    quiet_loading,
     records,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -123,6 +126,41 @@ def plan(
         print_table(table)
     for told in found.notes:
         note(told)
+
+
+@app.command()
+def report(
+    configs: Configs,
+    out: Annotated[Path, typer.Option(help="The page to write (.html).")] = Path("report.html"),
+    gpu: Gpu = "h100",
+    count: Count = 64,
+    model: Model = None,
+    level: Level = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Write one page for the meeting: forecast, curve, valley, plan, scores, risks, sources; it needs no network.
+
+    \b
+    Example:
+      ncpl report examples/marin-1b.yaml --out report.html
+    """
+    from ncpl.configs import check_configs, read_configs
+    from ncpl.views.report import report as page
+
+    check_folder(out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"out: got {out}, expected a file that ends in .html")
+    rows, origins = read_configs(configs)
+    if len(rows) > 1:
+        raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
+    quiet_loading(model)
+    forecaster = load(model)
+    (config,) = check_configs(rows, forecaster.strict)
+    write(out, page(forecaster, config, gpu, count, level))
+    if as_json:
+        print_json({"report": str(out), "bytes": out.stat().st_size})
+    else:
+        print(f"written to {out}, {out.stat().st_size / 1000:.0f} kB")
 
 
 def cost_in_words(row: Mapping[Any, Any], gpu: str, count: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ncpl import plots
+from ncpl.drawing import count
 from ncpl.errors import one_line
 from ncpl.views.inputs import Inputs, config_of
 from ncpl.views.page import Page
@@ -32,24 +33,24 @@ def plan(forecaster: "Forecaster", inputs: Inputs) -> Page:
     kind, gpu, level = inputs.get("plan.budget", ""), inputs.get("plan.gpu", "").strip(), read_level(inputs)
     if kind not in BUDGETS:
         raise ValueError(f"budget: got {one_line(kind, 40)!r}, expected one of {', '.join(BUDGETS)}")
-    amount, count = quantity(kind, inputs.get("plan.amount", "")), quantity("count", inputs.get("plan.count", ""))
+    amount, gpus = quantity(kind, inputs.get("plan.amount", "")), quantity("count", inputs.get("plan.count", ""))
     base = {name: value for name, value in config_of(inputs).items() if name not in CHOSEN}
     argument, option = BUDGETS[kind]
     budget: dict[str, Any] = {argument: amount}
-    found = forecaster.plan(base=base, gpu=gpu, count=int(count), level=level, **budget)
+    found = forecaster.plan(base=base, gpu=gpu, count=int(gpus), level=level, **budget)
     best = found.best
     headline = (
-        f"<strong>{best['params']:.3g} parameters</strong> on <strong>{best['tokens']:.3g} tokens</strong>: loss "
+        f"<strong>{count(best['params'])} parameters</strong> on <strong>{count(best['tokens'])} tokens</strong>: loss "
         f"<strong>{best['loss']:.4f}</strong>"
         + (f", {level * 100:g} % interval {best['lower']:.4f} to {best['upper']:.4f}" if "lower" in best else "")
         + f"; {best['days']:.3g} days, {best['cost_usd']:,.0f} US dollars"
     )
     chart = plots.plan_budget(found)
     notes = [
-        f"Between {best['params_low']:.3g} and {best['params_high']:.3g} parameters the loss is within 0.005 nats.",
+        f"From {count(best['params_low'])} to {count(best['params_high'])} parameters the loss is within 0.005 nats.",
         *found.notes,
     ]
-    command = ["ncpl", "plan", *words_of(base), option, f"{amount:g}", "--gpu", gpu, "--count", f"{count:g}"]
+    command = ["ncpl", "plan", *words_of(base), option, f"{amount:g}", "--gpu", gpu, "--count", f"{gpus:g}"]
     rows = [{"quantity": str(name), "value": value} for name, value in best.items()]
     more = {"The valley": found.valley, "What published laws say": found.references}
     return Page(headline, chart, pd.DataFrame(rows), [*command, *level_words(level)], notes, "plan", more=more)

@@ -1,0 +1,128 @@
+"""The page for the meeting, and pictures by every command that shows something."""
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from ncpl import Forecaster
+from ncpl.configs import check_configs, read_configs
+from tests.test_cli import as_json, run
+
+CONFIG = "examples/marin-1b.yaml"
+
+
+@pytest.fixture(scope="module")
+def forecaster():
+    return Forecaster.from_pretrained()
+
+
+class Balanced(HTMLParser):
+    """Refuses tags that do not close, and counts the ones that fetch something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href") and not value.startswith("#")]
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_says_what_the_commands_say(forecaster, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    assert as_json("report", CONFIG, "--out", page, capsys=capsys)["bytes"] == page.stat().st_size
+    text = page.read_text(encoding="utf-8")
+    (config,) = check_configs(read_configs([CONFIG])[0])
+    row = forecaster.predict(config).iloc[0]
+    assert f"<strong>{row['loss']:.4f}</strong>" in text
+    assert f"{row['lower']:.4f} to {row['upper']:.4f}" in text
+    assert f"{forecaster.cost(config)['gpu_hours']:,.0f} NVIDIA H100" in text
+    for section in ("Forecast", "Loss curve", "Learning rate and batch size", "Cost and plan", "Benchmark scores",
+                    "Risks", "Sources"):  # fmt: skip
+        assert f">{section}</h2>" in text
+    assert text.count("<svg role") == 4
+    reader = Balanced()
+    reader.feed(text)
+    assert reader.open == []
+    assert reader.fetched == []
+    assert not re.search(r"@import|url\((?!#)", text)
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    assert "prefers-color-scheme:dark" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "report.pdf"], "expected a file that ends in .html"),
+        (["--out", "nowhere/report.html"], "there is no folder nowhere"),
+        (["--gpu", "abacus"], "gpu: got 'abacus'"),
+        (["examples/steplaw-1b.yaml"], "configurations: got 2"),
+    ],
+)
+def test_a_report_that_cannot_be_is_told(arguments, told, capsys):
+    status, _, said = run("report", CONFIG, *arguments, capsys=capsys)
+    assert status == 2
+    assert told in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", CONFIG],
+        ["predict", CONFIG, "examples/steplaw-1b.yaml"],
+        ["curve", CONFIG],
+        ["sweep", CONFIG, "optimizer=adamw,muon"],
+        ["optimize", CONFIG, "lr=1e-3:1e-2", "batch_size=64:512"],
+        ["compare", "{tmp}/a.yaml", "{tmp}/b.yaml"],
+        ["suggest", "{tmp}/candidates.csv", "--budget", "1e20"],
+        ["cost", CONFIG, "examples/steplaw-1b.yaml"],
+        ["benchmarks", "--params", "7e9", "--tokens", "2e12"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:1]),
+)
+def test_every_command_draws_what_it_shows(arguments, tmp_path, capsys):
+    base = "source: marin\nmodel size: 302\ndata size: 12\nlr: 0.004\nbatch size: 128\n"
+    (tmp_path / "a.yaml").write_text(f"{base}optimizer: muon\n")
+    (tmp_path / "b.yaml").write_text(f"{base}optimizer: adamw\n")
+    head = "source,model size,data size,optimizer,lr,batch size\n"
+    (tmp_path / "candidates.csv").write_text(head + "".join(f"marin,{n},6,adamw,2e-3,128\n" for n in (134, 302, 1200)))
+    picture = tmp_path / "picture.html"
+    words = [word.replace("{tmp}", str(tmp_path)) for word in arguments]
+    status, out, said = run(*words, "--save", picture, capsys=capsys)
+    assert status == 0, said
+    assert out
+    text = unescape(picture.read_text(encoding="utf-8"))
+    assert text.count("<svg role") == 1
+    assert re.search(r"aria-label=\"[^\"]*[0-9]", text)
+    status, _, said = run(*words, "--save", tmp_path / "picture.gif", capsys=capsys)
+    assert status == 2
+    assert "accepted: .png, .pdf, .svg, .html" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_user_holds_draws_itself(forecaster, tmp_path):
+    config = {"source": "marin", "model size": 302, "data size": 12, "optimizer": "adamw", "lr": 4e-3, "batch size": 128}
+    runs = [{"model size": n, "data size": d, "final_loss": 3 + 20 / n + 0.4 / d} for n in (50, 100) for d in (1, 2, 4)]
+    held = (
+        forecaster.predict(config),
+        forecaster.sweep(config, {"lr": [1e-3, 2e-3, 4e-3], "batch size": [64, 128]}),
+        forecaster.curve(config, 10),
+        forecaster.compare(config | {"optimizer": "muon"}, config),
+        forecaster.optimize(config, {"lr": (1e-3, 1e-2)}),
+        forecaster.plan(flops=1e19),
+        forecaster.adapt(runs, source="mine").report,
+    )
+    for i, thing in enumerate(held):
+        picture = thing.plot()
+        assert picture._repr_png_().startswith(b"\x89PNG")
+        assert len(picture.figure("dark").axes) >= len(picture.panels)
+        picture.save(tmp_path / f"{i}.pdf")
+        assert (tmp_path / f"{i}.pdf").read_bytes().startswith(b"%PDF")
