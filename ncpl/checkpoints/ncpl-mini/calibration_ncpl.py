@@ -279,7 +279,8 @@ class Calibration:
             configs: the configurations.
             extrapolation: of each.
         """
-        outside, farthest = int((np.asarray(extrapolation) > 0).sum()), int(np.argmax(extrapolation))
+        # Less rounds to 0.00, which is inside.
+        outside, farthest = int((np.asarray(extrapolation) >= 0.005).sum()), int(np.argmax(extrapolation))
         if not outside:
             return []
         fields = [
