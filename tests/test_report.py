@@ -109,7 +109,14 @@ def test_every_command_draws_what_it_shows(arguments, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_user_holds_draws_itself(forecaster, tmp_path):
-    config = {"source": "marin", "model size": 302, "data size": 12, "optimizer": "adamw", "lr": 4e-3, "batch size": 128}
+    config = {
+        "source": "marin",
+        "model size": 302,
+        "data size": 12,
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "batch size": 128,
+    }
     runs = [{"model size": n, "data size": d, "final_loss": 3 + 20 / n + 0.4 / d} for n in (50, 100) for d in (1, 2, 4)]
     held = (
         forecaster.predict(config),

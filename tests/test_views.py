@@ -301,7 +301,7 @@ def address():
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install ncpl[space]")
     with served() as found:
-        yield found
+        yield found.address
 
 
 def test_the_app_over_http(address, default, inputs, tmp_path):

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from ncpl.views.planning import plan, quantity
 from ncpl.views.words import headline_of, level_words, lines_of, notes_of, read_level, words_of
 
 if TYPE_CHECKING:
+    from modeling_nsp import NSPModel
     from ncpl.forecaster import Forecaster
 
 
@@ -259,6 +261,14 @@ def _swept(inputs: Inputs) -> list[tuple[str, str]]:
     return asked
 
 
+@lru_cache(1)
+def _predictor() -> "NSPModel":
+    """The score predictor, read once."""
+    from ncpl.nsp.benchmarks import load_predictor
+
+    return load_predictor("nsp-base")
+
+
 def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The benchmark scores of a model by its size and tokens."""
     # Only now, because they bring torch.
@@ -268,7 +278,7 @@ def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     level = read_level(inputs)
     model = {name: quantity(name, inputs.get(f"benchmarks.{name}", "")) for name in ("params", "tokens")}
     like = inputs.get("benchmarks.like", "").strip() or None
-    found = forecaster.benchmarks([model], like, level)
+    found = forecaster.benchmarks([model], like, level, _predictor())
     table = by_task(found.iloc[0])
     outside = bool(found["extrapolation"].iloc[0])
     notes = ["These sizes lie outside those of the models it was trained on."] if outside else []

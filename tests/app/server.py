@@ -8,15 +8,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = "import sys; sys.argv = ['ncpl', 'app', '--port', sys.argv[1]]; import ncpl_cli; ncpl_cli.main()"
 
 
+class Server(NamedTuple):
+    """Where the app answers, and the process that does."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
-def served() -> Iterator[str]:
-    """Its address, as soon as it answers."""
+def served() -> Iterator[Server]:
+    """Its address and process, as soon as it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,7 +38,7 @@ def served() -> Iterator[str]:
             except OSError:
                 assert server.poll() is None, "the app has ended"
                 time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/"
+        yield Server(f"http://127.0.0.1:{port}/", server.pid)
     finally:
         server.terminate()
         server.wait(20)

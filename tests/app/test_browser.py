@@ -30,7 +30,7 @@ TABS = {
 @pytest.fixture(scope="module")
 def address():
     with served() as found:
-        yield found
+        yield found.address
 
 
 @pytest.fixture(scope="module")
