@@ -26,7 +26,6 @@ import pandas as pd
 
 from fields_ncpl import is_code
 
-CORE = ("mmlu", "arc_c", "hellaswag", "winogrande", "truthfulqa", "gsm8k", "xwinograd", "humaneval")
 COLUMNS = {
     "model": "name, unique within its source",
     "source": "configuration it comes from; scores of two sources do not compare",

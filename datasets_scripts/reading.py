@@ -8,13 +8,13 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
 from fields_ncpl import FIELDS
+from text_ncpl import did_you_mean, short
 
 SPLITS = ("train", "in_val", "ood_val")
 UNSTABLE = "unstable"
@@ -73,7 +73,7 @@ def local_files(
             error = MissingRunsError if role == "runs" else ValueError
             raise error(
                 f"data_dir: no {names[role]} (or {names[role]}.gz) in {' or '.join(map(str, folders))}, which "
-                f"hold {there[:8] or 'nothing'}{nearest(names[role], there)}"
+                f"hold {short(there[:8]) if there else 'nothing'}{did_you_mean(names[role], there)}"
             )
     return files
 
@@ -160,7 +160,7 @@ def _assign_splits(rows: dict[str, dict[str, Any]], keys: Any, files: Mapping[st
     named: dict[str, str] = {}
     for split in SPLITS:
         if split not in keys:
-            raise ValueError(f"{file}: key {split!r} is missing; accepted: {list(SPLITS)}{nearest(split, keys)}")
+            raise ValueError(f"{file}: key {split!r} is missing; accepted: {list(SPLITS)}{did_you_mean(split, keys)}")
         names = keys[split]
         if not isinstance(names, list) or not names:
             raise _bad(file, split, names, "a list of at least one run name")
@@ -260,7 +260,7 @@ def _read_run(run: Any, index: int, file: str, source: str, curve_keys: tuple[st
     where = f"{file}: run {run['name']!r}" if "name" in run else f"{file}: run number {index}"
     for key in _REQUIRED:
         if key not in run:
-            raise ValueError(f"{where}: key {key!r} is missing (it has {list(run)}){nearest(key, run)}")
+            raise ValueError(f"{where}: key {key!r} is missing (it has {short(list(run))}){did_you_mean(key, run)}")
     name, conf, max_step = run["name"], run["conf"], run["max_step"]
     if not isinstance(name, str) or not name:
         raise _bad(where, "name", name, "a text that is not empty")
@@ -273,7 +273,7 @@ def _read_run(run: Any, index: int, file: str, source: str, curve_keys: tuple[st
             raise _bad(where, f"conf[{field!r}]", value, "a text, a finite number, true, false or null")
     for field in ("model size", "data size"):
         if field not in conf:
-            raise ValueError(f"{where}: conf has no {field!r} (it has {list(conf)}){nearest(field, conf)}")
+            raise ValueError(f"{where}: conf has no {field!r} (it has {short(list(conf))}){did_you_mean(field, conf)}")
         if not _is_finite(conf[field]) or conf[field] <= 0:
             raise _bad(where, f"conf[{field!r}]", conf[field], f"a positive number ({FIELDS[field].unit})")
     if not _is_finite(max_step) or not 0 < max_step < 2**53 or max_step != int(max_step):
@@ -331,7 +331,11 @@ def _present(path: Path) -> str | None:
 
 
 def read_bytes(path: str, file: str) -> bytes:
-    """The content of a file or of its gzip; `file` is what messages call it."""
+    """The content of a file or of its gzip; `file` is what messages call it.
+
+    Raises:
+        ValueError: a gzip that is not whole.
+    """
     try:
         with fsspec.open(path, "rb", compression="infer") as stream:
             return stream.read()
@@ -340,7 +344,11 @@ def read_bytes(path: str, file: str) -> bytes:
 
 
 def read_text(path: str, file: str, kind: str) -> str:
-    """The text of a file or its gzip; `file` and `kind` are what messages call it."""
+    """The text of a file or its gzip; `file` and `kind` are what messages call it.
+
+    Raises:
+        ValueError: a gzip that is not whole, or no UTF-8.
+    """
     try:
         return read_bytes(path, file).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -348,7 +356,11 @@ def read_text(path: str, file: str, kind: str) -> str:
 
 
 def read_json(path: str, file: str) -> Any:
-    """The content of a JSON file or its gzip; `file` is what messages call it."""
+    """The content of a JSON file or its gzip; `file` is what messages call it.
+
+    Raises:
+        ValueError: no whole JSON, or a key given twice in one object.
+    """
     text = read_text(path, file, "JSON")
     try:
         return json.loads(text, object_pairs_hook=functools.partial(_unique_keys, file))
@@ -379,11 +391,4 @@ def hash_files(files: Mapping[str, str], paths: Mapping[str, str]) -> str:
 
 
 def _bad(where: str, field: str, value: Any, accepted: str) -> ValueError:
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    return ValueError(f"{where}: {field} is {shown} ({type(value).__name__}); accepted: {accepted}")
-
-
-def nearest(name: str, known: Any) -> str:
-    """A question after the known name that comes nearest, for the end of a message; empty where none does."""
-    near = get_close_matches(str(name), [str(key) for key in known], 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{where}: {field} is {short(value)} ({type(value).__name__}); accepted: {accepted}")

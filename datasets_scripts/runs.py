@@ -27,8 +27,9 @@ import yaml
 
 from datasets_scripts.builder import RunsBuilder
 from datasets_scripts.public import HUB_LOGS, fetch_from_hub, look_at_hub
-from datasets_scripts.reading import COLUMNS, UNSTABLE, nearest
+from datasets_scripts.reading import COLUMNS, UNSTABLE
 from fields_ncpl import SOURCES
+from text_ncpl import did_you_mean, short
 
 
 def load_runs(
@@ -101,11 +102,16 @@ def decode_runs(rows: Mapping[str, Any]) -> dict[str, Any]:
 def builder_class(source: str) -> "type[RunsBuilder]":
     """The builder class of a source.
 
+    Raises:
+        ValueError: an unknown source; says the nearest.
+
     >>> builder_class("steplaw").__name__
     'StepLaw'
     """
     if source not in SOURCES:
-        raise ValueError(f"source: {source!r} is unknown, accepted: {sorted(SOURCES)}{nearest(source, SOURCES)}")
+        raise ValueError(
+            f"source: {short(source)} is unknown, accepted: {sorted(SOURCES)}{did_you_mean(source, SOURCES)}"
+        )
     return getattr(import_module(f"datasets_scripts.{source}"), SOURCES[source].title)
 
 

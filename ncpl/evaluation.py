@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ncpl.errors import short
 from ncpl.forecaster import Forecaster
 from ncpl.metrics import regression_metrics
 from ncpl.record import provenance
+from text_ncpl import did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,9 +69,7 @@ def forecast_runs(
     """
     for split in splits:
         if split not in SPLITS:
-            near = get_close_matches(split, SPLITS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"split: got {short(split)}, accepted: {', '.join(SPLITS)}{hint}")
+            raise ValueError(f"split: got {short(split)}, accepted: {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
     tables = []
     left_out: list[str] = []
     law = forecaster.law

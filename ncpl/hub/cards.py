@@ -2,8 +2,7 @@
 
 A checkpoint's result files lie beside it: `training_record.json` (written by training), `evaluation.json` (written by
 `ncpl evaluate --output`) and `widget.json` (forecasts for the examples, `widget_examples`); a score predictor's is
-`nsp_record.json`. A figure that no file holds
-is left out of the card, never filled in.
+`nsp_record.json`. A figure that no file holds is left out of the card, never filled in.
 """
 
 import math
@@ -32,7 +31,6 @@ RECORD, EVALUATION, WIDGET = "training_record.json", "evaluation.json", "widget.
 NSP_RECORD = "nsp_record.json"
 RESULT_FILES = (RECORD, EVALUATION, WIDGET, NSP_RECORD)
 TAGS = ["scaling-laws", "pretraining", "hyperparameters", "forecasting", "ncpl"]
-"""Source -> licence of its run logs."""
 METRICS = {"mae": "MAE", "rmse": "RMSE", "spearman": "Spearman", "bias": "bias"}
 """Metric of a result file -> its name in a card."""
 METRIC_TYPES = {"mae": "mae", "rmse": "rmse", "spearman": "spearmanr", "bias": "bias"}
