@@ -36,13 +36,13 @@ from common import RESULTS, data_folder  # type: ignore[import-not-found]
 from labs import Row, read_labs  # type: ignore[import-not-found]
 
 from calibration_ncpl import DRIFT, Calibration
+from datasets_scripts.divergence import cell
 from datasets_scripts.runs import load_runs
 from ncpl import fitting
 from ncpl.adapt import Beliefs, adapt_law
 from ncpl.forecaster import Forecaster
 from ncpl.own_runs import _envelope
 from ncpl.record import provenance
-from ncpl.runs import cell
 
 LEVEL = 0.9
 BANDS = (2.0, 4.0, 10.0, 30.0)

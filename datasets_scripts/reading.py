@@ -7,21 +7,18 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
+from datasets_scripts.divergence import DIVERGED_NATS, diverged
 from fields_ncpl import FIELDS
 from text_ncpl import did_you_mean, short
 
 SPLITS = ("train", "in_val", "ood_val")
 UNSTABLE = "unstable"
-
-DIVERGED_NATS = 0.3
-"""A run diverged when its loss is NaN or this far above the best run of the same source, model size (of mixtures of
-experts: total and active) and data size."""
 
 COLUMNS = {
     "name": "run name, unique within its source",
@@ -106,7 +103,7 @@ def check_runs(
     files = {role: files.get(role, files["runs"]) for role in contents}
     rows, unread = _read_rows(source, contents, files, curve_keys)
     notes = _assign_splits(rows, contents["splits"], files)
-    _assign_statuses(rows.values())
+    _assign_statuses(list(rows.values()))
     regular = [row for row in rows.values() if row["split"] != UNSTABLE]
     _check_losses(regular)
     if late := sum(row["status"] == "diverged" for row in regular):
@@ -200,39 +197,11 @@ def _assign_splits(rows: dict[str, dict[str, Any]], keys: Any, files: Mapping[st
     return notes
 
 
-def diverged(runs: Collection[Mapping[str, Any]]) -> set[str]:
-    """Names of the runs that diverged by the rule of `DIVERGED_NATS`.
-
-    Args:
-        runs: all runs of one source, with `name`, `conf` and `final_loss` in nats per token.
-
-    >>> conf = {"model size": 100, "data size": 2}
-    >>> losses = {"best": 2.0, "near": 2.3, "far": 2.31, "lost": None}
-    >>> sorted(diverged([{"name": name, "conf": conf, "final_loss": loss} for name, loss in losses.items()]))
-    ['far', 'lost']
-    """
-    best: dict[tuple[float | None, ...], float] = {}
-    for run in runs:
-        if run["final_loss"] is not None:
-            best[_scale(run)] = min(run["final_loss"], best.get(_scale(run), math.inf))
-    return {
-        run["name"]
-        for run in runs
-        if run["final_loss"] is None or run["final_loss"] > best[_scale(run)] + DIVERGED_NATS
-    }
-
-
-def _assign_statuses(rows: Collection[dict[str, Any]]) -> None:
+def _assign_statuses(rows: Sequence[dict[str, Any]]) -> None:
     """Sets each row's `status`."""
-    lost = diverged(rows)
-    for row in rows:
+    for row, lost in zip(rows, diverged(rows), strict=True):
         stays = UNSTABLE if row["split"] == UNSTABLE else "finished"
-        row["status"] = "diverged" if row["name"] in lost else stays
-
-
-def _scale(row: Mapping[str, Any]) -> tuple[float | None, ...]:
-    """Mixtures of experts of one total size may differ in what is active."""
-    return row["conf"]["model size"], row["conf"].get("active size"), row["conf"]["data size"]
+        row["status"] = "diverged" if lost else stays
 
 
 def _check_losses(rows: list[dict[str, Any]]) -> None:

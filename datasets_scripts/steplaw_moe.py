@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets_scripts.builder import RunsBuilder
+from datasets_scripts.divergence import diverged
 from datasets_scripts.public import PublicFiles
-from datasets_scripts.reading import diverged, local_files, read_text
+from datasets_scripts.reading import local_files, read_text
 from fields_ncpl import FIELDS, SOURCES, training_order
 
 FILE = "moe_lr_bs_loss.csv"
@@ -81,11 +82,11 @@ class StepLawMoE(RunsBuilder):
     def read_files(self, paths: Mapping[str, str]) -> dict[str, Any]:
         runs = _read_csv(paths["runs"], self.files["runs"], self.SOURCE)
         lost = diverged(runs)
-        stable = [run for run in runs if run["name"] not in lost]
+        stable = [run for run, out in zip(runs, lost, strict=True) if not out]
         return {
             "runs": stable,
             "splits": _split(stable, self.files["runs"]),
-            "unstable": [run for run in runs if run["name"] in lost],
+            "unstable": [run for run, out in zip(runs, lost, strict=True) if out],
         }
 
 

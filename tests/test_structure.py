@@ -51,7 +51,6 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "ncpl.kinds",
         "ncpl.yaml_documents",
         "ncpl.files",
-        "ncpl.runs",
         "ncpl.record",
     ),
     ("*",),

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from datasets_scripts.divergence import Row
 from forms_ncpl import INPUTS
 from laws_ncpl import ChinchillaLaw, ConfigurationLaw, KaplanLaw
-from ncpl.runs import Row
 
 
 def fit_chinchilla(rows: Sequence[Row]) -> ChinchillaLaw:

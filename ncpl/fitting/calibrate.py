@@ -8,10 +8,10 @@ import numpy as np
 from scipy.optimize import minimize
 
 from calibration_ncpl import DRIFT, Calibration, Trees, divergence_features
+from datasets_scripts.divergence import Row, cell, diverged
 from fields_ncpl import sequence_length
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.law import Fit, fit
-from ncpl.runs import Row, cell, diverged
 
 
 def fit_calibration(rows: Sequence[Row], unstable: Sequence[Row] = (), *, seed: int = 0) -> Calibration:
@@ -74,7 +74,7 @@ def _fit_divergence(
     from sklearn.ensemble import GradientBoostingClassifier
 
     runs = [*rows, *unstable]
-    labels = diverged(runs)
+    labels = np.array(diverged(runs))
     if labels.all() or not labels.any():
         rate = (labels.sum() + 0.5) / (len(labels) + 1)
         zero = np.zeros(1, np.int64)
@@ -120,7 +120,7 @@ def cross_validate_divergence(
     names = sorted({cell(row) for row in runs})
     drawn = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % folds, strict=True))
     fold = np.array([drawn[cell(row)] for row in runs])
-    labels, probabilities = diverged(runs), np.empty(len(runs))
+    labels, probabilities = np.array(diverged(runs)), np.empty(len(runs))
     for k in range(folds):
         inside = [run for run, f in zip(runs, fold, strict=True) if f != k]
         usual = _usual_rates(inside)

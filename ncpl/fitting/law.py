@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from datasets_scripts.divergence import Row, cell
 from fields_ncpl import SOURCES, sequence_length
 from forms_ncpl import INPUTS, PRIORS, REFERENCE, SHAPE, gradient, law_terms, locate
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.residual import Part, fit_part
-from ncpl.runs import Row, cell
 from residual_ncpl import COORDINATES, KernelResidual
 
 # Student-t degrees of freedom of the losses around the law: runs close to divergence scatter far.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from datasets_scripts.divergence import DIVERGED_NATS, diverged
 from fields_ncpl import FIELDS
 from ncpl.errors import one_line, short
 from ncpl.files import write_text
@@ -23,14 +24,11 @@ STATUSES = {
     "finished": "a final loss to learn from",
     "unfinished": "ended before its horizon, or still running",
     "crashed": "crashed, failed or was killed",
-    "diverged": "ended in NaN, or more than 0.3 nats above the best run of its size and data",
+    "diverged": f"ended in NaN, or more than {DIVERGED_NATS} nats above the best run of its size and data",
     "duplicate": "the same configuration and loss as a run before it",
     "no loss": "no final loss was logged",
 }
 """Status -> what it means; only finished runs are to learn from, the others are kept apart."""
-
-DIVERGED_NATS = 0.3
-"""A run diverged when its loss is this far above the best run of the same source, size and data."""
 
 WORST_NATS = 12.0
 """Guessing one of 160,000 tokens: above it no loss is in nats per token."""
@@ -452,15 +450,11 @@ def _status(row: dict[str, Any]) -> str:
 
 def _mark_diverged(rows: list[dict[str, Any]]) -> None:
     """The rule behind the public splits: far above the best finished run of the same source, size and data."""
-    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["status"] == "finished" and "model size" in row and "data size" in row:
-            cells[row.get("source"), row["model size"], row.get("active size"), row["data size"]].append(row)
-    for cell in cells.values():
-        best = min(row["final_loss"] for row in cell)
-        for row in cell:
-            if row["final_loss"] > best + DIVERGED_NATS:
-                row["status"] = "diverged"
+    sized = [row for row in rows if row["status"] == "finished" and "model size" in row and "data size" in row]
+    logged = [{"source": row.get("source"), "conf": row, "final_loss": row["final_loss"]} for row in sized]
+    for row, lost in zip(sized, diverged(logged), strict=True):
+        if lost:
+            row["status"] = "diverged"
 
 
 def _mark_duplicates(rows: list[dict[str, Any]]) -> None:
