@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import ByName
     from .fields_ncpl import TOKENS_PER_PARAMETER, is_code
-    from .text_ncpl import one_line, parse_count, short
+    from .text_ncpl import did_you_mean, one_line, parse_count, short
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import ByName
     from fields_ncpl import TOKENS_PER_PARAMETER, is_code
-    from text_ncpl import one_line, parse_count, short
+    from text_ncpl import did_you_mean, one_line, parse_count, short
 
 ALIASES = {
     "n": "params",
@@ -92,16 +91,19 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
-            `features` (batch, 4) log params and tokens, code, moe; `feature_mask` 1 where known; `family_ids`
-            (batch,), -1
-            for a new family; and where any scores are known, `score_values`, `score_tasks`, `score_models` (0 the model
-            itself, 1.. its siblings), `score_mask`, all (batch, scores), `score_features` and `score_feature_mask`
-            (batch, scores, 4).
+            `features` (batch, 4) log params and tokens, code, moe; `feature_mask` 1 where known; `family_ids` (batch,),
+            -1 for a new family; and where any scores are known, `score_values`, `score_tasks`, `score_models` (0 the
+            model itself, 1.. its siblings), `score_mask`, all (batch, scores), `score_features` and
+            `score_feature_mask` (batch, scores, 4).
 
         Raises:
             ValueError: a field, task or family that is not known, or a value out of range.
         """
-        rows = [self._read(row, f"model {i}: ") for i, row in enumerate(as_rows(models))]
+        try:
+            rows = [self._read(row, f"model {i}: ") for i, row in enumerate(as_rows(models))]
+        except ValueError as error:
+            # Lists of known families and tasks are longer than a message may be.
+            raise ValueError(one_line(error)) from None
         if not rows:
             raise ValueError(
                 "no models given; pass a mapping such as {'params': 7e9, 'tokens': 2e12}, or a list of them"
@@ -147,7 +149,7 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
             elif name not in FIELDS:
                 accepted = FIELDS + tuple(self.tasks) if sibling else FIELDS
                 raise ValueError(
-                    f"{where}unknown field {short(key)}{_nearest(name, accepted)}; known: {', '.join(accepted)}"
+                    f"{where}unknown field {short(key)}{did_you_mean(name, accepted)}; known: {', '.join(accepted)}"
                 )
             elif missing:
                 continue
@@ -223,7 +225,7 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
         for task, value in scores.items():
             if task not in self.tasks:
                 raise ValueError(
-                    f"{where}scores: unknown task {short(task)}{_nearest(task, self.tasks)}; known: "
+                    f"{where}scores: unknown task {short(task)}{did_you_mean(task, self.tasks)}; known: "
                     f"{', '.join(self.tasks)}"
                 )
             if _is_missing(value):
@@ -239,10 +241,8 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
         names = [family.lower() for family in self.families]
         if str(like).lower() not in names:
             raise ValueError(
-                one_line(
-                    f"{where}like: unknown family {short(like)}{_nearest(str(like), self.families)}; known: "
-                    f"{', '.join(self.families) or 'none in this checkpoint'}"
-                )
+                f"{where}like: unknown family {short(like)}{did_you_mean(like, self.families)}; known: "
+                f"{', '.join(self.families) or 'none in this checkpoint'}"
             )
         return names.index(str(like).lower())
 
@@ -386,11 +386,6 @@ def _is_missing(value: Any) -> bool:
     if isinstance(value, float | np.floating):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 NSPFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
