@@ -1,8 +1,9 @@
 """Forecasts of a new lab's large runs from a few of its small ones, beside what people would use instead.
 
-    python benchmarks/adaptation.py                             # all labs; half an hour on one core
+    python benchmarks/adaptation.py                             # all labs; ten minutes on one core
     python benchmarks/adaptation.py --labs olmo chinchilla --draws 1
-    python benchmarks/adaptation.py --beliefs                   # renews ncpl/adaptation.json from the labs' runs
+    python benchmarks/adaptation.py --beliefs                   # renews ncpl/adaptation.json too, after all labs' cells
+    python benchmarks/adaptation.py --suggest                   # the protocol of suggested runs alone
 
 A cell is a lab, k runs and a design: the k cheapest by 6ND, or k at random of the cheaper half (mean over draws). The
 targets are all runs of at least twice the FLOPs of the dearest chosen one. A lab is never in its own prior: the labs'
@@ -34,6 +35,7 @@ from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
 from ncpl.fitting import fit
 from ncpl.forecaster import Forecaster
 from ncpl.record import git_state, hardware, versions
+from ncpl.suggest import choose
 
 ROOT = Path(__file__).parent.parent
 SIZES = (8, 16, 32)
@@ -42,6 +44,8 @@ TARGETS, RUNS_OF_A_FIT = 150, 150
 # Labs whose runs are all of 30M parameters or more, on which the shipped law's own forecasts are at home.
 LARGE = ("olmo", "xlstm", "chinchilla", "steplaw", "marin")
 # Least standard deviations over labs of `SHAPE`, and the share of the correlations that is believed.
+# A run's own noise in a lab that nothing is known of, in nats.
+UNKNOWN_NOISE = 0.01
 FLOOR, BELIEVED = np.array([0.35, 0.35, 0.05, 0.4, 0.08, 0.1, 0.04]), 0.5
 
 
@@ -51,21 +55,28 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data", help="a folder a lab")
     parser.add_argument("--labs", nargs="*", default=[], help="labs whose names begin so; all when absent")
     parser.add_argument("--draws", type=int, default=5, help="random choices of a cell")
-    parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json, keeping its scores")
+    parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json")
+    parser.add_argument("--suggest", action="store_true", help="suggested runs against random ones alone")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     law = Forecaster.from_pretrained().law
     labs = {**read_labs(args.data_dir), **home_labs(args.data_dir)}
     bases = {name: without(law, name, args.data_dir) for name in ("steplaw", "marin")}
     shapes = {name: lab_shape(bases.get(name, law), rows) for name, rows in labs.items()}
-    if args.beliefs:
-        write_beliefs(shapes)
+    if args.suggest:
+        found = {}
+        for lab, rows in labs.items():
+            if not args.labs or any(lab.startswith(name) for name in args.labs):
+                found[lab] = suggested(bases.get(lab, law), beliefs_without(shapes, group(lab)), rows, args.draws)
+                print(lab, found[lab], flush=True)
+        write(args.output, {**json.loads(args.output.read_text(encoding="utf-8")), "suggest": of_labs(found)})
         return
-    cells = []
+    cells, unknown = [], {}
     for lab, rows in labs.items():
         if args.labs and not any(lab.startswith(name) for name in args.labs):
             continue
         believed = beliefs_without(shapes, group(lab))
+        unknown[lab] = unknown_pairs(bases.get(lab, law), rows)
         for k, design, choices in designs(rows, args.draws):
             start = time.perf_counter()
             draws = [judge(bases.get(lab, law), believed, lab, rows, *choice) for choice in choices]
@@ -77,10 +88,18 @@ def main() -> None:
         **(git_state() or {"commit": None, "dirty": None}),
         "seeds": list(range(args.draws)),
         "summary": summary(cells),
+        "unknown_labs_compared": of_unknown(unknown),
         "cells": cells,
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["summary"], indent=1))
+    earlier = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
+    write(args.output, result | {name: earlier[name] for name in ("suggest",) if name in earlier})
+    if args.beliefs:
+        write_beliefs(shapes, cells)
+    print(json.dumps({"summary": result["summary"], "compared": result["unknown_labs_compared"]}, indent=1))
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def without(law: ConfigurationLaw, source: str, folder: Path) -> ConfigurationLaw:
@@ -116,8 +135,8 @@ def beliefs_without(shapes: Mapping[str, np.ndarray], laboratory: str) -> Belief
     return replace(Beliefs.shipped(), mean=mean, covariance=covariance)
 
 
-def write_beliefs(shapes: Mapping[str, np.ndarray]) -> None:
-    """`ncpl/adaptation.json`'s shape, of all laboratories."""
+def write_beliefs(shapes: Mapping[str, np.ndarray], cells: Sequence[Mapping[str, Any]]) -> None:
+    """`ncpl/adaptation.json`: the shape of all laboratories, and the quantiles of their held-out errors."""
     path = ROOT / "ncpl" / "adaptation.json"
     mean, covariance = moments(shapes, "")
     state = json.loads(path.read_text(encoding="utf-8"))
@@ -125,6 +144,7 @@ def write_beliefs(shapes: Mapping[str, np.ndarray]) -> None:
         "coefficients": list(SHAPE),
         "mean": mean.round(4).tolist(),
         "covariance": covariance.round(6).tolist(),
+        "scores": pooled_quantiles(cells, "ratios", np.linspace(0, 1, 201)).round(4).tolist(),
         "labs": {lab: dict(zip(SHAPE, shape.round(3).tolist(), strict=True)) for lab, shape in shapes.items()},
     }
     path.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -204,6 +224,90 @@ def pair_ratios(adapted: Any, asked: Sequence[Row], observed: np.ndarray, losses
     }
 
 
+def unknown_pairs(law: ConfigurationLaw, rows: Sequence[Row], count: int = 60) -> dict[str, Any]:
+    """As `pair_ratios`, of a lab that was not adapted to: by the hierarchy alone, its level unknown."""
+    order = sorted(range(len(rows)), key=lambda i: flops(rows[i]))
+    chosen = [order[int(i)] for i in np.linspace(0, len(order) - 1, min(count, len(order)))]
+    asked = [{**as_run(rows[i]), "source": "new lab"} for i in chosen]
+    observed = np.array([run["final_loss"] for run in asked])
+    covariance = law.covariance(asked)
+    errors = law.losses(law.evaluate(asked)) - observed
+    first, second = np.arange(len(asked) - 1), np.arange(1, len(asked))
+    variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
+    spread = np.sqrt(np.maximum(variance, 0) + 2 * UNKNOWN_NOISE**2)
+    return {
+        "ratios": np.quantile(np.abs(errors[first] - errors[second]) / spread, np.linspace(0, 1, 41)).tolist(),
+        "width": float(np.median(spread / np.sqrt(covariance[first, first] + UNKNOWN_NOISE**2))),
+    }
+
+
+def of_unknown(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Coverage and width over labs of differences in labs that were not adapted to."""
+    cells = [{"lab": lab, "ratios": pairs["ratios"]} for lab, pairs in found.items()]
+    covered = coverage(cells, "ratios")
+    return {
+        "coverage": round(float(np.mean(list(covered.values()))), 3),
+        "coverage_by_lab": covered,
+        "width_over_the_loss_s": round(float(np.median([pairs["width"] for pairs in found.values()])), 3),
+    }
+
+
+def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], draws: int) -> dict[str, float] | None:
+    """FLOPs at which suggested runs reach the error of the whole pool, over those of runs in random order.
+
+    The pool is the cheaper half of a lab's runs, the targets are all runs of at least twice its dearest one's FLOPs
+    (budget-aware experiment selection, arXiv 2604.22753). Both orders start from the four cheapest runs; the law is
+    adapted anew whenever a third more runs are made. The error is reached where it is within a tenth of the pool's.
+    """
+    costs = np.array([flops(row) for row in rows])
+    order = np.argsort(costs, kind="stable")
+    pool = order[: min(len(order) // 2, 64)]
+    targets = np.flatnonzero(costs >= 2 * costs[pool].max() * (1 - 1e-9))[:60]
+    if len(pool) < 12 or len(targets) < 3:
+        return None
+    held = [{**as_run(rows[int(i)]), "source": "new lab"} for i in targets]
+    observed = np.array([run["final_loss"] for run in held])
+
+    def error(chosen: Sequence[int]) -> tuple[float, Any]:
+        adapted = adapt_law(law, [as_run(rows[int(i)]) for i in chosen], "new lab", beliefs=believed)
+        return float(np.abs(adapted(held) - observed).mean()), adapted.adapted["new lab"]
+
+    def reached(orders: Any) -> float:
+        chosen = [int(i) for i in pool[:4]]
+        while len(chosen) < len(pool):
+            now, source = error(chosen)
+            if now <= 1.1 * whole:
+                break
+            chosen += orders(source, [int(i) for i in pool if i not in set(chosen)], max(len(chosen) // 3, 1))
+        return float(costs[chosen].sum())
+
+    whole = error(pool.tolist())[0]
+
+    def by_variance(source: Any, left: Sequence[int], count: int) -> list[int]:
+        asked = [{**as_run(rows[i]), "source": "new lab"} for i in left] + held
+        covariance, noise = source.covariance(asked), source.noise(source.forecast(asked)["excess"]) ** 2
+        wanted = list(range(len(left), len(asked)))
+        prices = np.array([flops({"conf": run}) for run in asked])
+        steps = choose(covariance, noise, prices, list(range(len(left))), wanted, float(prices.sum()), count)
+        return [left[step.candidate] for step in steps]
+
+    shares = []
+    for draw in range(draws):
+        rng = np.random.default_rng(draw)
+        shares.append(reached(lambda source, left, count, rng=rng: list(rng.permutation(left)[:count])))
+    return {
+        "suggested_over_random": round(reached(by_variance) / float(np.mean(shares)), 3),
+        "random_over_pool": round(float(np.mean(shares)) / float(costs[pool].sum()), 3),
+        "error_of_pool": round(whole, 4),
+    }
+
+
+def of_labs(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, Any]:
+    known = {lab: value for lab, value in found.items() if value}
+    median = float(np.median([value["suggested_over_random"] for value in known.values()]))
+    return {"median_over_labs": round(median, 3), "labs": known}
+
+
 def averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A cell's figures, means over its draws."""
 
@@ -235,12 +339,17 @@ def pooled_quantiles(cells: Sequence[Mapping[str, Any]], name: str, levels: np.n
     return np.interp(levels, np.mean([np.mean(own, axis=0) for own in shares.values()], axis=0), ratios)
 
 
-def coverage(cells: Sequence[Mapping[str, Any]], name: str, level: float = 0.9) -> dict[str, float]:
-    """Coverage by lab of intervals that reach as many deviations as the other laboratories' runs ask."""
+def coverage(
+    cells: Sequence[Mapping[str, Any]], name: str, level: float = 0.9, quantiles: str | None = None
+) -> dict[str, float]:
+    """Coverage by lab of intervals that reach as many deviations as the other laboratories' runs ask.
+
+    Differences take the `quantiles` of losses, as `Calibration.difference` does.
+    """
     covered: dict[str, list[float]] = {}
     for cell in cells:
         others = [other for other in cells if group(other["lab"]) != group(cell["lab"])]
-        factor = pooled_quantiles(others, name, np.array([level]))[0] if others else 1.645
+        factor = pooled_quantiles(others, quantiles or name, np.array([level]))[0] if others else 1.645
         covered.setdefault(cell["lab"], []).append(float(np.interp(factor, cell[name], np.linspace(0, 1, 41))))
     return {lab: round(float(np.mean(own)), 3) for lab, own in covered.items()}
 
@@ -257,7 +366,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if name != "adapted"
     }
     share = mine / better
-    covered, pairs = coverage(cells, "ratios"), coverage(cells, "pair_ratios")
+    covered, pairs = coverage(cells, "ratios"), coverage(cells, "pair_ratios", quantiles="ratios")
     return {
         "cells": len(cells),
         "geometric_mean_over": against,

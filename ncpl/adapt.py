@@ -32,6 +32,8 @@ SHAPE = ("E", "logA", "alpha", "logB", "beta", "growth", "beta_n")
 FREEDOM = 4.0
 # Laws of less weight are left out: they change no forecast and cost room in the checkpoint.
 LEAST_WEIGHT = 0.005
+# The shipped law counts as so many sizes beside the lab's own, where these are all of so many million parameters.
+POOLED, LEAST_KNOWN = 3.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ def adapt_law(
             start = fit.score, fit.trust
             density = -0.5 * (math.log(height / 0.02) / 0.7) ** 2 - 0.5 * (math.log(noise / 0.003) / 1.5) ** 2
             found.append((fit.evidence + density + weight, (name, height, noise), fit.law(state)))
-    evidence = np.array([item[0] for item in found])
-    weights = np.exp(evidence - evidence.max())
-    kept = np.flatnonzero(weights >= LEAST_WEIGHT * weights.sum())
+    weights = _weights(
+        np.array([item[0] for item in found]), [item[1][0] for item in found], None if parent else _offset_share(runs)
+    )
+    kept = np.flatnonzero(weights >= LEAST_WEIGHT)
     weights = weights[kept] / weights[kept].sum()
     labels = [found[i][1] for i in kept]
     floor = float(np.sqrt(weights @ [noise**2 for _, _, noise in labels]))
@@ -130,6 +133,30 @@ def adapt_law(
     return whole.with_source(
         source, AdaptedSource(laws, weights, labels, floor, NOISE_SLOPE, unread, usual, list(runs), parent)
     )
+
+
+def _offset_share(runs: Sequence[Run]) -> float | None:
+    """Weight of the shipped law with an offset, whatever its evidence; None where its evidence decides.
+
+    Runs of few sizes cannot say how the loss goes on with size, and their evidence cannot know it. So where all models
+    are of sizes that the shipped law knows, a share stays with it (a linear pool, Stone 1961) that falls with the
+    number of sizes.
+    """
+    sizes = {round(float(run.get("active size") or run["model size"]), 1) for run in runs}
+    return POOLED / (POOLED + len(sizes)) if min(sizes) >= LEAST_KNOWN else None
+
+
+def _weights(evidence: np.ndarray, kinds: Sequence[str], share: float | None) -> np.ndarray:
+    """Posterior probabilities of the fits by their evidence, those of kind `offset` together of the share."""
+    weights = np.exp(evidence - evidence.max())
+    weights /= weights.sum()
+    offset = np.array([kind == "offset" for kind in kinds])
+    if share is None or not offset.any() or offset.all():
+        return weights
+    for own, part in ((offset, share), (~offset, 1 - share)):
+        among = np.exp(evidence[own] - evidence[own].max())
+        weights[own] = part * among / among.sum()
+    return weights
 
 
 def single_lab_shape(law: ConfigurationLaw, runs: Sequence[Run]) -> np.ndarray:

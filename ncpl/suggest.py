@@ -29,6 +29,7 @@ def choose(
     candidates: Sequence[int],
     targets: Sequence[int],
     budget: float,
+    most: int | None = None,
 ) -> list[Step]:
     """Runs in order, each the one that lowers the targets' mean variance most for the root of its cost.
 
@@ -38,6 +39,7 @@ def choose(
         costs: (configurations,) FLOPs.
         candidates, targets: which configurations may be run, and which are to be forecast.
         budget: FLOPs.
+        most: so many runs at most.
 
     >>> covariance = np.array([[1.0, 0.1, 0.9], [0.1, 1.0, 0.1], [0.9, 0.1, 1.0]])
     >>> [step.candidate for step in choose(covariance, np.full(3, 0.1), np.ones(3), [0, 1], [2], 1.0)]
@@ -47,6 +49,8 @@ def choose(
     steps: list[Step] = []
     targets = list(targets)
     while affordable := [i for i in left if spent + costs[i] <= budget * (1 + 1e-9)]:
+        if most is not None and len(steps) == most:
+            break
         gains = (covariance[np.ix_(targets, affordable)] ** 2).mean(0)
         gains = gains / (covariance[affordable, affordable] + noise[affordable]) / np.sqrt(costs[affordable])
         best = affordable[int(gains.argmax())]
