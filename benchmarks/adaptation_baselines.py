@@ -68,10 +68,8 @@ def package_chinchilla(runs: Sequence[Run], held: Sequence[Run]) -> np.ndarray:
     import pandas as pd
     from chinchilla import Chinchilla  # type: ignore[import-not-found]
 
-    (n, d), (asked_n, asked_d) = (
-        (np.array([run[name] for run in some]) * scale for name, scale in (("model size", 1e6), ("data size", 1e9)))
-        for some in (runs, held)
-    )
+    n, asked_n = (1e6 * np.array([run["model size"] for run in some]) for some in (runs, held))
+    d, asked_d = (1e9 * np.array([run["data size"] for run in some]) for some in (runs, held))
     losses = np.array([run["final_loss"] for run in runs])
     spans = {"E": (1, 2), "a": (1, 10), "b": (1, 10), "alpha": (0.1, 0.7), "beta": (0.1, 0.7)}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), np.errstate(all="ignore"):

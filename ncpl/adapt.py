@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.special import gammaln
+from scipy.special import gammaln, logsumexp
 
 from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw, AdaptedSource
 from fields_ncpl import sequence_length
@@ -33,7 +33,7 @@ FREEDOM = 4.0
 # Laws of less weight are left out: they change no forecast and cost room in the checkpoint.
 LEAST_WEIGHT = 0.005
 # The shipped law counts as so many sizes beside the lab's own, where these are all of so many million parameters.
-POOLED, LEAST_KNOWN = 3.0, 30.0
+POOLED, LEAST_KNOWN = 6.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,8 @@ def adapt_law(
             start = fit.score, fit.trust
             density = -0.5 * (math.log(height / 0.02) / 0.7) ** 2 - 0.5 * (math.log(noise / 0.003) / 1.5) ** 2
             found.append((fit.evidence + density + weight, (name, height, noise), fit.law(state)))
-    weights = _weights(
-        np.array([item[0] for item in found]), [item[1][0] for item in found], None if parent else _offset_share(runs)
-    )
+    kinds = ["" if parent else item[1][0] for item in found]
+    weights = _weights(np.array([item[0] for item in found]), kinds, runs, beliefs.kinds["offset"])
     kept = np.flatnonzero(weights >= LEAST_WEIGHT)
     weights = weights[kept] / weights[kept].sum()
     labels = [found[i][1] for i in kept]
@@ -135,27 +134,25 @@ def adapt_law(
     )
 
 
-def _offset_share(runs: Sequence[Run]) -> float | None:
-    """Weight of the shipped law with an offset, whatever its evidence; None where its evidence decides.
+def _weights(evidence: np.ndarray, kinds: Sequence[str], runs: Sequence[Run], odds: float) -> np.ndarray:
+    """Posterior probabilities of the fits by their evidence; those of kind `offset` together by a pool.
 
     Runs of few sizes cannot say how the loss goes on with size, and their evidence cannot know it. So where all models
-    are of sizes that the shipped law knows, a share stays with it (a linear pool, Stone 1961) that falls with the
-    number of sizes.
+    are of sizes that the shipped law knows, the odds of that law with an offset are `POOLED` over the number of sizes,
+    times the ratio of evidences to the power 1 / sqrt(runs), which is small where the runs plainly contradict it;
+    elsewhere they are the prior `odds`, which the evidence holds, times the ratio itself.
     """
-    sizes = {round(float(run.get("active size") or run["model size"]), 1) for run in runs}
-    return POOLED / (POOLED + len(sizes)) if min(sizes) >= LEAST_KNOWN else None
-
-
-def _weights(evidence: np.ndarray, kinds: Sequence[str], share: float | None) -> np.ndarray:
-    """Posterior probabilities of the fits by their evidence, those of kind `offset` together of the share."""
-    weights = np.exp(evidence - evidence.max())
-    weights /= weights.sum()
+    weights = np.exp(evidence - logsumexp(evidence))
     offset = np.array([kind == "offset" for kind in kinds])
-    if share is None or not offset.any() or offset.all():
+    sizes = {round(float(run.get("active size") or run["model size"]), 1) for run in runs}
+    if min(sizes) < LEAST_KNOWN or not offset.any() or offset.all():
         return weights
-    for own, part in ((offset, share), (~offset, 1 - share)):
-        among = np.exp(evidence[own] - evidence[own].max())
-        weights[own] = part * among / among.sum()
+    own, other = (logsumexp(evidence[some]) for some in (offset, ~offset))
+    gap = min(own - other - math.log(odds), 0.0)
+    pooled = POOLED / len(sizes) * math.exp(gap / math.sqrt(len(runs)))
+    share = pooled / (1 + pooled)
+    weights[offset] = share * np.exp(evidence[offset] - own)
+    weights[~offset] = (1 - share) * np.exp(evidence[~offset] - other)
     return weights
 
 

@@ -407,8 +407,9 @@ class Forecaster:
         Raises:
             ValueError: a budget that no candidate fits into, and what `predict` refuses.
         """
-        from ncpl.suggest import suggestions
+        from ncpl.suggest import check_budget, suggestions
 
+        check_budget(budget_flops)
         check_level(level)
         if self.calibration is None:
             raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")

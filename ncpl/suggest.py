@@ -4,6 +4,7 @@ Sequential design by expected posterior variance (MacKay 1992; Cohn et al. 1996)
 not depend on the loss that a run will give, so the gain of a run is known before it is made.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,15 @@ def choose(
         left.remove(best)
         steps.append(Step(best, float(np.sqrt(np.maximum(covariance[targets, targets], 0).mean()))))
     return steps
+
+
+def check_budget(budget: float) -> None:
+    """Raises a ValueError where a budget is no positive number of FLOPs.
+
+    >>> check_budget(1e20)
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise ValueError(f"budget_flops: got {budget!r}, expected FLOPs (6ND) above 0, such as 1e20")
 
 
 def suggestions(

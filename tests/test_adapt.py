@@ -438,6 +438,28 @@ def test_the_same_run_twice_counts_once_and_the_order_does_not_matter(shipped, a
     assert again.predict(asked)["loss"][0] == pytest.approx(adapted.predict(asked)["loss"][0], abs=1e-3)
 
 
+@pytest.mark.parametrize("budget", [0, -1e20, float("nan"), float("inf"), "much", True])
+def test_a_budget_that_is_none_is_refused_before_anything_is_read(adapted, budget):
+    with pytest.raises(ValueError, match="budget_flops: got"):
+        adapted.suggest([{"no": "configuration"}], budget)
+
+
+def test_the_shipped_law_keeps_a_share_where_all_sizes_are_its_own_and_the_runs_do_not_contradict_it(shipped):
+    def share(sizes, losses=None):
+        runs = lab_runs(sizes=sizes, **{"learning rate": 2e-3, "batch size": 128, "seq len": 2048})
+        if losses is not None:
+            asked = [{**run, "source": "nowhere"} for run in runs]
+            runs = [{**run, "final_loss": loss} for run, loss in zip(runs, losses(asked) + 0.3, strict=True)]
+        known = shipped.adapt(runs, source="acme").law.adapted["acme"]
+        return sum(w for label, w in zip(known.labels, known.weights, strict=True) if label[0] == "offset")
+
+    # Losses as the shipped law says, three sizes and one; another lab's; and sizes that the shipped law does not know.
+    assert share(SIZES, shipped.law.closed_form) == pytest.approx(6 / 9, abs=0.1)
+    assert share((60.0,), shipped.law.closed_form) == pytest.approx(6 / 7, abs=0.1)
+    assert share(SIZES) < 0.02
+    assert share((5.0, 10.0, 20.0), shipped.law.closed_form) < 0.3
+
+
 def test_plain_tokens_in_the_place_of_billions_are_refused(shipped):
     runs = [{"model size": 50, "data size": 3e9, "learning rate": 1e-3, "batch size": 128, "final_loss": 3.4}]
     with pytest.raises(ValueError, match=r"data size: got 3e\+09, expected .* check the unit"):
