@@ -133,7 +133,7 @@ def adapted(
         raise ValueError(f"runs: none of {short(source)} has a final_loss (nats per token), expected at least one")
     runs = with_earlier(law, runs, source)
     parent = parent or (known[source].parent if source in known else None)
-    offsets = 0.0 if network is None else network([training_order({**_DEFAULTS, **_conf(run)}) for run in runs])
+    offsets = 0.0 if network is None else network([training_order({**DEFAULTS, **_conf(run)}) for run in runs])
     new = adapt_law(law, runs, source, parent=parent, offsets=offsets)
     return new, None if calibration is None else _calibrated(calibration, new, source)
 
@@ -143,7 +143,7 @@ def _conf(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What a prompt needs and a run may leave unsaid, where a network reads it.
-_DEFAULTS = {"optimizer": "adamw", "learning rate": 2e-3, "batch size": 256, "seq len": 2048}
+DEFAULTS = {"optimizer": "adamw", "learning rate": 2e-3, "batch size": 256, "seq len": 2048}
 
 
 def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibration:

@@ -115,6 +115,8 @@ class DataBlock(Block):
     Args:
         sources: run logs, of `marin`, `steplaw` and `steplaw_moe`; the published prior knows the first two alone.
         data_dir: folder of their files; `sample`: the made-up runs that come along; null: download the public logs.
+        runs: file or folder of a lab's own finished runs as `ncpl adapt` reads it, in place of run logs; `sources` has
+            its one name, and every fourth run by FLOPs is in the split `select`.
         config: `final`, final losses alone, or `intermediate`, curve points too.
         splits: the role of each split.
         packed: put a run's curve points behind one shared prefix, and several runs into one sequence; false: a padded
@@ -123,6 +125,7 @@ class DataBlock(Block):
 
     sources: list[str] = Field(default=["marin", "steplaw"])
     data_dir: str | None = None
+    runs: str | None = None
     config: Literal["final", "intermediate"] = "final"
     splits: Splits = Splits()
     packed: StrictBool = False
@@ -133,6 +136,8 @@ class DataBlock(Block):
             raise ValueError("sources: got an empty list, expected at least one run log")
         if len(set(self.sources)) < len(self.sources):
             raise ValueError(f"sources: got {self.sources}, expected each run log once")
+        if self.runs is not None and (len(self.sources) > 1 or self.splits.report or self.config != "final"):
+            raise ValueError("runs: accepted with one source, an empty splits.report and config final")
         return self
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets_scripts import SAMPLE_DIR
 from datasets_scripts.runs import load_runs
-from fields_ncpl import FIELDS, check_config
+from fields_ncpl import FIELDS, check_config, sequence_length
 from ncpl.errors import short
 from ncpl.packing import Run
 from ncpl.recipe import DataBlock
@@ -58,7 +58,7 @@ def read_runs(data: DataBlock) -> Runs:
     names = [data.splits.train, data.splits.select, *data.splits.report]
     runs: Runs = {name: {} for name in names}
     for source in data.sources:
-        log = load_runs(source, data_folder(data), data.config)
+        log = own_log(data) if data.runs is not None else load_runs(source, data_folder(data), data.config)
         for name in names:
             if name not in log:
                 raise ValueError(f"data.splits: {source} has no split {name!r}, it has {', '.join(log)}")
@@ -71,6 +71,31 @@ def read_runs(data: DataBlock) -> Runs:
             if not runs[name][source]:
                 raise ValueError(f"data.splits: {source} has no run with a final loss in {name!r}")
     return runs
+
+
+def own_log(data: DataBlock) -> dict[str, list[dict[str, Any]]]:
+    """A lab's own runs in the form of a run log: every fourth by FLOPs, from the second on, is in the split `select`.
+
+    Raises:
+        ValueError: what `ncpl.own_runs.read_runs` refuses, or fewer than four runs.
+    """
+    # Only here, because it brings scipy and the reader of logs.
+    from ncpl.own_runs import DEFAULTS
+    from ncpl.own_runs import read_runs as read_own_runs
+    from ncpl.suggest import flops
+
+    rows = sorted(read_own_runs(Path(str(data.runs)), data.sources[0]), key=flops)
+    if len(rows) < 4:
+        raise ValueError(f"data.runs: got {len(rows)} finished runs, expected at least 4")
+    log: dict[str, list[dict[str, Any]]] = {data.splits.train: [], data.splits.select: []}
+    for i, row in enumerate(rows):
+        conf = {**DEFAULTS, **{name: value for name, value in row.items() if name in FIELDS}}
+        tokens = float(conf["batch size"]) * sequence_length(conf)
+        steps = float(conf.get("max step") or max(1.0, conf["data size"] * 1e9 // tokens))
+        name = str(row.get("name", f"run {i}"))
+        run = {"name": name, "source": row["source"], "conf": conf, "max_step": steps, "final_loss": row["final_loss"]}
+        log[data.splits.select if i % 4 == 1 else data.splits.train].append(run)
+    return log
 
 
 def data_folder(data: DataBlock) -> str | Path | None:

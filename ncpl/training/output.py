@@ -1,5 +1,6 @@
 """The output folder: whose it is, the record and the log beside the trained model."""
 
+import hashlib
 import json
 import os
 import platform
@@ -156,11 +157,21 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 def _data_hashes(recipe: Recipe, needed: bool) -> dict[str, str]:
     """Source -> SHA-256 of its run logs; a finished training is told also where its logs are no longer at hand."""
     try:
+        if recipe.data.runs is not None:
+            return {recipe.data.sources[0]: _hash_of_runs(Path(recipe.data.runs))}
         return {source: data_hash(source, data_folder(recipe.data)) for source in recipe.data.sources}
     except (ValueError, OSError):
         if needed:
             raise
         return {}
+
+
+def _hash_of_runs(path: Path) -> str:
+    """SHA-256 of a lab's own runs, a file or all files of a folder in order."""
+    if not path.exists():
+        raise ValueError(f"data.runs: {path} does not exist, expected a file or folder of runs")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(hash_file(file) for file in files).encode()).hexdigest()
 
 
 def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
