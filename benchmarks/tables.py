@@ -22,8 +22,8 @@ BENCHMARKS = ("training_throughput", "sweep", "startup", "serving")
 def number(value: Any) -> str:
     """A figure for a table, a spread as its median with its range.
 
-    >>> number({"median": 12.345, "min": 11, "max": 13.1}), number(3.2e-7), number(1234.5), number(None)
-    ('12.3 (11.0 to 13.1)', '3.2e-07', '1,234', '')
+    >>> number({"median": 12.345, "min": 11, "max": 13.1}), number(3.2e-7), number(0.00412), number(None)
+    ('12.3 (11.0 to 13.1)', '3.2e-07', '0.0041', '')
     """
     if isinstance(value, dict):
         return f"{number(value['median'])} ({number(value['min'])} to {number(value['max'])})"
@@ -31,7 +31,7 @@ def number(value: Any) -> str:
         return value or ""
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) < 0.1:
         return f"{value:.2g}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{float(f'{value:.3g}'):.{1 if abs(value) >= 10 else 2}f}"
 

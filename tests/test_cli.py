@@ -150,7 +150,7 @@ def test_sweep(forecaster, folder, file, tmp_path, capsys):
     output = tmp_path / "sweep.csv"
     lowest = as_json(*arguments, "--output", output, capsys=capsys)
     assert [row["loss"] for row in lowest] == sorted(expected["loss"])
-    pd.testing.assert_frame_equal(pd.read_csv(output), expected)
+    pd.testing.assert_frame_equal(pd.read_csv(output), pd.DataFrame(expected))
 
 
 def test_curve(tmp_path, file, capsys):

@@ -168,7 +168,7 @@ def sweep(
     model: Model = None,
     level: Level = 0.9,
     output: Annotated[
-        Path | None, typer.Option(help="File for all rows (.csv, .parquet), of a grid of any size.")
+        Path | None, typer.Option("--output", "--out", help="File for all rows (.csv, .parquet); a grid of any size.")
     ] = None,
     save: Save = None,
     as_json: Json = False,

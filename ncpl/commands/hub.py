@@ -1,12 +1,11 @@
 """The Hugging Face Hub and checkpoints."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ncpl.commands.shared import Json, app, print_json, write
+from ncpl.commands.shared import Json, app, print_json
 
 
 @app.command()
@@ -71,14 +70,15 @@ def card(
 
     Example: ncpl card outputs/ncpl-mini me/ncpl-mini
     """
+    from ncpl.files import write_json, write_text
     from ncpl.hub import cards
 
     text = cards.checkpoint_card(folder, repo)
     widget = folder / cards.WIDGET
     if not widget.exists() and cards.is_forecaster(folder):
-        write(widget, json.dumps(cards.widget_examples(folder), indent=2) + "\n")
+        write_json(widget, cards.widget_examples(folder))
         text = cards.checkpoint_card(folder, repo)
-    write(folder / "README.md", text)
+    write_text(folder / "README.md", text)
     if as_json:
         print_json({"card": str(folder / "README.md")})
     else:

@@ -29,7 +29,7 @@ def adapt(
         str, typer.Argument(metavar="RUNS", help="Finished runs: a file or folder as `ncpl import` reads it.")
     ],
     source: Annotated[str, typer.Option(help="The name by which forecasts ask for these runs' lab.")],
-    out: Annotated[Path, typer.Option(help="Folder for the adapted checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "--output", help="Folder for the adapted checkpoint.")],
     parent: Annotated[str | None, typer.Option(help="An adapted source of the same lab.")] = None,
     model: Model = None,
     save: Save = None,

@@ -23,7 +23,6 @@ from ncpl.commands.shared import (
     print_table,
     quiet_loading,
     records,
-    write,
 )
 
 if TYPE_CHECKING:
@@ -145,6 +144,7 @@ def report(
       ncpl report examples/marin-1b.yaml --out report.html
     """
     from ncpl.configs import check_configs, read_configs
+    from ncpl.files import write_text
     from ncpl.views.report import report as page
 
     check_folder(out)
@@ -156,7 +156,7 @@ def report(
     quiet_loading(model)
     forecaster = load(model)
     (config,) = check_configs(rows, forecaster.strict)
-    write(out, page(forecaster, config, gpu, count, level))
+    write_text(out, page(forecaster, config, gpu, count, level))
     if as_json:
         print_json({"report": str(out), "bytes": out.stat().st_size})
     else:

@@ -1,4 +1,4 @@
-"""A lab's own runs: reading them, adapting to them, what to run next."""
+"""Reading anyone's runs, and the registry of fields."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,9 @@ def import_(
     evaluation: Annotated[
         str | None, typer.Option("--eval", help="Part of the name of the loss to take, where several are logged.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the runs (.csv, .jsonl, .parquet).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--output", help="File for the runs (.csv, .jsonl, .parquet).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read anyone's run logs and configurations into one table of the registry's fields.

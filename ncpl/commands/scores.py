@@ -1,6 +1,5 @@
 """Accuracy against logged runs, and benchmark scores."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -26,8 +25,6 @@ from ncpl.commands.shared import (
     records,
     tell,
     with_notes,
-    without_nan,
-    write,
 )
 
 
@@ -39,7 +36,7 @@ def evaluate(
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="train, in_val or ood_val; repeat for several.")] = None,
     level: Level = 0.9,
-    output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "--out", help="JSON file for the result.")] = None,
     figure: Annotated[
         Path | None, typer.Option("--save", "--figure", help="Picture of predicted against observed losses.")
     ] = None,
@@ -62,6 +59,7 @@ def evaluate(
     import datasets
 
     from ncpl.evaluation import DEFAULT_SPLITS, evaluation_report, forecast_runs, table
+    from ncpl.files import write_json
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -69,7 +67,7 @@ def evaluate(
     runs = forecast_runs(forecaster, data_dir, split or DEFAULT_SPLITS, level)
     report = evaluation_report(runs, model or "ncpl-mini", data_dir, level)
     if output is not None:
-        write(output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
+        write_json(output, report)
     if figure is not None:
         from ncpl.figures import scatter
 

@@ -183,13 +183,6 @@ def check_picture(path: Path | None) -> None:
         check_suffix(path)
 
 
-def write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
-
-
 # What this command has noted already.
 _noted: set[str] = set()
 

@@ -124,7 +124,7 @@ def _upgrade_residual(residual: Mapping[str, Any], law: Mapping[str, Any], sourc
 
 
 def closed_form_0_1(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> dict[str, Any]:
-    """The closed form of release 0.1, whose `setback` is a step in the learning rate that is not tied to the valley.
+    """The closed form of release 0.1, whose lost tokens are a step in the learning rate that is not tied to the valley.
 
     Arguments and values as `forms_ncpl.closed_form`; beside them `edge`, the rate's log over that of rough training.
     """
@@ -146,8 +146,8 @@ def closed_form_0_1(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> 
     waste = data * (np.exp(c["beta"] * doubled) - 1)
     blown = 1 / (1 + np.exp(-np.clip(np.exp(c["sharp"]) * (rate - power("blow")), -40.0, 40.0)))
     lost = np.exp(c["lost"] + c["lost_d"] * d + c["lost_b"] * b) * blown
-    setback = data * (np.exp(c["beta"] * lost) - 1)
-    rough = saturation * (1 - np.exp(-(high + edge + setback) / saturation))
+    lost_tokens = data * (np.exp(c["beta"] * lost) - 1)
+    rough = saturation * (1 - np.exp(-(high + edge + lost_tokens) / saturation))
     excess = low + rough + np.exp(power("floor")) + waste
     loss = c["E"] + c["offset"] + np.exp(c["logA"] - c["alpha"] * n) + data + excess
     return {"loss": loss, "excess": excess, "valley": x, "edge": u}
