@@ -1,5 +1,6 @@
 """Forecasts from configurations: a checkpoint's law, its calibration and, where it adds something, its network."""
 
+import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, vary
 from ncpl.errors import CheckpointError, short
-from ncpl.grid import Grid, check_rows, named_fields
+from ncpl.grid import Grid, Rows, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
 from ncpl.results import Comparison, Curve, Forecasts, Optimum, Report, Suggestions, Sweep
@@ -231,7 +232,7 @@ class Forecaster:
         frames = list(forecast_grid(self, combinations, level))
         table = Sweep(pd.concat(frames))
         notes = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
-        table.attrs["notes"] = notes + self._farthest(_Rows(combinations), table)
+        table.attrs["notes"] = notes + self._farthest(Rows(combinations), table)
         return table
 
     def optimize(
@@ -249,14 +250,16 @@ class Forecaster:
             config: the configuration that is varied; its `max step` follows data size, batch size and sequence length.
             bounds: numeric field -> (low, high), both included; any field -> a list of choices.
             level: coverage of the interval.
-            constraints: `divergence`, its highest probability (0.5 when absent: a run that diverges has no loss to be
-                low); a counted field, such as `batch size`, the number that its values are multiples of.
+            constraints: the highest `divergence` (0.5 when absent: a run that diverges has no loss to be low); the most
+                `batch tokens`; for a counted field, such as `batch size`, the number that its values are multiples of.
             within: nats over the lowest loss that count as equally good.
 
         Returns:
-            The optimised fields, then `predict`'s columns at them; from a calibrated checkpoint `risk`, the expected
-            excess loss from uncertainty in the optimal learning rate, and `expected`, the loss plus that; `FIELD low`
-            and `FIELD high`, between which the loss is `within` the lowest, the other fields held.
+            The optimised fields, then `predict`'s columns at them. `risk` is what not knowing the best learning rate's
+            place exactly adds to the loss to expect, and `expected` their sum, where the checkpoint is calibrated. For
+            each field, `FIELD low` and `FIELD high`: how far it goes with the others held and the loss `within` the
+            lowest; and, where `config` states it, `FIELD start` and `FIELD worth`: the loss given up (nats) if it stays
+            there and the others are at their best. A field without effect stays at its start.
 
         Raises:
             ValueError: bounds that are no range, an unknown constraint, more than six fields, and what `predict`
@@ -265,35 +268,52 @@ class Forecaster:
         from ncpl import optimize as search
 
         check_level(level)
-        base, fields = self._completed(_one(config)), named_fields(bounds)
-        most, multiples = search.check_constraints(named_fields(constraints) if constraints else None)
-        axes, choices = search.axes_of(fields, multiples)
+        base, fields = dict(by_name(self._completed(_one(config)))), named_fields(bounds)
+        limits = search.Constraints.of(constraints)
+        axes, choices = search.axes_of(fields, limits.multiples)
         ends: dict[str, Sequence[Any]] = {axis.name: [axis.value(0), axis.value(1)] for axis in axes}
-        Grid(base, ends | choices, self.strict)
+        idle = self._idle(Grid(base, ends | choices, self.strict).base)
+        held = {
+            name: search.resting(base.get(name), ends.get(name) or choices[name]) for name in fields if name in idle
+        }
 
-        def checked(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-            return self._checked([vary(base, point) for point in points])
+        def whole(point: dict[str, Any]) -> dict[str, Any]:
+            return self._checked([vary(base, held | point)])[0]
 
-        def forecast(points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-            return self.predict_checked(checked(points), level)
-
-        best = search.minimise(forecast, axes, choices, most)
-        table = forecast([best])
-        found: dict[str, Any] = best | {str(name): value for name, value in table.iloc[0].items()}
+        searched = search.Search(
+            lambda points: self._cheap([whole(point) for point in points]),
+            whole,
+            [axis for axis in axes if axis.name not in held],
+            {name: values for name, values in choices.items() if name not in held},
+            limits,
+        )
+        best = searched.lowest(base)[1]
+        table = self.predict_checked([whole(best)], level)
+        found: dict[str, Any] = {name: (held | best)[name] for name in fields}
+        found |= {str(name): value for name, value in table.iloc[0].items()}
         if self.calibration is not None:
-            found["risk"] = float(self.calibration.law.risk(checked([best]))[0])
+            found["risk"] = float(self.calibration.law.risk([whole(best)])[0])
             found["expected"] = found["loss"] + found["risk"]
-        found |= search.flat_region(forecast, best, axes, within)
-        for axis in axes:
-            if best[axis.name] in (axis.low, axis.high):
-                warnings.warn(
-                    f"{axis.name}: the best value, {best[axis.name]:g}, is a bound; better ones may lie beyond",
-                    stacklevel=2,
-                )
+        found |= searched.flat(best, within) | searched.worth(found["loss"], base)
         # As objects, whole numbers stay whole beside the losses.
         result = Optimum(found, dtype=object)
-        result.attrs["notes"] = table.attrs["notes"]
+        result.attrs["notes"] = [*table.attrs["notes"], *searched.at_bounds(best)]
+        for note in searched.at_bounds(best):
+            warnings.warn(note, stacklevel=2)
         return result
+
+    def _cheap(self, configs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """`loss` and `divergence` of checked configurations alone, without notes."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses = self._losses(configs)
+        divergence = math.nan if self.calibration is None else self.calibration.divergence(configs)
+        return pd.DataFrame({"loss": losses, "divergence": divergence})
+
+    def _idle(self, config: Mapping[str, Any]) -> set[str]:
+        """The fields of a checked configuration that move no forecast; a network reads all of them."""
+        found: Any = getattr(self.law, "idle_fields", lambda config: [])
+        return set() if self.network is not None else set(found(config))
 
     def adapt(
         self, runs: Any, source: str, *, parent: str | None = None, eval: Mapping[str, str] | None = None
@@ -571,19 +591,6 @@ class Forecaster:
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
         table.attrs["notes"] = forecast.attrs["notes"]
         return table
-
-
-class _Rows(Sequence[Mapping[str, Any]]):
-    """A grid's configurations, each made when it is asked for."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-
-    def __len__(self) -> int:
-        return len(self.grid)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.grid.configs(i, i + 1)[0]
 
 
 def _one(config: Any) -> Mapping[str, Any]:

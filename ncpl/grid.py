@@ -119,6 +119,19 @@ def _check_size(count: int, most: int, hint: str) -> None:
         raise ValueError(f"fields: got {count:.6g} combinations, expected at most {most:.6g}{hint}")
 
 
+class Rows(Sequence[Mapping[str, Any]]):
+    """A grid's configurations, each made when it is asked for."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.grid.configs(i, i + 1)[0]
+
+
 def named_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """The same under the registry's names.
 

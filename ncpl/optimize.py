@@ -5,7 +5,7 @@ What is minimised is a callable; nothing here knows the forecaster.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import differential_evolution, minimize_scalar
 
-from fields_ncpl import FIELDS
+from fields_ncpl import FIELDS, field_name, sequence_length
 from ncpl.errors import one_line, short
+from text_ncpl import parse_count, read_number
 
 # More free fields than this need more forecasts than anyone waits for.
 FREE_FIELDS = 6
@@ -46,6 +47,14 @@ class Axis:
     high: float
     multiple: int = 0
 
+    def place(self, value: Any) -> float:
+        """Where a value lies, between 0 and 1; the middle where it is none of the range's."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return 0.5
+        if self.low > 0:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
     def value(self, x: float) -> Any:
         """The allowed value at x, between 0 and 1."""
         if x <= 0 or x >= 1:
@@ -75,17 +84,17 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
     """
     axes, choices = [], {}
     for name, given in bounds.items():
-        field, shown = FIELDS.get(name), one_line(name, 60)
+        known, shown = FIELDS.get(name), one_line(name, 60)
         if (
             isinstance(given, Sequence)
             and not isinstance(given, str | tuple)
-            and (len(given) != 2 or field is None or field.kind in ("text", "flag"))
+            and (len(given) != 2 or known is None or known.kind in ("text", "flag"))
         ):
             if not given:
                 raise ValueError(f"{shown}: got no choices, expected a list of values")
             choices[name] = list(given)
             continue
-        if field is None or field.kind in ("text", "flag"):
+        if known is None or known.kind in ("text", "flag"):
             raise ValueError(f"{shown}: not a number, expected a numeric field, or a list of choices")
         try:
             low, high = (float(limit) for limit in given)
@@ -93,7 +102,7 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
             raise ValueError(f"{shown}: got {short(given)}, expected two finite numbers, the lower first") from None
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"{shown}: got {short(given)}, expected two finite numbers, the lower first")
-        multiple = int(multiples.get(name, 1 if field.kind == "count" else 0))
+        multiple = int(multiples.get(name, 1 if known.kind == "count" else 0))
         if multiple and math.ceil(low / multiple) > math.floor(high / multiple):
             raise ValueError(f"{name}: no multiple of {multiple} between {low:g} and {high:g}")
         axes.append(Axis(name, low, high, multiple))
@@ -102,74 +111,169 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
     return axes, choices
 
 
-def check_constraints(constraints: Mapping[str, Any] | None) -> tuple[float, dict[str, int]]:
-    """The most divergence that is allowed, and field -> the number that its values are multiples of.
+def resting(start: Any, values: Sequence[Any]) -> Any:
+    """Where a field without effect stays: at its start where that is allowed, else at the first value.
 
-    Raises:
-        ValueError: a constraint that is none of these.
-
-    >>> check_constraints({"divergence": 0.1, "batch size": 64})
-    (0.1, {'batch size': 64})
+    >>> resting(0.1, [0.01, 1]), resting(None, [0.01, 1])
+    (0.1, 0.01)
     """
-    most, multiples = MOST_DIVERGENCE, {}
-    for name, value in (constraints or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"constraints: {one_line(name, 60)}: got {short(value)}, expected a number")
-        if name == "divergence":
-            if not 0 < value <= 1:
-                raise ValueError(
-                    f"constraints: divergence: got {short(value)}, expected a probability above 0, at most 1"
-                )
-            most = float(value)
-        elif name in FIELDS and FIELDS[name].kind == "count":
-            if value < 1 or value != int(value):
-                raise ValueError(
-                    f"constraints: {name}: got {short(value)}, expected the whole number it is a multiple of"
-                )
-            multiples[name] = int(value)
-        else:
-            known = ["divergence", *(field.name for field in FIELDS.values() if field.kind == "count")]
-            near = get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"constraints: {short(name)}: expected divergence (at most) or a counted field (a multiple){hint}"
-            )
-    return most, multiples
+    numbers = all(isinstance(value, int | float) for value in values)
+    if numbers and isinstance(start, int | float) and min(values) <= start <= max(values):
+        return start
+    return start if start in values else values[0]
 
 
-def minimise(
-    forecast: Callable[[list[Point]], pd.DataFrame],
-    axes: Sequence[Axis],
-    choices: Mapping[str, Sequence[Any]],
-    most_divergence: float = MOST_DIVERGENCE,
-) -> Point:
-    """The point with the lowest forecast loss whose divergence is allowed.
-
-    For every combination of choices differential evolution (Storn & Price 1997) over all ranges, then Brent's search
-    over each range alone. Deterministic.
+@dataclass(frozen=True)
+class Constraints:
+    """What a configuration must hold to be chosen.
 
     Args:
-        forecast: points (field -> value) -> `loss` and `divergence` (NaN where it is not known).
-        axes: numeric fields.
-        choices: field -> values.
-        most_divergence: the highest probability to diverge.
+        divergence: its highest probability to diverge.
+        batch_tokens: the most tokens of a batch.
+        multiples: counted field -> the number that its values are multiples of.
     """
 
-    def height(points: list[Point]) -> np.ndarray:
-        table = forecast(points)
-        over = np.nan_to_num(table["divergence"].to_numpy(dtype=float)) - most_divergence
-        return table["loss"].to_numpy(dtype=float) + 10 * np.maximum(over, 0)
+    divergence: float = MOST_DIVERGENCE
+    batch_tokens: float = math.inf
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
-    best: tuple[float, Point] = (math.inf, {})
-    for fixed in _combinations(choices):
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> "Constraints":
+        """The constraints that somebody states.
 
-        def beside(points: list[Point], fixed: Point = fixed) -> np.ndarray:
-            return height([fixed | point for point in points])
+        Raises:
+            ValueError: a constraint that is none of these.
 
-        found = _lowest(beside, axes)
-        if found[0] < best[0]:
-            best = found[0], fixed | found[1]
-    return best[1]
+        >>> Constraints.of({"divergence": 0.1, "batch size": 64}).multiples
+        {'batch size': 64}
+        """
+        limits, multiples = {"divergence": MOST_DIVERGENCE, "batch tokens": math.inf}, {}
+        for stated, value in (given or {}).items():
+            name = stated if stated in limits else (field_name(stated) or str(stated))
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"constraints: {name}: got {value!r}, expected a number")
+            if name == "divergence" and not 0 < value <= 1:
+                raise ValueError(f"constraints: divergence: got {value!r}, expected a probability above 0, at most 1")
+            if name == "batch tokens" and not value > 0:
+                raise ValueError(f"constraints: batch tokens: got {value!r}, expected the most tokens of a batch")
+            if name in limits:
+                limits[name] = float(value)
+            elif name in FIELDS and FIELDS[name].kind == "count":
+                if value < 1 or value != int(value):
+                    raise ValueError(
+                        f"constraints: {name}: got {value!r}, expected the whole number it is a multiple of"
+                    )
+                multiples[name] = int(value)
+            else:
+                known = [*limits, *(known.name for known in FIELDS.values() if known.kind == "count")]
+                near = get_close_matches(str(name), known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"constraints: {name!r}: expected divergence (at most), batch tokens (at most) or a counted field "
+                    f"(a multiple){hint}"
+                )
+        return cls(limits["divergence"], limits["batch tokens"], multiples)
+
+    def broken(self, points: Sequence[Mapping[str, Any]], divergence: np.ndarray) -> np.ndarray:
+        """By how much configurations are beyond the limits, 0 where they hold them."""
+        over = np.maximum(np.nan_to_num(divergence) - self.divergence, 0)
+        if math.isfinite(self.batch_tokens):
+            tokens = np.array([float(point["batch size"]) * sequence_length(point) for point in points])
+            over = over + np.maximum(np.log(tokens / self.batch_tokens), 0)
+        return over
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched: the loss over some fields of one configuration, within constraints.
+
+    Args:
+        forecast: points (field -> value) -> `loss`, and `divergence` (NaN where it is not known).
+        config: a point -> its whole configuration.
+        axes: numeric fields.
+        choices: field -> values.
+        constraints: what a point must hold.
+    """
+
+    forecast: Callable[[list[Point]], pd.DataFrame]
+    config: Callable[[Point], Mapping[str, Any]]
+    axes: Sequence[Axis]
+    choices: Mapping[str, Sequence[Any]]
+    constraints: Constraints
+
+    def height(self, points: list[Point]) -> np.ndarray:
+        """Losses in nats per token, and much more where a constraint is broken."""
+        table = self.forecast(points)
+        limited = math.isfinite(self.constraints.batch_tokens)
+        configs = [self.config(point) for point in points] if limited else points
+        broken = self.constraints.broken(configs, table["divergence"].to_numpy(dtype=float))
+        return table["loss"].to_numpy(dtype=float) + np.where(broken > 0, 1 + 10 * broken, 0)
+
+    def lowest(self, start: Mapping[str, Any], held: Point | None = None) -> tuple[float, Point]:
+        """The lowest height and its point.
+
+        For every combination of choices differential evolution (Storn & Price 1997) over all ranges, then Brent's
+        search over each range alone. Deterministic.
+
+        Args:
+            start: values that are tried too, where they are within the ranges.
+            held: field -> the value that is kept.
+        """
+        held = held or {}
+        axes = [axis for axis in self.axes if axis.name not in held]
+        choices = {name: values for name, values in self.choices.items() if name not in held}
+        best: tuple[float, Point] = (math.inf, {})
+        for fixed in _combinations(choices):
+
+            def beside(points: list[Point], fixed: Point = held | fixed) -> np.ndarray:
+                return self.height([fixed | point for point in points])
+
+            found = _lowest(beside, axes, start)
+            if found[0] < best[0]:
+                best = found[0], held | fixed | found[1]
+        return best
+
+    def at_bounds(self, best: Point) -> list[str]:
+        """Says which fields are best at an end of their range."""
+        return [
+            f"{axis.name}: the best value, {best[axis.name]:g}, is a bound; better ones may lie beyond"
+            for axis in self.axes
+            if best[axis.name] in (axis.low, axis.high)
+        ]
+
+    def worth(self, best: float, start: Mapping[str, Any]) -> dict[str, Any]:
+        """What each field that starts somewhere is worth.
+
+        Args:
+            best: the lowest loss.
+            start: field -> where it starts.
+
+        Returns:
+            `FIELD start` and `FIELD worth`, nats given up where it stays there and the others are at their best.
+        """
+        worth: dict[str, Any] = {}
+        for name in (*(axis.name for axis in self.axes), *self.choices):
+            if start.get(name) is not None:
+                kept = self.forecast([self.lowest(start, {name: start[name]})[1]])
+                lost = max(float(kept["loss"].iloc[0]) - best, 0.0)
+                worth |= {f"{name} start": start[name], f"{name} worth": lost}
+        return worth
+
+    def flat(self, best: Point, within: float) -> dict[str, Any]:
+        """How far each range goes, the others at their best, without the loss rising by more than `within` nats.
+
+        Returns:
+            `FIELD low` and `FIELD high` for each range.
+        """
+        region = {}
+        lowest = float(self.height([best])[0])
+        for axis in self.axes:
+            values = [axis.value(x) for x in np.linspace(0, 1, _FLAT_POINTS)]
+            heights = self.height([best | {axis.name: value} for value in values])
+            flat = [value for value, height in zip(values, heights, strict=True) if height <= lowest + within]
+            region[f"{axis.name} low"] = min([*flat, best[axis.name]])
+            region[f"{axis.name} high"] = max([*flat, best[axis.name]])
+        return region
 
 
 def _combinations(choices: Mapping[str, Sequence[Any]]) -> list[Point]:
@@ -179,7 +283,9 @@ def _combinations(choices: Mapping[str, Sequence[Any]]) -> list[Point]:
     return points
 
 
-def _lowest(height: Callable[[list[Point]], np.ndarray], axes: Sequence[Axis]) -> tuple[float, Point]:
+def _lowest(
+    height: Callable[[list[Point]], np.ndarray], axes: Sequence[Axis], start: Mapping[str, Any]
+) -> tuple[float, Point]:
     if not axes:
         return float(height([{}])[0]), {}
 
@@ -196,6 +302,7 @@ def _lowest(height: Callable[[list[Point]], np.ndarray], axes: Sequence[Axis]) -
         maxiter=_GENERATIONS,
         tol=1e-6,
         seed=0,
+        x0=[axis.place(start.get(axis.name)) for axis in axes],
     )
     x, value = found.x.copy(), float(np.min(found.fun))
     for sweep in range(_SWEEPS):
@@ -214,20 +321,51 @@ def _lowest(height: Callable[[list[Point]], np.ndarray], axes: Sequence[Axis]) -
     return value, point(x)
 
 
-def flat_region(
-    forecast: Callable[[list[Point]], pd.DataFrame], best: Point, axes: Sequence[Axis], within: float
-) -> dict[str, Any]:
-    """How far each range goes, the other fields held at their best, without the loss rising by more than `within` nats.
+def constraints_of(multiples: Sequence[str], divergence: float | None, batch_tokens: str | None) -> dict[str, Any]:
+    """`Constraints.of`'s mapping from a shell's words, such as `batch_size=64`.
 
-    Returns:
-        `FIELD low` and `FIELD high` for each range.
+    >>> constraints_of(["batch_size=64"], 0.1, "4M")
+    {'batch size': 64, 'divergence': 0.1, 'batch tokens': 4000000.0}
     """
-    region = {}
-    lowest = float(forecast([best])["loss"].iloc[0])
-    for axis in axes:
-        values = [axis.value(x) for x in np.linspace(0, 1, _FLAT_POINTS)]
-        losses = forecast([best | {axis.name: value} for value in values])["loss"].to_numpy(dtype=float)
-        flat = [value for value, loss in zip(values, losses, strict=True) if loss <= lowest + within]
-        region[f"{axis.name} low"] = min([*flat, best[axis.name]])
-        region[f"{axis.name} high"] = max([*flat, best[axis.name]])
-    return region
+    found: dict[str, Any] = {}
+    for text in multiples:
+        name, sign, value = text.partition("=")
+        number = read_number(value)
+        if not sign or number is None:
+            raise ValueError(f"multiple: got {short(text)}, expected FIELD=N, such as batch_size=64")
+        found[field_name(name) or name] = number
+    if divergence is not None:
+        found["divergence"] = divergence
+    if batch_tokens is not None:
+        tokens = read_number(batch_tokens) or parse_count(batch_tokens)
+        if tokens is None:
+            raise ValueError(f"batch tokens: got {short(batch_tokens)}, expected a count such as 4e6 or 4M")
+        found["batch tokens"] = float(tokens)
+    return found
+
+
+def optimized_tables(found: pd.Series, level: float, within: float) -> list[list[dict[str, str]]]:
+    """What a person is shown of `Forecaster.optimize`'s result: the fields, a row each, then the forecast."""
+    from calibration_ncpl import distance_in_words
+
+    def text(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    fields = []
+    for name in list(found.index)[: list(found.index).index("loss")]:
+        reach = f"{text(found[f'{name} low'])} to {text(found[f'{name} high'])}" if f"{name} low" in found else ""
+        worth = f"{found[f'{name} worth']:.4f}" if f"{name} worth" in found else ""
+        fields.append(
+            {"": name, "start": text(found.get(f"{name} start", "")), "best": text(found[name])}
+            | {f"within {within:g} nats": reach, "worth (nats)": worth}
+        )
+    forecast = {"loss (nats per token)": f"{found['loss']:.4f}"}
+    if "risk" in found:
+        forecast |= {
+            f"{level * 100:g} % interval": f"{found['lower']:.4f} to {found['upper']:.4f}",
+            "risk": f"{found['risk']:.4f}, the best rate's place is not known exactly",
+            "loss to expect": f"{found['expected']:.4f}",
+            "P(divergence)": f"{found['divergence']:.3f}",
+            "extrapolation": f"{found['extrapolation']:.2f} {distance_in_words(found['extrapolation'])}",
+        }
+    return [fields, [{"": name, "forecast": value} for name, value in forecast.items()]]

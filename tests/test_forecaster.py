@@ -206,6 +206,26 @@ def test_optimize_obeys_its_constraints_and_chooses(calibrated):
     assert best["expected"] == best["loss"] + best["risk"]
 
 
+def test_optimize_says_what_each_field_is_worth():
+    """Of the embedded law: a field at its start costs what the search without it loses; one without effect rests."""
+    forecaster = Forecaster.from_pretrained()
+    start = {"source": "steplaw", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 5e-3}
+    start |= {"batch size": 64, "num heads": 16}
+    bounds = {"learning rate": (1e-4, 1e-2), "batch size": (32, 512), "num heads": (8, 32)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        best = forecaster.optimize(start, bounds, constraints={"batch tokens": 2.5e5, "batch size": 16})
+        alone = forecaster.optimize(start, {"batch size": (32, 512)}, constraints={"batch size": 16})
+    assert best["batch size"] <= 112
+    assert best["batch size"] % 16 == 0
+    assert best["num heads"] == 16
+    assert "num heads worth" not in best
+    assert any("no effect on this forecast: num heads" in note for note in best.attrs["notes"])
+    assert not any(note.startswith("num heads: the best value") for note in best.attrs["notes"])
+    assert best["learning rate worth"] >= alone["loss"] - best["loss"] - 1e-6
+    assert best["learning rate start"] == 5e-3
+
+
 @pytest.mark.parametrize(
     ("constraints", "message"),
     [
@@ -213,6 +233,7 @@ def test_optimize_obeys_its_constraints_and_chooses(calibrated):
         ({"divergence": 2}, "expected a probability"),
         ({"batch size": 0.5}, "expected the whole number"),
         ({"batch size": 1000}, "batch size: no multiple of 1000 between 32 and 500"),
+        ({"batch tokens": 0}, "expected the most tokens of a batch"),
     ],
 )
 def test_optimize_refuses_constraints(forecaster, constraints, message):

@@ -214,27 +214,43 @@ def sweep(
 
 @app.command()
 def optimize(
-    configs: Configs, model: Model = None, level: Level = 0.9, save: Save = None, as_json: Json = False
+    configs: Configs,
+    model: Model = None,
+    multiple: Annotated[
+        list[str] | None, typer.Option(help="FIELD=N: the field is a multiple of N, as batch_size=64; repeatable.")
+    ] = None,
+    divergence: Annotated[float | None, typer.Option(help="Highest probability to diverge; default: 0.5.")] = None,
+    batch_tokens: Annotated[str | None, typer.Option(help="Most tokens of a batch, such as 4e6 or 4M.")] = None,
+    within: Annotated[float, typer.Option(help="Nats over the lowest loss that count as equally good.")] = 0.002,
+    level: Level = 0.9,
+    save: Save = None,
+    as_json: Json = False,
 ) -> None:
-    """Find the values within bounds to bet on: those with the lowest loss to expect.
+    """Find the values with the lowest forecast loss, and what each field is worth.
 
-    FIELD=LOW:HIGH makes a field free within its bounds.
+    FIELD=LOW:HIGH makes a field free within its bounds, FIELD=A,B among choices. For each: where it starts, its best
+    value, how far it goes while the loss stays within --within nats, and what it is worth: the loss given up if it
+    stays at its start while the others are at their best.
 
     \b
-    Example:
+    Examples:
       ncpl optimize examples/marin-1b.yaml lr=1e-4:1e-2 batch_size=32:1024
+      ncpl optimize examples/marin-1b.yaml lr=1e-4:1e-2 optimizer=adamw,muon
+      ncpl optimize examples/marin-1b.yaml batch_size=32:1024 --multiple batch_size=64
     """
     from ncpl.configs import read_bounds
+    from ncpl.optimize import constraints_of, optimized_tables
 
     check_picture(save)
+    constraints = constraints_of(multiple or [], divergence, batch_tokens)
     config, bounds = read_bounds(configs)
-    found = load(model).optimize(config, bounds, level)
+    found = load(model).optimize(config, bounds, level, constraints=constraints, within=within)
     notes = found.attrs["notes"]
     tell(notes)
     if save is not None:
         found.plot().save(save)
-    best = found.to_frame().T
     if as_json:
-        print_json(with_notes(records(best), notes)[0])
-    else:
-        print_table(forecast_rows(best, level))
+        print_json(with_notes(records(found.to_frame().T), notes)[0])
+        return
+    for rows in optimized_tables(found, level, within):
+        print_table(rows)
