@@ -255,11 +255,10 @@ class Forecaster:
             within: nats over the lowest loss that count as equally good.
 
         Returns:
-            The optimised fields, then `predict`'s columns at them. `risk` is what not knowing the best learning rate's
-            place exactly adds to the loss to expect, and `expected` their sum, where the checkpoint is calibrated. For
-            each field, `FIELD low` and `FIELD high`: how far it goes with the others held and the loss `within` the
-            lowest; and, where `config` states it, `FIELD start` and `FIELD worth`: the loss given up (nats) if it stays
-            there and the others are at their best. A field without effect stays at its start.
+            The optimised fields, then `predict`'s columns at them; from a calibrated checkpoint `risk`, the expected
+            excess loss from uncertainty in the optimal learning rate, and `expected`, the loss plus that. `FIELD low`
+            and `FIELD high`, between which the loss is `within` the lowest, the other fields held. Where `config`
+            states a field, `FIELD start`, and `FIELD worth`, the nats given up if it stays there and the others move.
 
         Raises:
             ValueError: bounds that are no range, an unknown constraint, more than six fields, and what `predict`
@@ -272,10 +271,7 @@ class Forecaster:
         limits = search.Constraints.of(constraints)
         axes, choices = search.axes_of(fields, limits.multiples)
         ends: dict[str, Sequence[Any]] = {axis.name: [axis.value(0), axis.value(1)] for axis in axes}
-        idle = self._idle(Grid(base, ends | choices, self.strict).base)
-        held = {
-            name: search.resting(base.get(name), ends.get(name) or choices[name]) for name in fields if name in idle
-        }
+        held = search.resting(base, ends | choices, self._idle(Grid(base, ends | choices, self.strict).base))
 
         def whole(point: dict[str, Any]) -> dict[str, Any]:
             return self._checked([vary(base, held | point)])[0]
@@ -283,8 +279,7 @@ class Forecaster:
         searched = search.Search(
             lambda points: self._cheap([whole(point) for point in points]),
             whole,
-            [axis for axis in axes if axis.name not in held],
-            {name: values for name, values in choices.items() if name not in held},
+            *search.moving(axes, choices, held),
             limits,
         )
         best = searched.lowest(base)[1]
@@ -298,8 +293,7 @@ class Forecaster:
         # As objects, whole numbers stay whole beside the losses.
         result = Optimum(found, dtype=object)
         result.attrs["notes"] = [*table.attrs["notes"], *searched.at_bounds(best)]
-        for note in searched.at_bounds(best):
-            warnings.warn(note, stacklevel=2)
+        self._tell(searched.at_bounds(best))
         return result
 
     def _cheap(self, configs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

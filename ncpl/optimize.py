@@ -4,7 +4,7 @@ What is minimised is a callable; nothing here knows the forecaster.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -111,16 +111,32 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
     return axes, choices
 
 
-def resting(start: Any, values: Sequence[Any]) -> Any:
-    """Where a field without effect stays: at its start where that is allowed, else at the first value.
+def resting(start: Mapping[str, Any], fields: Mapping[str, Sequence[Any]], idle: Collection[str]) -> Point:
+    """Where fields without effect stay: at their start where that is allowed, else at the first value.
 
-    >>> resting(0.1, [0.01, 1]), resting(None, [0.01, 1])
-    (0.1, 0.01)
+    Args:
+        start: field -> where it starts.
+        fields: field -> the ends of its range, or its choices.
+        idle: the fields without effect.
+
+    >>> resting({"weight decay": 0.1}, {"weight decay": [0.01, 1.0], "warmup": [0, 16]}, {"weight decay", "warmup"})
+    {'weight decay': 0.1, 'warmup': 0}
     """
-    numbers = all(isinstance(value, int | float) for value in values)
-    if numbers and isinstance(start, int | float) and min(values) <= start <= max(values):
-        return start
-    return start if start in values else values[0]
+    found = {}
+    for name, values in fields.items():
+        if name in idle:
+            value = start.get(name)
+            numbers = all(isinstance(known, int | float) for known in (value, *values))
+            allowed = min(values) <= value <= max(values) if numbers else value in values
+            found[name] = value if allowed else values[0]
+    return found
+
+
+def moving(
+    axes: Sequence[Axis], choices: Mapping[str, list[Any]], held: Point
+) -> tuple[list[Axis], dict[str, list[Any]]]:
+    """The ranges and choices of the fields that are not held."""
+    return [a for a in axes if a.name not in held], {name: own for name, own in choices.items() if name not in held}
 
 
 @dataclass(frozen=True)
