@@ -82,34 +82,40 @@ def forecast_runs(
         except MissingRunsError as error:
             left_out.append(f"{source} is left out: {error}")
             continue
-        paper = _paper_predictions(source, data_dir)
-        for split in dict.fromkeys(splits):
-            rows = list(runs[split])
-            names = [row["name"] for row in rows]
-            # Not strict: what really ran is never refused.
-            configs = check_configs([{**row["conf"], "max step": row["max_step"]} for row in rows], False, names)
-            forecast = forecaster.predict_checked(configs, level).rename(columns={"loss": "model"})
-            logged = pd.DataFrame(
-                {
-                    "source": source,
-                    "split": split,
-                    "name": names,
-                    "observed": [row["final_loss"] for row in rows],
-                    "prior": law(configs),
-                    "model size": [config["model size"] for config in configs],
-                    "active size": [config.get("active size", np.nan) for config in configs],
-                    "reached": np.nan,
-                }
-            )
-            if forecaster.calibration is not None:
-                losses, observed = forecast["model"].to_numpy(), logged["observed"].to_numpy()
-                logged["reached"] = forecaster.calibration.level(configs, losses, observed)
-            tables.append(pd.concat([logged, forecast], axis=1).merge(paper, how="left", on=["name", "split"]))
+        tables += [_judged(forecaster, source, split, runs[split], data_dir, level) for split in dict.fromkeys(splits)]
     if not tables:
         raise ValueError(left_out[0])
     for message in left_out:
         warnings.warn(message, stacklevel=2)
     return pd.concat(tables, ignore_index=True)
+
+
+def _judged(
+    forecaster: Forecaster, source: str, split: str, runs: Any, data_dir: str | Path | None, level: float
+) -> pd.DataFrame:
+    """`forecast_runs` of one split of a source."""
+    rows = list(runs)
+    names = [row["name"] for row in rows]
+    # Not strict: what really ran is never refused.
+    configs = check_configs([{**row["conf"], "max step": row["max_step"]} for row in rows], False, names)
+    forecast = forecaster.predict_checked(configs, level).rename(columns={"loss": "model"})
+    logged = pd.DataFrame(
+        {
+            "source": source,
+            "split": split,
+            "name": names,
+            "observed": [row["final_loss"] for row in rows],
+            "prior": forecaster.law(configs),
+            "model size": [config["model size"] for config in configs],
+            "active size": [config.get("active size", np.nan) for config in configs],
+            "reached": np.nan,
+        }
+    )
+    if forecaster.calibration is not None:
+        losses, observed = forecast["model"].to_numpy(), logged["observed"].to_numpy()
+        logged["reached"] = forecaster.calibration.level(configs, losses, observed)
+    paper = _paper_predictions(source, data_dir)
+    return pd.concat([logged, forecast], axis=1).merge(paper, how="left", on=["name", "split"])
 
 
 def evaluation_report(

@@ -114,7 +114,6 @@ def benchmarks(
     from modeling_nsp import NSPModel
     from ncpl.configs import read_configs
     from ncpl.files import parse_value
-    from ncpl.nsp.benchmarks import are_configurations, benchmarks
 
     rows = read_configs(models, translate=False)[0] if models else []
     named = {name: parse_value(text) for name, text in (("params", params), ("tokens", tokens)) if text is not None}
@@ -130,12 +129,7 @@ def benchmarks(
 
         scores_over_compute(predictor, level=level).save(save)
         return
-    if are_configurations(rows):
-        from ncpl import Forecaster
-
-        found = Forecaster.from_pretrained().benchmarks(rows, like, level, predictor)
-    else:
-        found = benchmarks(rows, like, level, predictor)
+    found = load(None).benchmarks(rows, like, level, predictor)
     notes = found.attrs.get("notes", [])
     tell(notes)
     if save is not None:
