@@ -5,7 +5,7 @@
 Other labs, one recipe of each laboratory, are adapted to: from at most 32 of their runs up to each of a few sizes, all
 larger runs are forecast. A lab is in no prior of its own: the labs' shape leaves its laboratory out, and the interval's
 quantile is that of the other laboratories' held-out runs (`results/adaptation.json`). So is its drift: that of the
-other laboratories whose coverage comes nearest the level; the shipped one is of all. StepLaw's and Marin's largest
+other laboratories whose coverage comes nearest the level; the shipped one is that of all. StepLaw's and Marin's largest
 size in train is forecast by the law and the calibration of everything else. A cell is a lab, size and data size, and
 counts once in each band of (size / largest fitted size).
 """
@@ -146,11 +146,14 @@ def adapted_cases(
 
 
 def fitted_drift(cases: Sequence[Mapping[str, Any]]) -> float:
-    """The drift by which the laboratories' coverage comes nearest the level, over the bands alike."""
+    """The drift by which the laboratories' coverage, bands and laboratories alike, comes nearest the level.
+
+    The mean and not each laboratory's own distance from the level: one whose errors are no drift would set it alone.
+    """
 
     def off(drift: float) -> float:
         found = coverage(cases, drift)
-        return float(np.mean([abs(found[band]["laboratories"] - LEVEL) for band in FITTED if band in found]))
+        return abs(float(np.mean([found[band]["laboratories"] for band in FITTED if band in found])) - LEVEL)
 
     return min(DRIFTS, key=off)
 
