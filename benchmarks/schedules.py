@@ -147,9 +147,9 @@ def residuals(z: np.ndarray, groups: Sequence[Group], names: Sequence[str]) -> n
 
 
 def by_lab(heights: Mapping[str, float]) -> dict[str, float]:
-    """Lab -> height: the mean over Marin's optimizers, and of labs with one schedule what their curves say."""
+    """Lab -> height: the median of Marin's optimizers, and of labs with one schedule what their curves say."""
     marin = [np.log(height) for name, height in heights.items() if name.startswith("marin")]
-    labs = {"multipowerlaw": heights["multipowerlaw"], "marin": float(np.exp(np.mean(marin)).round(3))}
+    labs = {"multipowerlaw": heights["multipowerlaw"], "marin": float(np.exp(np.median(marin)).round(3))}
     curves = read_law(MINI).sources
     first = curves["multipowerlaw"]["logh"]
     for lab, sources in (("olmo", ["olmo_ladder"]), ("xlstm", ["xlstm_llama", "xlstm_mlstm"])):

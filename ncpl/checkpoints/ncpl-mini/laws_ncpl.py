@@ -512,7 +512,7 @@ class ConfigurationLaw:
         rate = float(read.get("learning rate", math.nan))
         # A field that the source's logs never vary stays as it was in all of them.
         own = self.residuals.get(str(config.get("source")))
-        varied = own.fields if own and own.fields else COORDINATES
+        varied = own.fields if own else COORDINATES
         fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in varied}
         if "warmup" in fields:
             steps = float(read.get("warmup", usual.get("warmup", 0)))
