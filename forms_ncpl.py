@@ -167,7 +167,7 @@ SCHEDULE_FIELDS = ("lr_schedule", "min_lr", "min_lr_ratio", "decay", "warmup")
 # What a whole fall of the rate gains at the reference size, in nats: of a source, and of any other the mean over labs.
 # Then the standard deviation of its logarithm over labs, its growth with size, and the annealing's speed, exponent of
 # the rate and power (`benchmarks/schedules.py` fits them to runs that differ in their schedule alone).
-ANNEALED = {"": 0.197, "marin": 0.538}
+ANNEALED = {"": 0.196, "marin": 0.538}
 ANNEALED_SPREAD = 0.68
 _ANNEALED_N, _ANNEALING = 0.108, (22.4, 0.514, 0.311)
 # Power of the rate in the clock of a run's progress: that of its curve (`curves_ncpl`).
