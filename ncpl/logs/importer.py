@@ -195,8 +195,9 @@ class _Table:
     ) -> None:
         self.origin, self.assigned, self.given = origin, assigned, given
         names = list(dict.fromkeys(name for run in runs for name in (*run.values, *run.curves)))
-        losses = [name for name in names if is_loss(name)]
         loss_map = {theirs: ours for theirs, ours in given.items() if plain_name(ours) == "final_loss"}
+        mapped = {plain_name(theirs) for theirs in loss_map}
+        losses = [name for name in names if is_loss(name) or plain_name(name) in mapped]
         self.reading = _reading(names, runs, given)
         for name in losses:
             self.reading.ignored.pop(name, None)

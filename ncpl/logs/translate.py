@@ -269,9 +269,24 @@ def read_facts(values: Mapping[str, Any], reading: Reading) -> tuple[Facts, dict
             facts[quantity] = number * factor if factor != 1 else number
     for name, theirs in reading.fields.items():
         value = values.get(theirs)
-        if value is not None:
+        if value is None:
+            continue
+        field = FIELDS.get(name)
+        number = number_of(value, name in SCALED)
+        if name in SCALED and field is not None and number is not None and number > field.high:
+            # No field of the registry is as large: tokens or parameters themselves, not billions or millions of them.
+            facts[SCALED[name][0]] = number
+        elif field is not None and field.kind in ("number", "count") and number is None:
+            refused[theirs] = f"{short(value, 40)} is no number, {name} wants {field.accepted}"
+        elif number is not None and field is not None and field.kind == "number" and not _admits(field, number):
+            refused[theirs] = f"{number:g} is no {name}, which is {field.accepted}"
+        else:
             _set_field(facts, name, value)
     return facts, refused
+
+
+def _admits(field: Any, number: float) -> bool:
+    return field.low <= number <= field.high or (number == 0 and bool(field.zero))
 
 
 def _set_field(facts: Facts, name: str, value: Any) -> None:
@@ -370,6 +385,11 @@ def _facts_of(
     """The quantities of one file by its framework's rules, how some came about, and which are its defaults."""
     facts, refused = read_facts(values, reading)
     told: dict[str, str] = {}
+    for ours, theirs in reading.fields.items():
+        quantity, factor = SCALED.get(ours, ("", 1.0))
+        number = number_of(values.get(theirs))
+        if quantity in facts and number is not None and facts[quantity] == number:
+            told[quantity] = f"{theirs} {number:g} is a plain count, taken over {factor:g}"
     for name, (value, how) in extra.items():
         if name not in facts:
             facts[name], told[name] = value, how
