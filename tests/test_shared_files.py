@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from ncpl.configs import read_configs
 
 DATA = Path(os.environ.get("NCPL_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 # File -> fields it must mean, and what must be asked for.
-CONFIGS = {
+CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "olmo2_7b_raw.yaml": (
         {"num layers": 32, "hidden dim": 4096, "num heads": 32, "ffn dim": 11008, "model size": 6476.005376}
         | {"batch size": 1024, "seq len": 4096, "warmup": 2000, "min_lr_ratio": 0.1, "lr_schedule": "cosine"}
