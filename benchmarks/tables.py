@@ -159,6 +159,40 @@ def curves_table() -> str:
     return "\n".join(lines)
 
 
+def tools_table() -> str:
+    """What planners answer to the three questions of docs/other-tools.md."""
+    found = json.loads((FOLDER / "results" / "tools.json").read_text(encoding="utf-8"))
+
+    def cell(answer: dict[str, float] | None) -> str:
+        if answer is None:
+            return "no answer"
+        if "params" not in answer:
+            return f"learning rate {answer['learning rate']:.2g}, batch {answer['batch size']:.0f} for that size"
+        text = f"{answer['params'] / 1e9:.3g}B parameters, {answer['tokens'] / 1e9:.3g}B tokens"
+        if "loss" in answer:
+            text += f" ({answer['params_low'] / 1e9:.3g}B to {answer['params_high'] / 1e9:.3g}B are as good), "
+            text += f"loss {answer['loss']:.3f} ({answer['lower']:.3f} to {answer['upper']:.3f}), "
+            text += f"lr {answer['learning rate']:.2g}, batch {answer['batch size']:.0f}, {answer['cost_usd']:,.0f} USD"
+        elif "flops" in answer:
+            text += f", {answer['flops']:.2g} FLOPs"
+        return text
+
+    rows = {
+        "NCPL": found["ncpl"],
+        "`chinchilla` 0.2.0, run": found.get("chinchilla", {}),
+        "calculators with Besiroglu's constants, computed": found["formula"]["besiroglu"],
+        "calculators with Hoffmann's constants, computed": found["formula"]["hoffmann"],
+        "Kaplan's formula, computed": found["formula"]["kaplan"],
+        "Step Law's formula, computed": found["steplaw"],
+    }
+    lines = ["| | 1 | 2 | 3 |", "|---|---|---|---|"]
+    lines += [
+        "| " + " | ".join([name, *(cell(answers.get(q)) for q in ("q1", "q2", "q3"))]) + " |"
+        for name, answers in rows.items()
+    ]
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, generated: str) -> str:
     """A text with what stands between a generated part's marks replaced.
 
@@ -179,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coefficients": coefficients_table,
     "scales": scales_table,
     "curve coefficients": curve_coefficients_table,
+    "tools": tools_table,
 }
 """Name of a page's generated part -> what writes it."""
 

@@ -8,288 +8,28 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from fields_ncpl import (
-    FIELDS,
-    SOURCES,
-    TOKENS_PER_PARAMETER,
-    USUAL_TOKENS_PER_PARAMETER,
     check_config,
-    known_seq_len,
     training_order,
 )
-from laws_ncpl import StepLaw
-from ncpl.allocations import VALLEY, effective_params, effective_tokens, reference_allocations
+from ncpl.allocations import VALLEY, effective_tokens, reference_allocations
 from ncpl.configs import by_name
 from ncpl.errors import short
 from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
 from ncpl.hardware import shape_of as model_shape
+from ncpl.plan_search import SHAPE_FIELDS, SIZES, TOKENS, Config, Losses, Run, Search, active_share, lowest_between
 
 if TYPE_CHECKING:
     from ncpl.drawing import Picture
 
-Config = Mapping[str, Any]
-Losses = Callable[[Sequence[Config]], np.ndarray]
-# Non-embedding parameters and tokens that the registry's fields can hold.
-SIZES = (FIELDS["model size"].low * 1e6, FIELDS["model size"].high * 1e6)
-TOKENS = (FIELDS["data size"].low * 1e9, FIELDS["data size"].high * 1e9)
-_SHAPE = ("num layers", "num heads", "hidden dim", "ffn dim", "expert dim", "shared expert dim", "max step")
 # Largest and smallest budgets that a target loss is looked for in, in FLOPs.
 _BUDGETS = (1e15, 1e29)
 BASE = {"source": "steplaw", "optimizer": "adamw"}
-
-
-class Run(NamedTuple):
-    """A run that a budget buys: its loss in nats per token, non-embedding parameters, tokens and configuration."""
-
-    loss: float
-    params: float
-    tokens: float
-    config: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Search:
-    """The space that a plan is looked for in.
-
-    Args:
-        losses: checked configurations -> expected losses in nats per token.
-        base: source, optimizer and whatever else is kept; sizes, rates and shape are found.
-        per_token: non-embedding parameters -> what a token costs, in FLOPs or any other unit.
-        params: non-embedding parameters, where they are fixed.
-        tokens_per_param: tokens for each non-embedding parameter, where that is fixed.
-        unique_tokens: how many tokens there are; more are repetitions.
-        inference_tokens: to be served over the model's life, at a third of a training token's cost each.
-    """
-
-    losses: Losses
-    base: Config
-    per_token: Callable[[float], float]
-    params: float | None = None
-    tokens_per_param: float | None = None
-    unique_tokens: float | None = None
-    inference_tokens: float = 0.0
-
-    def tokens(self, params: float, budget: float) -> float:
-        """Tokens that a budget leaves a model of this size, inference paid first."""
-        return budget / self.per_token(params) - self.inference_tokens / 3
-
-    def budget(self, params: float, tokens: float) -> float:
-        """What training on so many tokens costs, with inference."""
-        return (tokens + self.inference_tokens / 3) * self.per_token(params)
-
-    def config(self, params: float, tokens: float, rate: float, batch: float) -> dict[str, Any]:
-        """The configuration of a run: real proportions, a warmup of at most a twentieth of the run."""
-        base = self._kept
-        sizes: dict[str, Any] = {"model size": params / 1e6, "data size": tokens / 1e9}
-        if "num experts" in base:
-            sizes["active size"] = params / 1e6 * _active_share(self.base)
-        else:
-            shape = nearest_shape(params)
-            sizes |= {"num layers": shape.layers, "num heads": shape.heads}
-            sizes |= {"hidden dim": shape.width, "ffn dim": shape.ffn}
-        if "adam_lr" in base and "learning rate" in base:
-            sizes["adam_lr"] = rate * base["adam_lr"] / base["learning rate"]
-        steps = max(1, int(tokens / (batch * self.seq_len)))
-        source = SOURCES.get(str(base["source"]))
-        warmup = base.get("warmup", source.warmup if source and source.warmup is not None else 2000)
-        sizes |= {"learning rate": rate, "batch size": batch, "max step": steps, "warmup": min(warmup, steps // 20)}
-        return base | sizes
-
-    @cached_property
-    def _kept(self) -> dict[str, Any]:
-        return {name: value for name, value in self.base.items() if name not in _SHAPE}
-
-    def worth(self, config: Config) -> dict[str, Any]:
-        """The configuration that a run is worth whose data repeat; the same where they do not."""
-        size, data = float(config["model size"]) * 1e6, float(config["data size"]) * 1e9
-        fewer = effective_params(size, self.unique_tokens), effective_tokens(data, self.unique_tokens)
-        if fewer == (size, data):
-            return dict(config)
-        return self.config(*fewer, config["learning rate"], config["batch size"])
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens a sequence."""
-        return int(known_seq_len(self.base) or 2048)
-
-    def tuned(
-        self, pairs: Sequence[tuple[float, float]], near: Config | None = None
-    ) -> list[tuple[float, dict[str, Any]]]:
-        """The lowest loss at each (parameters, tokens), and the configuration that gives it.
-
-        Args:
-            pairs: parameters and tokens.
-            near: a configuration whose learning rate and batch size are nearly the best of all pairs; where absent, a
-                wide search at every fourth pair says how far Step Law's are off around it.
-        """
-        if near is None:
-            points = self._start(pairs)
-            usual, anchors = np.array(points), list(range(0, len(pairs), 4))
-            off = np.array(self._refined([pairs[i] for i in anchors], usual[anchors], _COARSE)[1]) / usual[anchors]
-            places = np.log(np.array(pairs))
-            nearest = ((places[:, None] - places[anchors]) ** 2).sum(-1).argmin(1)
-            points = [(rate, batch) for rate, batch in (usual * off[nearest]).tolist()]
-            _, points = self._refined(pairs, points, _FINE)
-        else:
-            points = [(near["learning rate"], float(near["batch size"]))] * len(pairs)
-        losses, points = self._refined(pairs, points, _FINER)
-        return [(loss, self.config(*pair, *point)) for loss, pair, point in zip(losses, pairs, points, strict=True)]
-
-    def _refined(
-        self, pairs: Sequence[tuple[float, float]], points: Any, steps: tuple[tuple[float, ...], tuple[float, ...]]
-    ) -> tuple[list[float], list[tuple[float, float]]]:
-        """The lowest loss of each pair on a grid of steps around its learning rate and batch size, and where it is."""
-        grid = [
-            [
-                (rate * rate_step, float(_whole_batch(batch * batch_step, pair[1], self.seq_len)))
-                for rate_step in steps[0]
-                for batch_step in steps[1]
-            ]
-            for pair, (rate, batch) in zip(pairs, points, strict=True)
-        ]
-        every = [(*pair, *point) for pair, own in zip(pairs, grid, strict=True) for point in own]
-        losses = self._losses(every).reshape(len(pairs), -1)
-        best = losses.argmin(1)
-        return losses.min(1).tolist(), [own[i] for own, i in zip(grid, best, strict=True)]
-
-    def _start(self, pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Step Law's learning rates and batch sizes."""
-        share = _active_share(self.base)
-        rows = [{"model size": n * share / 1e6, "data size": d / 1e9, "seq len": self.seq_len} for n, d in pairs]
-        step_law = StepLaw()
-        return list(zip(step_law.learning_rate(rows).tolist(), step_law.batch_size(rows).tolist(), strict=True))
-
-    def _losses(self, points: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
-        """Losses at (parameters, tokens, learning rate, batch size), repetition of data discounted."""
-        low, high = FIELDS["learning rate"].low, FIELDS["learning rate"].high
-        configs = [
-            self.config(
-                effective_params(n, self.unique_tokens),
-                effective_tokens(d, self.unique_tokens),
-                min(max(rate, low), high),
-                batch,
-            )
-            for n, d, rate, batch in points
-        ]
-        return np.asarray(self.losses(configs), dtype=float)
-
-    def sizes(self, budget: float, points: int) -> np.ndarray:
-        """Sizes that the budget and the registry's ranges allow, evenly over their logarithms."""
-        every = np.geomspace(*SIZES, 241)
-        least, most = USUAL_TOKENS_PER_PARAMETER
-        allowed = [n for n in every if max(TOKENS[0], least * n) <= self.tokens(n, budget) <= min(TOKENS[1], most * n)]
-        if not allowed:
-            raise ValueError(
-                f"budget: got {budget:.3g}, expected one that trains a model of {SIZES[0]:.0e} to {SIZES[1]:.0e} "
-                f"parameters on {TOKENS[0]:.0e} to {TOKENS[1]:.0e} tokens"
-            )
-        return np.geomspace(allowed[0], allowed[-1], points)
-
-    def best(self, budget: float, points: int = 21, rounds: int = 4) -> list[Run]:
-        """Runs that a budget buys, by size; the sizes are refined around the lowest loss, the last time by a parabola.
-
-        Args:
-            budget: in the unit of `per_token`.
-            points: sizes of the first round.
-            rounds: how often to refine.
-        """
-        if self.params is not None or self.tokens_per_param is not None:
-            sizes = np.array([self._fixed(budget)])
-        else:
-            sizes = self.sizes(budget, points)
-        runs: dict[float, Run] = {}
-        near = None
-        for turn in range(rounds):
-            pairs = [(n, self.tokens(n, budget)) for n in sizes.tolist()]
-            for pair, (loss, config) in zip(pairs, self.tuned(pairs, near), strict=True):
-                if pair[0] not in runs or loss < runs[pair[0]].loss:
-                    runs[pair[0]] = Run(loss, *pair, config)
-            ordered = sorted(runs)
-            at = int(np.argmin([runs[size].loss for size in ordered]))
-            near = runs[ordered[at]].config
-            if turn < rounds - 2:
-                sizes = np.geomspace(ordered[max(0, at - 1)], ordered[min(len(ordered) - 1, at + 1)], 7)[1:-1]
-            else:
-                sizes = np.array([_lowest_between(ordered, [runs[size].loss for size in ordered])[1]])
-        return [runs[size] for size in sorted(runs)]
-
-    def lowest(self, budget: float, points: int = 21, rounds: int = 4) -> Run:
-        """The run of the lowest loss that a budget buys."""
-        return min(self.best(budget, points, rounds), key=lambda run: run.loss)
-
-    def _fixed(self, budget: float) -> float:
-        """The one size that a fixed size or a fixed number of tokens per parameter leaves."""
-        if self.params is not None:
-            size = self.params
-        else:
-            every = np.geomspace(*SIZES, 4001)
-            ratio = np.array([self.tokens(n, budget) / n for n in every])
-            size = float(np.exp(np.interp(-self.tokens_per_param, -ratio, np.log(every))))  # type: ignore[operator]
-        tokens = self.tokens(size, budget)
-        least, most = TOKENS_PER_PARAMETER
-        least, most = max(TOKENS[0], least * size), min(TOKENS[1], most * size)
-        if not least <= tokens <= most:
-            raise ValueError(
-                f"budget: got {budget:.3g}, which leaves {size:.3g} parameters {max(0, tokens):.3g} tokens, expected "
-                f"{least:.3g} to {most:.3g}"
-            )
-        return size
-
-    def cheapest(self, target: float, budgets: tuple[float, float]) -> float:
-        """The least budget whose best run reaches a loss, by bisection on the logarithm.
-
-        Raises:
-            ValueError: no budget does.
-        """
-        low, high = (self._usable(end, toward) for end, toward in (budgets, budgets[::-1]))
-        lowest = self.lowest(high, 11, 2).loss
-        if lowest > target:
-            raise ValueError(
-                f"target_loss: got {target:g}, expected at least {lowest:.4g}, the lowest loss that this law gives any "
-                "run within the ranges of model size and data size"
-            )
-        if self.lowest(low, 11, 2).loss <= target:
-            return low
-        while high / low > 1.01:
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.lowest(middle, 11, 2).loss <= target else (middle, high)
-        return high
-
-    def _usable(self, end: float, toward: float) -> float:
-        """The budget nearest to an end that trains any allowed model at all."""
-        for budget in np.geomspace(end, toward, 401):
-            try:
-                if self.params is not None or self.tokens_per_param is not None:
-                    self._fixed(float(budget))
-                else:
-                    self.sizes(float(budget), 2)
-            except ValueError:
-                continue
-            return float(budget)
-        raise ValueError(f"budget: none trains {self.params or self.tokens_per_param:g} within the fields' ranges")
-
-
-_COARSE = tuple(2.0**i for i in range(-4, 6)), tuple(2.0**i for i in (-4, -2, 0, 2))
-_FINE = tuple(2.0**i for i in (-0.6, -0.3, 0, 0.3, 0.6)), tuple(2.0**i for i in (-1, 0, 1))
-_FINER = tuple(2.0**i for i in (-0.2, -0.1, 0, 0.1, 0.2)), tuple(2.0**i for i in (-0.5, 0, 0.5))
-
-
-def _active_share(base: Config) -> float:
-    return (
-        float(base["active size"]) / float(base["model size"]) if {"active size", "model size"} <= base.keys() else 1.0
-    )
-
-
-def _whole_batch(batch: float, tokens: float, seq_len: int) -> int:
-    """Whole sequences: multiples of 8 from 16 on; at least 100 steps."""
-    most = min(FIELDS["batch size"].high, max(1.0, tokens / seq_len / 100))
-    batch = min(max(1.0, batch), most)
-    return int(batch) if batch < 16 else 8 * int(batch / 8)
 
 
 @dataclass(frozen=True)
@@ -320,7 +60,8 @@ class Plan:
 
     @cached_property
     def frontier(self) -> pd.DataFrame:
-        """The best run of budgets from a thirtieth to thirty times this one: `flops`, `params`, `tokens`, `loss`."""
+        """The best run of budgets from a thirtieth to thirty times this one: `flops`, `params`, `params_total`,
+        `tokens`, `loss`."""
         search, rows = self.search, []
         fixed = search.params is not None or search.tokens_per_param is not None
         for factor in np.geomspace(1 / 30, 30, 9):
@@ -328,18 +69,36 @@ class Plan:
                 # The best size grows about as the square root of the budget.
                 ends = (1.0,) if fixed else search.sizes(self.budget * factor, 2)
                 middle = self.best["params"] * math.sqrt(factor)
-                sizes = [search._fixed(self.budget * factor)] if fixed else _within(ends, middle, 3.0, 9)
+                sizes = [search.fixed(self.budget * factor)] if fixed else _within(ends, middle, 3.0, 9)
             except ValueError:
                 # Beyond the ranges of the fields.
                 continue
             pairs = [(n, search.tokens(n, self.budget * factor)) for n in sizes]
             tuned = search.tuned(pairs)
-            loss, size = _lowest_between(sizes, [loss for loss, _ in tuned])
+            loss, size = lowest_between(sizes, [loss for loss, _ in tuned])
             at = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / size)))
             tokens = search.tokens(size, self.budget * factor)
-            flops = train_flops({**tuned[at][1], "model size": size / 1e6, "data size": tokens / 1e9})
-            rows.append({"flops": flops, "params": size, "tokens": tokens, "loss": loss})
+            best = {**tuned[at][1], "model size": size / 1e6, "data size": tokens / 1e9}
+            whole = model_shape(best).params
+            row = {"flops": train_flops(best), "params": size, "params_total": whole, "tokens": tokens, "loss": loss}
+            rows.append(row)
         return pd.DataFrame(rows)
+
+    def scores(self, like: str | None = None, level: float = 0.9) -> pd.DataFrame:
+        """Benchmark scores along the frontier (`ncpl.nsp.benchmarks.benchmarks_along`); the plan's run is its last row.
+
+        Args:
+            like: a known family whose data quality is assumed.
+            level: coverage of the intervals.
+
+        Raises:
+            ValueError: a family that is not known.
+        """
+        # Only now, because it brings torch.
+        from ncpl.nsp.benchmarks import benchmarks_along
+
+        params = [*self.frontier["params_total"], self.best["params_total"]]
+        return benchmarks_along(params, [*self.frontier["tokens"], self.best["tokens"]], like, level)
 
     @cached_property
     def iso_loss(self) -> pd.DataFrame:
@@ -377,17 +136,6 @@ def _within(ends: Any, middle: float, factor: float, points: int) -> list[float]
     """Sizes around a middle, evenly over their logarithms, between two ends."""
     middle = min(max(middle, ends[0]), ends[1])
     return np.geomspace(max(ends[0], middle / factor), min(ends[1], middle * factor), points).tolist()
-
-
-def _lowest_between(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
-    """The lowest point of the parabola through the lowest loss and its neighbours: (loss, size)."""
-    at = int(np.argmin(losses))
-    if not 0 < at < len(sizes) - 1:
-        return losses[at], sizes[at]
-    a, b, c = np.polyfit(np.log(sizes[at - 1 : at + 2]), losses[at - 1 : at + 2], 2)
-    if a <= 0:
-        return losses[at], sizes[at]
-    return float(c - b * b / (4 * a)), float(np.exp(-b / (2 * a)))
 
 
 def train_flops(config: Config) -> float:
@@ -512,13 +260,13 @@ def _checked_base(base: Config, strict: bool) -> dict[str, Any]:
     """The base under the registry's names; source and optimizer are StepLaw's and AdamW where it has none."""
     named = {**BASE, **by_name(base)}
     if "model size" not in named:
-        named = {name: value for name, value in named.items() if name not in _SHAPE}
+        named = {name: value for name, value in named.items() if name not in SHAPE_FIELDS}
     stand_in = {"model size": 1000, "data size": 20, "learning rate": 1e-3, "batch size": 256}
     return {name: value for name, value in check_config(stand_in | named, strict).items() if name in named}
 
 
 def _flops_per_token(base: Config) -> Callable[[float], float]:
-    share = _active_share(base)
+    share = active_share(base)
     kept = {name: base[name] for name in ("source", "seq len", "num experts", "top k") if name in base}
 
     def per_token(params: float) -> float:
@@ -532,7 +280,7 @@ def _flops_per_token(base: Config) -> Callable[[float], float]:
 
 def _hours_per_token(base: Config, accelerator: Any, share: float | None) -> Callable[[float], float]:
     flops = _flops_per_token(base)
-    active = _active_share(base)
+    active = active_share(base)
 
     def per_token(params: float) -> float:
         kept = run_utilisation(accelerator, nearest_shape(params * active)) if share is None else share

@@ -8,7 +8,8 @@ import pytest
 from ncpl import Forecaster
 from ncpl.allocations import BESIROGLU, HOFFMANN, effective_tokens
 from ncpl.hardware import Shape, checkpoint_gb, memory_gb, nearest_shape, read_hardware, shape_of, smallest_count
-from ncpl.plan import BASE, Search, plan
+from ncpl.plan import BASE, plan
+from ncpl.plan_search import Search
 from tests.test_cli import as_json, run
 
 # A Llama 7B on 2T tokens.
@@ -222,7 +223,7 @@ def test_mixture_of_experts(forecaster):
         ({"flops": -1}, "flops: got -1, expected a number above 0"),
         ({"flops": 1e40}, "budget: got 1e+40"),
         ({"target_loss": 0.5}, "target_loss: got 0.5, expected at least"),
-        ({"flops": 1e20, "params": 1e9, "tokens_per_param": 20}, "tokens_per_param: given with params"),
+        ({"flops": 1e20, "params": 1e9, "tokens_per_param": 20}, "given with params"),
         ({"flops": 1e20, "params": 1e12}, "budget: got 1e+20, which leaves 1e+12 parameters"),
         ({"flops": 1e20, "params": 5}, "params: got 5, expected"),
         ({"flops": 1e20, "gpu": "h101"}, "gpu: got 'h101', did you mean 'h100'?"),
@@ -308,3 +309,51 @@ def test_drawing_changes_nothing_else(tmp_path, forecaster):
     before = dict(matplotlib.rcParams)
     forecaster.plan(flops=1e20).plot().save(tmp_path / "plan.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_scores_along_a_plan(forecaster, capsys):
+    """The plan's own scores are the model's, and those of the frontier rise with its budget."""
+    found = forecaster.plan(flops=1e22)
+    along = found.scores(like="Llama-2")
+    alone = forecaster.benchmarks([{"params": found["params_total"], "tokens": found["tokens"], "domain": "general",
+                                    "moe": False}], like="Llama-2").iloc[0]  # fmt: skip
+    assert along["mmlu"].iloc[-1] == pytest.approx(alone["mmlu"])
+    assert along["hellaswag"].iloc[:-1].is_monotonic_increasing
+    assert len(as_json("plan", "--flops", "1e22", "--like", "Llama-2", capsys=capsys)["scores"]) == len(along)
+    status, _, told = run("plan", "--flops", "1e22", "--like", "nobody", capsys=capsys)
+    assert status == 2
+    assert "nobody" in told
+
+
+# A grid of a trillion.
+_LARGE = ("lr=1e-3:1e-2:10000", "warmup=1:20000:10000", "weight_decay=0.01:1:10000")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "--target-loss", "0.5"], "expected at least"),
+        (["plan", "--flops", "1e21", "--days", "3"], "got flops, days, expected exactly one"),
+        (
+            ["plan", "--flops", "1e21", "--params", "1B", "--tokens-per-param", "20"],
+            "given with params",
+        ),
+        (["plan", "--flops", "1e10"], "budget: got 1e+10"),
+        (["plan", "--flops", "1e21", "--params", "1000T"], "params: got 1e+15"),
+        (["sweep", "examples/marin-1b.yaml", "lr=1e-3:1e-2:1000000"], "at most 100000 values"),
+        (["sweep", "examples/marin-1b.yaml", *_LARGE], "expected at most"),
+        (["sweep", "examples/marin-1b.yaml"], "got"),
+        (["sweep", "examples/marin-1b.yaml", "lr=,"], "got"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_at_once(arguments, told, capsys):
+    import time
+
+    start = time.process_time()
+    status, _, said = run(*arguments, capsys=capsys)
+    assert status == 2
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert len(errors[0]) < 320
+    assert time.process_time() - start < 20

@@ -26,6 +26,8 @@ from ncpl.commands.shared import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ncpl.plan import Plan
 
 Gpu = Annotated[str, typer.Option(help="Accelerator: h100, a100, h200, b200, mi300x, tpu-v5p, ...")]
@@ -89,6 +91,8 @@ def plan(
     compare: Annotated[str, typer.Option(help="Other optimizers to compare, such as muon,soap.")] = "",
     inference_tokens: Annotated[str, typer.Option(help="Tokens to be served over the model's life.")] = "0",
     unique_tokens: Annotated[str | None, typer.Option(help="Tokens there are; more are repetitions.")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Benchmark scores too, along all budgets.")] = False,
+    like: Annotated[str | None, typer.Option(help="Family whose data quality the scores assume.")] = None,
     model: Model = None,
     level: Level = 0.9,
     save: Save = None,
@@ -101,10 +105,12 @@ def plan(
       ncpl plan --flops 1e21
       ncpl plan source=marin optimizer=muon --cost 10000 --gpu h100 --count 64
       ncpl plan --target-loss 2.2 --compare muon
+      ncpl plan --flops 1e22 --like Llama-2
     """
     from ncpl.configs import read_configs
 
     check_picture(save)
+    quiet_loading(None)
 
     rows = read_configs(configs)[0] if configs else [{}]
     if len(rows) > 1:
@@ -118,10 +124,12 @@ def plan(
     found = load(model).plan(base=rows[0], level=level, **options)
     if save is not None:
         found.plot().save(save)
+    along = found.scores(like, level) if scores or like is not None else None
     if as_json:
-        print_json(found.to_dict(curves=True))
+        print_json(found.to_dict(curves=True) | ({} if along is None else {"scores": records(along)}))
         return
-    for table in plan_in_words(found, gpu, count, level):
+    tables = plan_in_words(found, gpu, count, level)
+    for table in tables if along is None else [*tables, scores_in_words(along, level)]:
         print_table(table)
     for told in found.notes:
         note(told)
@@ -178,6 +186,29 @@ def cost_in_words(row: Mapping[Any, Any], gpu: str, count: int) -> dict[str, str
         "smallest count that holds it": "none" if least is None else str(least),
         "checkpoint with optimizer (GB)": f"{row['checkpoint_gb']:.3g}",
     }
+
+
+def scores_in_words(along: "pd.DataFrame", level: float) -> list[dict[str, str]]:
+    """The plan's scores, the last row of them, and the budget from which each task leaves chance."""
+    from ncpl.figures import task_name
+    from ncpl.nsp.benchmarks import by_task, emergence_marks
+
+    marks = emergence_marks(along.iloc[:-1], level).set_index("task")["flops"]
+    first = float(along["flops"].iloc[0])
+
+    def left(task: str) -> str:
+        at = marks.get(task, math.nan)
+        return "beyond" if math.isnan(at) else "before" if at == first else f"{at:.1g}"
+
+    return [
+        {
+            "task": task_name(row["task"]),
+            "score": f"{row['score']:.3f}",
+            f"{level * 100:g} % interval": f"{row['lower']:.3f} to {row['upper']:.3f}",
+            "leaves chance at FLOPs": left(str(row["task"])),
+        }
+        for row in records(by_task(along.iloc[-1]))
+    ]
 
 
 def plan_in_words(found: "Plan", gpu: str, count: int, level: float) -> list[list[dict[str, str]]]:

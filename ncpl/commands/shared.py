@@ -74,7 +74,7 @@ MOST_COLUMNS = 6
 ROWS = 30
 
 # Columns of words, which read from the left.
-WORDS = ("", "configuration", "published law", "optimizer")
+WORDS = ("", "configuration", "published law", "optimizer", "task")
 
 FORECAST = ("loss", "lower", "upper", "divergence", "extrapolation")
 
