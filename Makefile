@@ -67,6 +67,7 @@ app-test: $(VENV)/.dev
 # Slow proofs that nothing is lost: 30 kills of trainings on one and on two processes. Counts go to benchmarks/results.
 hardening: $(VENV)/.dev
 	$(BIN)/python -m tests.hardening.training_kills
+	NCPL_PROPERTY_CASES=10000 $(BIN)/python -m pytest -q tests/test_properties.py
 	NCPL_LOG_MB=300 $(BIN)/python -m pytest -q tests/test_malformed_logs.py
 
 # Known vulnerabilities of the locked versions; a package that cannot be looked up fails it too.

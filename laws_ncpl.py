@@ -283,7 +283,7 @@ class ConfigurationLaw:
         return effect
 
     def idle_fields(self, config: Mapping[str, Any]) -> list[str]:
-        """The fields of a configuration that move no forecast of its source and optimizer: its logs never vary them."""
+        """The fields of a configuration that move no forecast of its source, because its law does not read them."""
         source = str(config.get("source"))
         read = set(self.residuals[source].fields) if source in self.residuals else set()
         read |= set(_ALWAYS_READ) | (set(SCHEDULE_FIELDS) if self.form > 1 else set())
@@ -297,7 +297,9 @@ class ConfigurationLaw:
             notes |= dict.fromkeys(self.fallbacks(config))
             source = str(config.get("source"))
             if idle := self.idle_fields(config):
-                notes[f"no effect on this forecast: {', '.join(idle)} (source {source!r} never varies them)"] = None
+                notes[
+                    f"no effect on this forecast: {', '.join(idle)} (the law of source {source!r} does not read them)"
+                ] = None
             sparse = any(
                 (residual.runs["idle"] > 0).any() for name, residual in self.residuals.items() if name == source
             )
@@ -572,7 +574,7 @@ class ConfigurationLaw:
 # Fields that every forecast reads, or that say what the others mean.
 _ALWAYS_READ = (
     *("source", "optimizer", "model size", "active size", "data size", "learning rate", "batch size", "hidden dim"),
-    *("seq len", "max step", "num experts", "top k"),
+    *("seq len", "vocab size", "max step"),
 )
 
 

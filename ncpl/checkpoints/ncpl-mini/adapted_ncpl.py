@@ -202,6 +202,32 @@ class AdaptedLaw:
         """See `ConfigurationLaw.fallbacks`."""
         return [] if str(config.get("source")) in self.adapted else self.base.fallbacks(config)
 
+    def idle_fields(self, config: Mapping[str, Any]) -> list[str]:
+        """See `ConfigurationLaw.idle_fields`; of an adapted source, what its own laws do not read."""
+        own = self.adapted.get(str(config.get("source")))
+        if own is None:
+            return self.base.idle_fields(config)
+        unread = [name for name in config if name in own.unread and config[name] is not None]
+        left = {name: value for name, value in config.items() if name not in unread}
+        idle = [law.idle_fields(left) for law in own.laws]
+        # What the runs leave unsaid stands in the configuration too.
+        return [
+            name
+            for name in (*unread, *idle[0])
+            if (name in unread or all(name in other for other in idle)) and config[name] != own.usual.get(name)
+        ]
+
+    def notes(self, configs: Configs) -> list[str]:
+        """See `ConfigurationLaw.notes`."""
+        found = self.base.notes([config for config in configs if str(config.get("source")) not in self.adapted])
+        for config in configs:
+            if str(config.get("source")) in self.adapted and (idle := self.idle_fields(config)):
+                source = str(config["source"])
+                found.append(
+                    f"no effect on this forecast: {', '.join(idle)} (the law of source {source!r} does not read them)"
+                )
+        return list(dict.fromkeys(found))
+
     def _split(self, at: Evaluation) -> Iterator[tuple[np.ndarray, AdaptedSource | None, list[Mapping[str, Any]]]]:
         """The configurations by what forecasts them: which they are, the adapted source or None, and themselves."""
         names = np.array([name if name in self.adapted else "" for name in at.sources.tolist()], dtype=object)
