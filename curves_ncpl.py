@@ -175,6 +175,15 @@ def _slope(c: Mapping[str, Any], at: Mapping[str, np.ndarray]) -> Any:
     return c["beta"] + c["beta_n"] * at["size"]
 
 
+def early(step: Any) -> np.ndarray:
+    """How much wider losses scatter at a training step than late in a run.
+
+    >>> early([10, 1000, 100000]).round(1).tolist()
+    [22.5, 3.3, 1.0]
+    """
+    return 1 + 22 * np.exp(-np.asarray(step, dtype=float) / 440)
+
+
 def resemblance(a: np.ndarray, b: np.ndarray, lengths: Sequence[float]) -> np.ndarray:
     """Correlation of residuals between runs of one source at `RunShape.coordinates`, (runs of a, runs of b)."""
     scaled = (a[:, None] - b[None]) / np.asarray(lengths)
@@ -221,8 +230,8 @@ class CurveLaw:
         common: coefficient -> value.
         sources: source -> coefficient -> deviation; another source has none.
         residuals: source -> its residual.
-        errors: `"known"` for fitted sources and `"other"` for others -> covariance of the shape's errors at `KNOTS` in
-            squared nats, measured on runs (on labs) that were held out; its last row is zero.
+        errors: covariance of the shape's errors at `KNOTS` in squared nats, measured on what was held out; its last row
+            is zero. `"known"`: runs of fitted sources, over `early` at the knots' steps; `"other"`: other labs.
         coupling: at each knot of a fitted source, by how much the shape errs per nat that the final loss errs: the
             same unknown traits of a run move both.
         left: mean share of the variance that the fitted runs left to the runs behind `errors["known"]`.
@@ -285,8 +294,9 @@ class CurveLaw:
             return np.asarray(self.errors.get("other", _prior_errors(0.05))) + final**2
         left = self.residuals[run.source](run)[1]
         moved = 1 + np.asarray(self.coupling)
+        wide = early(np.array(KNOTS) * run.steps)
         # Part of a run's error is its own, and does not shrink however many runs resemble it.
-        own = np.asarray(self.errors["known"]) * (0.5 + 0.5 * left / max(self.left, 0.05))
+        own = np.outer(wide, wide) * np.asarray(self.errors["known"]) * (0.5 + 0.5 * left / max(self.left, 0.05))
         return own + np.outer(moved, moved) * final**2
 
     def trusted(self, share: float) -> float:
@@ -437,8 +447,8 @@ class Observed:
         shares, medians, noise = np.array(rows).T
         # How far each bin lies off the line through its neighbours says what noise is left.
         rough = _roughness(np.log(shares), medians)
-        early = 0.0017 * (1 + 22 * np.exp(-shares * run.steps / 440))
-        return cls(shares, medians, noise + rough**2 + early**2, np.array([x, y]))
+        least = 0.0017 * early(shares * run.steps)
+        return cls(shares, medians, noise + rough**2 + least**2, np.array([x, y]))
 
     def noise(self, mean: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Standard deviation of logged losses around a curve at shares of the run, robust, in nats; 0 ahead.

@@ -279,6 +279,9 @@ def _typical(runs: Sequence[Run], unread: Sequence[str]) -> dict[str, Any]:
     batches = [float(run["batch size"]) for run in runs if run.get("batch size")]
     tied = "batch size" in unread or not batches
     typical["batch size"] = REFERENCE["batch tokens"] / typical["seq len"] if tied else float(np.median(batches))
+    # Marks runs that state their rate by step (`forms_ncpl.stated_schedule`).
+    if runs[0].get("lr points"):
+        typical["lr points"] = runs[0]["lr points"]
     return typical
 
 

@@ -289,7 +289,8 @@ def _split(arguments: Sequence[str], marks: str, form: str) -> tuple[Config, dic
     rest = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if _is_file(argument) or not equals or not any(mark in value for mark in marks):
+        listed = value.lstrip().startswith("[")
+        if _is_file(argument) or not equals or listed or not any(mark in value for mark in marks):
             rest.append(argument)
             continue
         name = field_name(name) or name.strip()

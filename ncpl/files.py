@@ -51,12 +51,20 @@ _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 
 
 def parse_value(text: str) -> Any:
-    """A number, true or false where the text reads as one, else the text.
+    """A number, true or false, or a list where the text reads as one, else the text.
 
     >>> parse_value("1e-4"), parse_value("128"), parse_value("False"), parse_value("adamw"), parse_value("1_000")
     (0.0001, 128, False, 'adamw', '1_000')
+    >>> parse_value("[(0, 0.0), (100, 1e-3)]")
+    [[0, 0.0], [100, 0.001]]
     """
     text = text.strip()
+    if text.startswith("["):
+        # Pairs of a step and a learning rate, as Python or JSON writes them.
+        try:
+            return json.loads(text.translate(str.maketrans("()", "[]")))
+        except (ValueError, RecursionError):
+            return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     number = read_number(text)

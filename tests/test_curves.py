@@ -296,6 +296,34 @@ def test_knots_end_at_the_end():
     assert list(KNOTS) == sorted(KNOTS)
 
 
+def test_pairs_of_steps_and_rates_move_the_end_too_and_are_taken_from_the_shell(forecaster):
+    fields = [f"{name}={value}" for name, value in CONFIG.items() if name not in ("learning rate", "warmup")]
+    found = {}
+    for last in ("0", "4e-3"):
+        pairs = f"lr=[(0, 0), (1000, 4e-3), (9000, 4e-3), (11444, {last})]"
+        run = CliRunner().invoke(app, ["curve", *fields, pairs, "--json", "--points", "3"])
+        assert run.exit_code == 0, run.output
+        found[last] = json.loads(run.stdout)[-1]["loss"]
+        points = [(0, 0.0), (1000, 4e-3), (9000, 4e-3), (11444, float(last))]
+        config = {name: value for name, value in CONFIG.items() if name not in ("learning rate", "warmup")}
+        assert found[last] == pytest.approx(forecaster.predict(config | {"lr": points})["loss"][0], abs=1e-9)
+    # A rate that never falls misses what its fall gains.
+    assert 0.05 < found["4e-3"] - found["0"] < 0.4
+    bad = CliRunner().invoke(app, ["curve", *fields, "lr=[(0, 0), (900, 4e-3), (500, 0)]"])
+    assert isinstance(bad.exception, ValueError)
+    assert "in the order of the steps" in str(bad.exception)
+
+
+def test_a_sweep_over_schedules_and_a_search_over_the_cooldown(forecaster):
+    swept = forecaster.sweep(CONFIG | {"min_lr_ratio": 0.0}, {"lr_schedule": ["cosine", "wsd", "constant"]})
+    assert swept["loss"].nunique() == 3
+    assert swept.set_index("lr_schedule")["loss"].idxmax() == "constant"
+    best = forecaster.optimize(CONFIG | {"lr_schedule": "wsd", "min_lr_ratio": 0.0}, {"decay": (0.05, 0.9)})
+    least = forecaster.sweep(CONFIG | {"lr_schedule": "wsd", "min_lr_ratio": 0.0}, {"decay": [0.05, 0.2, 0.5, 0.9]})
+    assert 0.05 <= best["decay"] <= 0.9
+    assert best["loss"] <= least["loss"].min() + 2e-3
+
+
 def test_a_learning_rate_may_be_pairs_of_steps_and_rates(forecaster):
     pairs = [(0, 0.0), (1000, 4e-3), (11444, 0.0)]
     by_pairs = forecaster.curve(

@@ -19,6 +19,7 @@ from curves_ncpl import (
     CurveResidual,
     Observed,
     RunShape,
+    early,
     forecast,
     places,
     resemblance,
@@ -81,11 +82,6 @@ _CALIBRATED = 150
 _ABOVE = (0.3, 0.6, 1.2, 2.4)
 # Nats by which a final loss that was forecast for a run unseen is off, where the bands during a run are measured.
 _FINAL_ERROR = 0.007
-
-
-def early(step: Any) -> np.ndarray:
-    """How much wider losses scatter at a step than later."""
-    return 1 + 22 * np.exp(-np.asarray(step, dtype=float) / 440)
 
 
 @dataclass(frozen=True)
@@ -159,10 +155,11 @@ def fit_curves(runs: Sequence[CurveRun], other_labs: bool = True) -> CurveLaw:
     final_errors = np.array([run.losses[-1] - run.forecast for _, run, _, _ in known])
     coupling = _coupling(shape_errors, final_errors)
     apart = shape_errors - np.outer(np.nan_to_num(final_errors), coupling)
-    errors = {"known": covariance(apart)}
+    wide = np.array([early(np.array(KNOTS) * run.shape.steps) for _, run, _, _ in known])
+    errors = {"known": covariance(apart / wide)}
     left = float(np.mean([left for _, _, _, left in known]))
     others = _other_labs(runs) if other_labs else []
-    errors["other"] = covariance(np.array(others)) if others else 9 * errors["known"]
+    errors["other"] = covariance(np.array(others)) if others else 9 * covariance(apart)
     law = replace(law, errors=errors, left=left, coupling=coupling.tolist())
     return replace(law, **_calibrate(law, known), recovered=_recovered(known))
 

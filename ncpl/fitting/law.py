@@ -278,7 +278,7 @@ class Fit:
 
 def _typical(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """source -> optimizer -> field -> the most frequent value."""
-    names = [*COORDINATES, "batch size", "learning rate", "lr_schedule", "min_lr", "min_lr_ratio"]
+    names = [*COORDINATES, "batch size", "learning rate", "lr_schedule", "min_lr", "min_lr_ratio", "lr points"]
     typical: dict[str, dict[str, dict[str, Any]]] = {}
     for source in sorted({str(row["source"]) for row in rows}):
         own = [row["conf"] for row in rows if str(row["source"]) == source]
