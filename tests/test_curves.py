@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from curves_ncpl import KNOTS, CurveLaw, Observed, RunShape, forecast, places, shape_terms
 from fields_ncpl import check_config
 from ncpl import Forecaster
+from ncpl.callback import follow
 from ncpl.commands import forecasts  # noqa: F401 (adds `curve` to the app)
 from ncpl.commands.shared import app
 from ncpl.curves import EMBEDDED, Final, read_law, read_log, report, save_law
@@ -289,6 +290,55 @@ def test_commands(tmp_path):
     figure = tmp_path / "curves.png"
     assert run.invoke(app, ["curve", *arguments, "--save", str(figure)]).exit_code == 0
     assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_watch_follows_a_log_that_is_being_written(forecaster, tmp_path, suffix):
+    curve, log = forecaster.curve(CONFIG, 12), tmp_path / f"train.{suffix}"
+    rows = list(zip(curve["step"].tolist(), curve["loss"].tolist(), strict=True))
+
+    def lines(part):
+        if suffix == "jsonl":
+            return "".join(json.dumps({"global_step": step, "loss": loss}) + "\n" for step, loss in part)
+        return "".join(f"{step},{loss}\n" for step, loss in part)
+
+    log.write_text(("" if suffix == "jsonl" else "step,loss\n") + lines(rows[:2]), encoding="utf-8")
+    found = []
+    for forecast_now in follow(log, CONFIG, forecaster, every=0.01):
+        found.append(forecast_now)
+        done = 2 * len(found)
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(lines(rows[done : done + 2]))
+    assert [one["step"] for one in found] == [step for step, _ in rows[1::2]]
+    assert all(one["status"] == "on course" for one in found)
+    widths = [one["upper"] - one["lower"] for one in found]
+    assert widths[-1] < 0.5 * widths[0]
+
+
+def test_an_unknown_labs_run_is_believed_where_its_final_loss_is_not_known(forecaster):
+    """Its forecast before the run may be a nat off; a tenth of the run says how low it ends at least."""
+    config = CONFIG | {"source": "mine", "seq len": 2048}
+    before = forecaster.curve(config, 200)
+    seen = {"step": before["step"][:20], "loss": before["loss"][:20] - 1.5}
+    during = forecaster.curve(config, 200, observed=seen)
+    assert during["loss"].iloc[-1] < seen["loss"].iloc[-1]
+    assert before["loss"].iloc[-1] - during["loss"].iloc[-1] > 1.0
+
+
+def test_a_failing_run_says_with_what_probability_it_recovers(forecaster):
+    curve = forecaster.curve(CONFIG, 40)
+    steps, losses = curve["step"][:20].to_numpy(), curve["loss"][:20].to_numpy()
+    spiked = losses.copy()
+    spiked[8:10] += 2.0
+    seen = forecaster.curve(CONFIG, 40, observed={"step": steps, "loss": spiked})
+    plain = forecaster.curve(CONFIG, 40, observed={"step": steps, "loss": losses})
+    assert seen.attrs["report"]["status"] == "on course"
+    assert abs(seen["loss"].iloc[-1] - plain["loss"].iloc[-1]) < 0.005
+    width = seen["upper"] - seen["lower"]
+    assert width[8] > (plain["upper"] - plain["lower"])[8]
+    high = forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": losses + 2.6}).attrs["report"]
+    assert 0 < high["recovers"] < 0.5
+    assert "recover" in high["advice"]
 
 
 def test_knots_end_at_the_end():

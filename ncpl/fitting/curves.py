@@ -260,14 +260,14 @@ class _Problem:
 
 
 def _table(law: CurveLaw, runs: Sequence[CurveRun]) -> np.ndarray:
-    """What runs differ by from the law at `KNOTS`, relative to the end; NaN where a curve starts later."""
+    """What runs differ by from the law at `KNOTS` relative to the end, over `early`; NaN where a curve starts later."""
     bare = replace(law, residuals={})
     knots = np.array(KNOTS)
     rows = []
     for run in runs:
         differs = run.losses - run.losses[-1] - bare.shape(run.shape, run.shares)
         row = np.interp(np.log(knots), np.log(run.shares), differs)
-        rows.append(np.where(knots >= 0.75 * run.shares[0], row, np.nan))
+        rows.append(np.where(knots >= 0.75 * run.shares[0], row / early(knots * run.shape.steps), np.nan))
     return np.array(rows)
 
 

@@ -30,6 +30,8 @@ HEAD_SHARE = 0.3
 KNOTS = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96, 1.0)
 # Learning rates outside these bounds are another optimizer's units; annealing reads the nearest.
 RATES = (1e-4, 5e-3)
+# Nats within which a final loss counts as well known before its run is seen.
+_WELL_KNOWN = 0.02
 # Coordinates between which residuals of runs of one source resemble each other.
 COORDINATES = ("size", "data", "batch", "rate", "length")
 
@@ -199,7 +201,7 @@ class CurveResidual:
 
     Args:
         runs: `RunShape.coordinates` of the fitted runs, (runs, coordinates).
-        weights: of each run at each knot, (runs, knots).
+        weights: of each run at each knot, (runs, knots), over `early` at the knots' steps.
         lengths: of `resemblance`, one for each coordinate.
         noise: variance of a run's own part over that of what runs share.
     """
@@ -214,7 +216,7 @@ class CurveResidual:
         across = resemblance(np.array([run.coordinates]), self.runs, self.lengths)[0]
         over = max(run.size - self.runs[:, 0].max() - math.log(2), 0.0)
         across = across * math.exp(-0.5 * (over / math.log(2)) ** 2)
-        return across @ self.weights, float(1 - across @ self._inverse @ across)
+        return early(np.array(KNOTS) * run.steps) * (across @ self.weights), float(1 - across @ self._inverse @ across)
 
     @cached_property
     def _inverse(self) -> np.ndarray:
@@ -299,10 +301,15 @@ class CurveLaw:
         own = np.outer(wide, wide) * np.asarray(self.errors["known"]) * (0.5 + 0.5 * left / max(self.left, 0.05))
         return own + np.outer(moved, moved) * final**2
 
-    def trusted(self, share: float) -> float:
-        """Part of the update that is taken where this share of a run is seen."""
+    def trusted(self, share: float, deviation: float) -> float:
+        """Part of the update that is taken where this share of a run is seen.
+
+        It was measured where final losses are known to about 0.01 nats. The less is known of this run's, as in a lab
+        without fitted runs, the more of the update is taken.
+        """
         shares, parts = np.array(self.trust).T
-        return float(np.interp(np.log(share), np.log(shares), parts))
+        left = 1 - np.interp(np.log(share), np.log(shares), parts)
+        return float(1 - left * min(1.0, (_WELL_KNOWN / max(deviation, 1e-9)) ** 2))
 
     def recovery(self, above: float) -> float:
         """Probability that a run recovers whose loss stands so many nats above its forecast (Laplace's rule)."""
@@ -540,7 +547,7 @@ def forecast(
         off = (noise * solved) ** 2 / observed.variance
         noise = observed.variance * np.maximum((4 + off) / 5, 1.0)
     gain = np.linalg.solve(prior + np.diag(noise), seen @ covariance)
-    trust = law.trusted(float(observed.shares[-1]))
+    trust = law.trusted(float(observed.shares[-1]), deviation)
     after = covariance - trust * (2 - trust) * (seen @ covariance).T @ gain
     moved, precision = residual + trust * error @ gain, 1 / np.maximum(np.diag(after), 1e-8)
     mean, before = (final + np.minimum(p.with_residual(moved, precision), run.ceiling) for p in (path, past))
