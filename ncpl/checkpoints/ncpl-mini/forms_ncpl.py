@@ -4,7 +4,7 @@ Every term that the learning rate moves is zero, with its derivative, at the bes
 rises above it; what size and data leave is monotone in both. numpy alone; differentiated by `gradients_ncpl`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,7 @@ def law_terms(c: Mapping[str, Any], runs: Mapping[str, Any], form: int = FORM) -
 # Nats over which losses bend to the chance level.
 _CHANCE_WIDTH = 0.1
 # What a learning rate's schedule is made of.
-SCHEDULE_FIELDS = ("lr_schedule", "min_lr", "min_lr_ratio", "decay", "warmup")
+SCHEDULE_FIELDS = ("lr_schedule", "min_lr", "min_lr_ratio", "decay", "warmup", "lr points")
 # What a whole fall of the rate gains at the reference size, in nats: of a source, and of any other the mean over labs.
 # Then the standard deviation of its logarithm over labs, its growth with size, and the annealing's speed, exponent of
 # the rate and power (`benchmarks/schedules.py` fits them to runs that differ in their schedule alone).
@@ -172,6 +172,15 @@ ANNEALED_SPREAD = 0.68
 _ANNEALED_N, _ANNEALING = 0.108, (22.4, 0.514, 0.311)
 # Power of the rate in the clock of a run's progress: that of its curve (`curves_ncpl`).
 _CLOCK_POWER = 0.5
+
+
+def stated_schedule(config: Mapping[str, Any], usual: Mapping[str, Any], read: Sequence[str]) -> dict[str, Any]:
+    """The fields of a schedule that a configuration states and its source's residual does not read.
+
+    Where a source's runs state rates by step, its law is fitted to their losses as they are: it knows their effect.
+    """
+    left_out = {*read, "lr points"} if "lr points" in usual else {*read}
+    return {name: config[name] for name in SCHEDULE_FIELDS if config.get(name) is not None and name not in left_out}
 
 
 def schedules_of(

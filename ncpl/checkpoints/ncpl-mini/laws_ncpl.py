@@ -32,6 +32,7 @@ try:
         locate,
         schedule_effect,
         schedules_of,
+        stated_schedule,
     )
     from .names_ncpl import not_fitted
     from .residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
@@ -53,6 +54,7 @@ except ImportError:
         locate,
         schedule_effect,
         schedules_of,
+        stated_schedule,
     )
     from names_ncpl import not_fitted
     from residual_ncpl import COORDINATES, NODES, KernelResidual, onto_valley
@@ -260,22 +262,20 @@ class ConfigurationLaw:
         """What a schedule adds to the losses over the usual one of its source and optimizer, in nats per token.
 
         The final annealing of the multi-power law (Luo et al. 2025, arXiv 2503.12811, eq. 5), and the data term at the
-        tokens weighed by their learning rate. Fields that the source's residual reads are left to it; a configuration
-        that states none of `SCHEDULE_FIELDS` otherwise than usual gets exactly 0.
+        tokens weighed by their learning rate. Exactly 0 where nothing of `stated_schedule` differs from the usual one.
         """
         effect = np.zeros(len(at.sources))
         for i, config in enumerate(at.configs):
             source = str(at.sources[i])
             usual = self._usual(source, str(at.optimizers[i]))[0]
             read = self.residuals[source].fields if source in self.residuals else ()
-            own = {name: config[name] for name in SCHEDULE_FIELDS if config.get(name) is not None and name not in read}
+            own = stated_schedule(config, usual, read)
             if all(own[name] == usual.get(name) for name in own):
                 continue
             kept = {name: config.get(name, usual.get(name)) for name in ("warmup", "decay") if name in read}
             rate = at.terms["best" if np.isnan(at.inputs["rate"][i]) else "rate"][i]
-            steps = (
-                1e9 * REFERENCE["data size"] / REFERENCE["batch tokens"] * np.exp(at.inputs["d"] - at.inputs["b"])[i]
-            )
+            steps = 1e9 * REFERENCE["data size"] / REFERENCE["batch tokens"]
+            steps *= math.exp(at.inputs["d"][i] - at.inputs["b"][i])
             schedules = schedules_of(usual, own, kept, REFERENCE["learning rate"] * math.exp(rate), steps)
             c = {name: float(values[i]) for name, values in at.coefficients.items()}
             annealed = ANNEALED.get(source, ANNEALED[""])
