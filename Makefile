@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: audit release embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
+.PHONY: audit fuzz release embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -64,11 +64,20 @@ app-test: $(VENV)/.dev
 	npm install --silent --no-save --prefix outputs/app axe-core
 	$(BIN)/python -m pytest -m slow tests/app
 
-# Slow proofs that nothing is lost: 30 kills of trainings on one and on two processes. Counts go to benchmarks/results.
+# Slow proofs that nothing is lost, silently wrong or let in. Counts go to benchmarks/results/reliability.json.
 hardening: $(VENV)/.dev
 	$(BIN)/python -m tests.hardening.training_kills
 	NCPL_PROPERTY_CASES=10000 $(BIN)/python -m pytest -q tests/test_properties.py
+	$(BIN)/python -m tests.hardening.distributed
+	$(BIN)/python -m tests.hardening.doors --cases 10000
+	$(BIN)/python -m tests.hardening.hub_serving --seconds 600
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_hostile_checkpoints.py tests/test_training_safety.py
 	NCPL_LOG_MB=300 $(BIN)/python -m pytest -q tests/test_malformed_logs.py
+
+# Coverage-guided fuzzing of the readers; atheris has wheels for Linux alone.
+fuzz: $(VENV)/.dev
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python -m tests.hardening.readers --minutes 30
 
 # Known vulnerabilities of the locked versions; a package that cannot be looked up fails it too.
 $(VENV)/.release: $(VENV)/.dev

@@ -193,6 +193,46 @@ def tools_table() -> str:
     return "\n".join(lines)
 
 
+def reliability_table() -> str:
+    """What was tried to break, how often, and how often it broke."""
+    result = json.loads((FOLDER / "results" / "reliability.json").read_text(encoding="utf-8"))
+    kills, parity, doors = result["training_kills"], result["batch_parity"], result["doors"]
+    ways = kills["one_process"], kills["two_processes"]
+    clients = result["serving"]["clients"]
+    loads = [clients[name] for name in ("paced", "busy", "beside")]
+    broken = doors["tracebacks"] + doors["hangs"] + doors["bad_messages"]
+    worst = max(parity["differences"].values())
+    rows = [
+        (
+            "trainings killed at random moments and resumed",
+            sum(way["kills"] for way in ways),
+            "lost or not bitwise equal",
+        ),
+        (
+            "ways to split one batch (accumulation, processes, packing, FSDP2)",
+            len(parity["differences"]),
+            "beyond 1e-6",
+        ),
+        ("inputs at the API, command line, app, server and readers", doors["cases"], "tracebacks, hangs, bad messages"),
+        ("faults of the Hub, links, tokens, downloads", result["hub"]["cases"], "failed"),
+        ("bad requests, limits and misbehaving clients", result["serving"]["cases"], "failed"),
+        ("requests of 100 clients", sum(load["requests"] for load in loads), "errors and resets"),
+    ]
+    wrong = [
+        f"{sum(way['lost'] for way in ways)}",
+        f"{len(parity['beyond'])} (largest difference of a weight {worst:.1e})",
+        f"{broken}",
+        f"{result['hub']['failed']}",
+        f"{result['serving']['failed']}",
+        f"{sum(load['errors_and_resets'] for load in loads)}",
+    ]
+    lines = ["| tried | times | went wrong |", "|---|---|---|"]
+    lines += [
+        f"| {tried} | {count:,} | {what}: {found} |" for (tried, count, what), found in zip(rows, wrong, strict=True)
+    ]
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, generated: str) -> str:
     """A text with what stands between a generated part's marks replaced.
 
@@ -210,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scores": scores_table,
     "coverage": coverage_table,
     "curves": curves_table,
+    "reliability": reliability_table,
     "coefficients": coefficients_table,
     "scales": scales_table,
     "curve coefficients": curve_coefficients_table,
