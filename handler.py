@@ -23,10 +23,12 @@ try:
     from .calibration_ncpl import forecast_columns
     from .checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
     from .fields_ncpl import check_config, training_order
+    from .text_ncpl import check_level
 except ImportError:
     from calibration_ncpl import forecast_columns
     from checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
     from fields_ncpl import check_config, training_order
+    from text_ncpl import check_level
 
 BATCH_SIZE = 32
 """Configurations a forward pass."""
@@ -151,10 +153,7 @@ def _level(parameters: Any) -> float:
     unknown = sorted(map(_short, set(parameters or {}) - {"level"}))
     if unknown:
         raise ValueError(f"parameters: got {', '.join(name[1:-1] for name in unknown[:3])}, accepted: level")
-    level = (parameters or {}).get("level", LEVEL)
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise ValueError(f"level: got {_short(level)}, expected a coverage between 0 and 1")
-    return float(level)
+    return check_level((parameters or {}).get("level", LEVEL))
 
 
 def _check_values(config: Any) -> None:
@@ -164,16 +163,17 @@ def _check_values(config: Any) -> None:
     if len(config) > MOST_FIELDS:
         raise ValueError(f"got {len(config)} fields, expected at most {MOST_FIELDS}")
     for name, value in config.items():
+        shown = _short(name)[1:-1]
         if len(str(name)) > MOST_TEXT:
-            raise ValueError(f"{_short(name)[1:-1]}: a name of {len(name)} characters, expected at most {MOST_TEXT}")
+            raise ValueError(f"{shown}: a name of {len(name)} characters, expected at most {MOST_TEXT}")
         if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{_short(name)[1:-1]}: got {_short(value)}, expected a number or a text")
+            raise ValueError(f"{shown}: got {_short(value)}, expected a number or a text")
         if isinstance(value, str) and len(value) > MOST_TEXT:
-            raise ValueError(f"{name}: got {len(value)} characters, expected at most {MOST_TEXT}")
+            raise ValueError(f"{shown}: got {len(value)} characters, expected at most {MOST_TEXT}")
         if isinstance(value, int) and value.bit_length() > 64:
-            raise ValueError(f"{name}: got a whole number of {value.bit_length()} bits, expected at most 64")
+            raise ValueError(f"{shown}: got a whole number of {value.bit_length()} bits, expected at most 64")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: got {value}, expected a finite number")
+            raise ValueError(f"{shown}: got {value}, expected a finite number")
 
 
 def _short(value: Any) -> str:

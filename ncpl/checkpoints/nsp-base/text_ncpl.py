@@ -74,8 +74,9 @@ def parse_count(text: str) -> float | None:
     return None if scale is None or number is None else number * scale
 
 
-# Highest coverage that can be asked of an interval: too few held-out runs lie beyond it to calibrate one.
-MOST_LEVEL = 0.999
+# Lowest and highest coverage that can be asked of an interval: below, its width is lost in rounding; above, too few
+# held-out runs lie beyond it to calibrate one.
+LEAST_LEVEL, MOST_LEVEL = 1e-6, 0.999
 
 
 def check_level(level: object) -> float:
@@ -90,7 +91,7 @@ def check_level(level: object) -> float:
     >>> check_level(0.9)
     0.9
     """
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= MOST_LEVEL:
+    if isinstance(level, bool) or not isinstance(level, int | float) or not LEAST_LEVEL <= level <= MOST_LEVEL:
         raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
     return float(level)
 
