@@ -104,9 +104,11 @@ def not_fitted(field: str, given: Any, known: Iterable[str]) -> str | None:
     "source: 'marine' is not among the fitted (marin); common values stand in; the nearest is 'marin'"
     """
     names = sorted(known)
-    if not names or str(given) in names:
+    # What cannot be a name cannot always be printed either.
+    named = given if isinstance(given, str) else short(given)
+    if not names or named in names:
         return None
-    near = nearest(str(given), names)
+    near = nearest(named, names)
     hint = f"; the nearest is {near!r}" if near else ""
     return f"{field}: {short(given)} is not among the fitted ({', '.join(names)}); common values stand in{hint}"
 

@@ -431,7 +431,7 @@ def _cells(stream: IO[str]) -> tuple[list[str], str, Iterator[list[str]]]:
     mark = separator(first)
     if first.lower().startswith("sep=") and len(first.strip()) <= 5:
         # Spreadsheets name the separator in a line of its own.
-        mark, first = first.strip()[4:] or ",", next(lines, "")
+        mark, first = first.strip()[4:] or ",", next((line for line in lines if line.strip()), "")
     old = csv.field_size_limit(MAX_CELL)
     try:
         reader = csv.reader(_chain(first, lines), delimiter=mark)
