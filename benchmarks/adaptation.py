@@ -4,6 +4,7 @@
     python benchmarks/adaptation.py --labs olmo chinchilla --draws 1
     python benchmarks/adaptation.py --beliefs                   # renews ncpl/adaptation.json too, after all labs' cells
     python benchmarks/adaptation.py --suggest                   # the protocol of suggested runs alone
+    python benchmarks/adaptation.py --compare                   # differences in labs that are not adapted to alone
 
 A cell is a lab, k runs and a design: the k cheapest by 6ND, or k at random of the cheaper half (mean over draws). The
 targets are all runs of at least twice the FLOPs of the dearest chosen one. A lab is never in its own prior: the labs'
@@ -11,6 +12,7 @@ shape prior leaves its laboratory out, and the hierarchy is refitted without Ste
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -29,6 +31,7 @@ import adaptation_baselines as baselines  # type: ignore[import-not-found]
 from common import RESULTS  # type: ignore[import-not-found]
 from labs import Row, flops, group, home_labs, read_labs  # type: ignore[import-not-found]
 
+from calibration_ncpl import Calibration
 from datasets_scripts.runs import load_runs
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
@@ -44,8 +47,6 @@ TARGETS, RUNS_OF_A_FIT = 150, 150
 # Labs whose runs are all of 30M parameters or more, on which the shipped law's own forecasts are at home.
 LARGE = ("olmo", "xlstm", "chinchilla", "steplaw", "marin")
 # Least standard deviations over labs of `SHAPE`, and the share of the correlations that is believed.
-# A run's own noise in a lab that nothing is known of, in nats.
-UNKNOWN_NOISE = 0.01
 FLOOR, BELIEVED = np.array([0.35, 0.35, 0.05, 0.4, 0.08, 0.1, 0.04]), 0.5
 
 
@@ -57,45 +58,65 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="random choices of a cell")
     parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json")
     parser.add_argument("--suggest", action="store_true", help="suggested runs against random ones alone")
+    parser.add_argument("--compare", action="store_true", help="differences in labs that are not adapted to alone")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    law = Forecaster.from_pretrained().law
+    forecaster = Forecaster.from_pretrained()
+    law, calibration = forecaster.law, forecaster.calibration
+    assert calibration is not None
     labs = {**read_labs(args.data_dir), **home_labs(args.data_dir)}
     bases = {name: without(law, name, args.data_dir) for name in ("steplaw", "marin")}
+    if args.compare:
+        part = {"unknown_labs_compared": compared(calibration, labs, bases)}
+        write(args.output, read(args.output) | part)
+        print(json.dumps(part, indent=1))
+        return
     shapes = {name: lab_shape(bases.get(name, law), rows) for name, rows in labs.items()}
+    asked = {lab: rows for lab, rows in labs.items() if not args.labs or lab.startswith(tuple(args.labs))}
     if args.suggest:
         found = {}
-        for lab, rows in labs.items():
-            if not args.labs or any(lab.startswith(name) for name in args.labs):
-                found[lab] = suggested(bases.get(lab, law), beliefs_without(shapes, group(lab)), rows, args.draws)
-                print(lab, found[lab], flush=True)
-        write(args.output, {**json.loads(args.output.read_text(encoding="utf-8")), "suggest": of_labs(found)})
+        for lab, rows in asked.items():
+            found[lab] = suggested(bases.get(lab, law), beliefs_without(shapes, group(lab)), rows, args.draws)
+            print(lab, found[lab], flush=True)
+        write(args.output, read(args.output) | {"suggest": of_labs(found)})
         return
-    cells, unknown = [], {}
-    for lab, rows in labs.items():
-        if args.labs and not any(lab.startswith(name) for name in args.labs):
-            continue
-        believed = beliefs_without(shapes, group(lab))
-        unknown[lab] = unknown_pairs(bases.get(lab, law), rows)
-        for k, design, choices in designs(rows, args.draws):
-            start = time.perf_counter()
-            draws = [judge(bases.get(lab, law), believed, lab, rows, *choice) for choice in choices]
-            cells.append({"lab": lab, "k": k, "design": design, **averaged(draws)})
-            print(f"{lab} {k} {design} {cells[-1]['mae']} {time.perf_counter() - start:.0f} s", flush=True)
+    cells = all_cells(law, asked, bases, shapes, args.draws)
     result = {
         "hardware": hardware(),
         "versions": versions(),
         **(git_state() or {"commit": None, "dirty": None}),
         "seeds": list(range(args.draws)),
         "summary": summary(cells),
-        "unknown_labs_compared": of_unknown(unknown),
+        "unknown_labs_compared": compared(calibration, labs, bases),
         "cells": cells,
     }
-    earlier = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
-    write(args.output, result | {name: earlier[name] for name in ("suggest",) if name in earlier})
+    write(args.output, read(args.output) | result)
     if args.beliefs:
         write_beliefs(shapes, cells)
-    print(json.dumps({"summary": result["summary"], "compared": result["unknown_labs_compared"]}, indent=1))
+    print(json.dumps(result["summary"], indent=1))
+
+
+def all_cells(
+    law: ConfigurationLaw,
+    labs: Mapping[str, Sequence[Row]],
+    bases: Mapping[str, ConfigurationLaw],
+    shapes: Mapping[str, np.ndarray],
+    draws: int,
+) -> list[dict[str, Any]]:
+    """The cells of all labs, each judged as it is printed."""
+    cells: list[dict[str, Any]] = []
+    for lab, rows in labs.items():
+        believed = beliefs_without(shapes, group(lab))
+        for k, design, choices in designs(rows, draws):
+            start = time.perf_counter()
+            judged = [judge(bases.get(lab, law), believed, lab, rows, *choice) for choice in choices]
+            cells.append({"lab": lab, "k": k, "design": design, **averaged(judged)})
+            print(f"{lab} {k} {design} {cells[-1]['mae']} {time.perf_counter() - start:.0f} s", flush=True)
+    return cells
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
@@ -224,31 +245,35 @@ def pair_ratios(adapted: Any, asked: Sequence[Row], observed: np.ndarray, losses
     }
 
 
-def unknown_pairs(law: ConfigurationLaw, rows: Sequence[Row], count: int = 60) -> dict[str, Any]:
-    """As `pair_ratios`, of a lab that was not adapted to: by the hierarchy alone, its level unknown."""
+def unknown_pairs(calibration: Calibration, rows: Sequence[Row], count: int = 60) -> dict[str, float]:
+    """Differences of neighbours in cost in a lab that was not adapted to, as `Forecaster.compare` gives them.
+
+    Returns:
+        Coverage of the 90 % intervals, and the median of their width over that of the loss's own interval.
+    """
     order = sorted(range(len(rows)), key=lambda i: flops(rows[i]))
     chosen = [order[int(i)] for i in np.linspace(0, len(order) - 1, min(count, len(order)))]
     asked = [{**as_run(rows[i]), "source": "new lab"} for i in chosen]
-    observed = np.array([run["final_loss"] for run in asked])
-    covariance = law.covariance(asked)
-    errors = law.losses(law.evaluate(asked)) - observed
-    first, second = np.arange(len(asked) - 1), np.arange(1, len(asked))
-    variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
-    spread = np.sqrt(np.maximum(variance, 0) + 2 * UNKNOWN_NOISE**2)
+    at = calibration.law.evaluate(asked)
+    errors = calibration.law.losses(at) - [run["final_loss"] for run in asked]
+    reach = [calibration.difference(pair)[0] for pair in itertools.pairwise(asked)]
+    own = calibration.deviation(at) * calibration.score(at, 0.9)
     return {
-        "ratios": np.quantile(np.abs(errors[first] - errors[second]) / spread, np.linspace(0, 1, 41)).tolist(),
-        "width": float(np.median(spread / np.sqrt(covariance[first, first] + UNKNOWN_NOISE**2))),
+        "coverage": round(float(np.mean(np.abs(np.diff(errors)) <= reach)), 3),
+        "width_over_the_loss_s": round(float(np.median(reach / own[1:])), 3),
     }
 
 
-def of_unknown(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Coverage and width over labs of differences in labs that were not adapted to."""
-    cells = [{"lab": lab, "ratios": pairs["ratios"]} for lab, pairs in found.items()]
-    covered = coverage(cells, "ratios")
+def compared(calibration: Calibration, labs: Mapping[str, Sequence[Row]], bases: Mapping[str, Any]) -> dict[str, Any]:
+    """`unknown_pairs` of every lab, StepLaw and Marin by a hierarchy refitted without them."""
+    found = {
+        lab: unknown_pairs(replace(calibration, law=bases.get(lab, calibration.law)), rows)
+        for lab, rows in labs.items()
+    }
     return {
-        "coverage": round(float(np.mean(list(covered.values()))), 3),
-        "coverage_by_lab": covered,
-        "width_over_the_loss_s": round(float(np.median([pairs["width"] for pairs in found.values()])), 3),
+        "coverage": round(float(np.mean([own["coverage"] for own in found.values()])), 3),
+        "width_over_the_loss_s": round(float(np.median([own["width_over_the_loss_s"] for own in found.values()])), 3),
+        "labs": found,
     }
 
 

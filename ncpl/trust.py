@@ -15,7 +15,7 @@ Run = Mapping[str, Any]
 # So many times the FLOPs of the dearest run a forecast has been checked (benchmarks/adaptation.py).
 RANGE = 20.0
 # What `largest_size_out` holds beside the methods' errors.
-NO_METHOD = ("runs", "model size", "inside_90", "pairs")
+NO_METHOD = ("runs", "model size", "inside_90")
 
 
 def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
@@ -25,19 +25,22 @@ def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
         `runs`, `sizes` and `flops` of the source's runs; `believed_up_to`, FLOPs; `largest_size_out`, the mean absolute
         error on the largest size of forecasts from the smaller ones, None with one size; `learned`, for each
         coefficient of size and data its value, its deviation, and whose runs say it; `more_runs`, how the interval of a
-        run of ten times the dearest one's FLOPs would shrink; `fitted`, each run's loss before and after; `unread`
+        run of ten times the dearest one's FLOPs would shrink; `fitted`, each run's loss before and after;
+        `held_out`, observed and forecast losses of the largest size; `unread`
         fields; `warnings`.
     """
     known = law.adapted[source]
     runs = known.runs
     costs = np.array([flops(run) for run in runs])
+    held_out, pairs = largest_size_out(law, runs, source)
     return {
         "source": source,
         "runs": len(runs),
         "sizes": sorted({round(float(run["model size"]), 2) for run in runs}),
         "flops": [float(costs.min()), float(costs.max())],
         "believed_up_to": RANGE * float(costs.max()),
-        "largest_size_out": largest_size_out(law, runs, source),
+        "largest_size_out": held_out,
+        "held_out": pairs,
         "learned": _learned(law, source),
         "more_runs": _more_runs(law, source),
         "fitted": fitted(law, source),
@@ -46,17 +49,19 @@ def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
     }
 
 
-def largest_size_out(law: AdaptedLaw, runs: Sequence[Run], source: str) -> dict[str, Any] | None:
+def largest_size_out(
+    law: AdaptedLaw, runs: Sequence[Run], source: str
+) -> tuple[dict[str, float] | None, list[tuple[float, float]]]:
     """Mean absolute errors on the largest size when only the smaller ones are known; None where there is one size.
 
-    Beside them `runs`, `model size`, `inside_90`, the share inside the plain 90 % interval, and `pairs`, the observed
-    and the adapted forecast of each run.
+    Beside them `runs`, `model size`, and `inside_90`, the share inside the plain 90 % interval. Second, each run's
+    observed loss and its adapted forecast.
     """
     largest = max(float(run["model size"]) for run in runs)
     kept = [run for run in runs if float(run["model size"]) < 0.99 * largest]
     held = [{**run, "source": source} for run in runs if float(run["model size"]) >= 0.99 * largest]
     if not kept:
-        return None
+        return None, []
     observed = np.array([float(run["final_loss"]) for run in held])
     others = AdaptedLaw(law.base, {name: own for name, own in law.adapted.items() if name != source})
     adapted = adapt_law(others, kept, source, parent=law.adapted[source].parent).adapted[source]
@@ -69,8 +74,8 @@ def largest_size_out(law: AdaptedLaw, runs: Sequence[Run], source: str) -> dict[
     }
     errors = {name: float(np.abs(method() - observed).mean()) for name, method in methods.items()}
     inside = np.abs(found["loss"] - observed) <= 1.645 * adapted.deviation(found)
-    pairs = [list(pair) for pair in zip(observed.tolist(), found["loss"].tolist(), strict=True)]
-    return {"runs": len(held), "model size": largest, **errors, "inside_90": float(inside.mean()), "pairs": pairs}
+    out = {"runs": len(held), "model size": largest, **errors, "inside_90": float(inside.mean())}
+    return out, list(zip(observed.tolist(), found["loss"].tolist(), strict=True))
 
 
 def _offset(law: AdaptedLaw, runs: Sequence[Run], held: Sequence[Run]) -> np.ndarray:
