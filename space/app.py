@@ -243,16 +243,19 @@ def launch(**where: Any) -> None:
     Args:
         where: Gradio's `server_name`, `server_port`, ...
     """
-    # Nobody's first question has to wait for what is imported once.
-    threading.Thread(target=views.warm_up, args=(FORECASTER,), daemon=True).start()
     app = build().queue(default_concurrency_limit=8)
     app.launch(
         theme=theme(),
         css=CSS,
         max_file_size="64mb",
         footer_links=[],
+        prevent_thread_lock=True,
         **where,
     )
+    # Nobody's first question has to wait for what is imported once. Only now: Gradio asks its own address first, and
+    # gives up where imports keep it waiting.
+    threading.Thread(target=views.warm_up, args=(FORECASTER,), daemon=True).start()
+    app.block_thread()
 
 
 if __name__ == "__main__":
