@@ -9,7 +9,7 @@ import html
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,11 @@ class Picture:
     """
 
     words: str
-    panels: tuple[Panel, ...]
-    columns: int = 3
-    height: float = HEIGHT
-    width: float = WIDTH
-    heights: tuple[float, ...] | None = None
+    panels: tuple[Panel, ...] = field(repr=False)
+    columns: int = field(default=3, repr=False)
+    height: float = field(default=HEIGHT, repr=False)
+    width: float = field(default=WIDTH, repr=False)
+    heights: tuple[float, ...] | None = field(default=None, repr=False)
 
     def figure(self, theme: str = "light") -> Any:
         """A matplotlib `Figure` to go on with.

@@ -68,7 +68,7 @@ class Answer:
 
 MOST_COMBINATIONS = 10_000
 """Forecasts of one sweep in the page."""
-_LOCK = threading.Lock()
+_LOCK, _READING = threading.Lock(), threading.Lock()
 
 
 def answer(view: str, forecaster: "Forecaster", inputs: Inputs, *more: Any) -> Answer:
@@ -99,9 +99,8 @@ def preset(title: str | None) -> list[str]:
 def warm_up(forecaster: "Forecaster") -> None:
     """Imports and reads what the answers need, so that the first one is as fast as the others."""
     _, inputs = from_query("")
-    # Answers wait for each other, but not for this.
-    import ncpl.nsp.benchmarks  # noqa: F401
-
+    # Answers wait for each other, but only those with scores for this.
+    _predictor()
     for view in ("forecast", "curve", "sweep", "benchmarks"):
         answer(view, forecaster, inputs)
 
@@ -261,9 +260,15 @@ def _swept(inputs: Inputs) -> list[tuple[str, str]]:
     return asked
 
 
-@lru_cache(1)
 def _predictor() -> "NSPModel":
-    """The score predictor, read once."""
+    """The score predictor, read once; whoever needs it meanwhile waits, for transformers bears no import by two threads."""
+    with _READING:
+        return _read_predictor()
+
+
+@lru_cache(1)
+def _read_predictor() -> "NSPModel":
+    import ncpl.figures  # noqa: F401
     from ncpl.nsp.benchmarks import load_predictor
 
     return load_predictor("nsp-base")
@@ -271,6 +276,7 @@ def _predictor() -> "NSPModel":
 
 def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The benchmark scores of a model by its size and tokens."""
+    predictor = _predictor()
     # Only now, because they bring torch.
     from ncpl.figures import scores
     from ncpl.nsp.benchmarks import by_task
@@ -278,7 +284,7 @@ def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:
     level = read_level(inputs)
     model = {name: quantity(name, inputs.get(f"benchmarks.{name}", "")) for name in ("params", "tokens")}
     like = inputs.get("benchmarks.like", "").strip() or None
-    found = forecaster.benchmarks([model], like, level, _predictor())
+    found = forecaster.benchmarks([model], like, level, predictor)
     table = by_task(found.iloc[0])
     outside = bool(found["extrapolation"].iloc[0])
     notes = ["These sizes lie outside those of the models it was trained on."] if outside else []
