@@ -261,7 +261,7 @@ def _swept(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def _predictor() -> "NSPModel":
-    """The score predictor, read once; whoever needs it meanwhile waits, for transformers bears no import by two threads."""
+    """The score predictor, read once; others wait meanwhile, for two threads may not import transformers at a time."""
     with _READING:
         return _read_predictor()
 
