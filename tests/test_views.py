@@ -87,7 +87,7 @@ def test_what_concerns_the_number_stands_beside_it(default, inputs):
     for note in ("source: 'acme'", "outside the training runs in source (unknown)", "model size ("):
         assert note in text.partition("Table")[0]
     wild = {**inputs, "source": "steplaw", "learning rate": "0.1"}
-    assert "may diverge" in shown(views.answer("forecast", default, wild))
+    assert "likely to diverge" in shown(views.answer("forecast", default, wild))
 
 
 @pytest.mark.parametrize("view", ["forecast", "curve", "sweep"])
