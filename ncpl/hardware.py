@@ -81,7 +81,7 @@ class Hardware:
         Raises:
             ValueError: there is none; says which there are.
         """
-        plain = str(name).lower().replace(" ", "-").replace("_", "-")
+        plain = (name if isinstance(name, str) else short(name)).lower().replace(" ", "-").replace("_", "-")
         for candidate in (plain, plain.removeprefix("nvidia-"), plain.removesuffix("-sxm"), plain.replace("-80gb", "")):
             if candidate in self.accelerators:
                 return self.accelerators[candidate]
@@ -139,7 +139,7 @@ def _update(known: dict[str, Any], own: Mapping[str, Any], kind: Any, where: str
         if key not in accepted:
             raise ValueError(f"hardware: {where}.{key}: not a known key, known: {', '.join(accepted)}")
         text = accepted[key] is str
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
         if not (isinstance(value, str) if text else number):
             raise ValueError(
                 f"hardware: {where}.{key}: got {short(value)}, expected {'text' if text else 'a number >= 0'}"

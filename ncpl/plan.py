@@ -189,7 +189,7 @@ def plan(
     given = {name: value for name, value in limits.items() if value is not None}
     _check(given, {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens})
     check_count(count)
-    if not 0 <= inference_tokens < math.inf:
+    if not (isinstance(inference_tokens, int | float) and 0 <= inference_tokens < LARGEST):
         raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")
     accelerator = hardware.find(gpu)
     share = None if utilisation is None else check_utilisation(utilisation)
@@ -238,13 +238,18 @@ _SHOWN = (
 )
 
 
+LARGEST = 1e300
+"""Of a budget or constraint: what it is multiplied with leaves the range of a float."""
+
+
 def _check(given: Mapping[str, Any], constraints: Mapping[str, Any]) -> None:
     if len(given) != 1:
         came = ", ".join(given) or "none"
         raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
     for name, value in {**given, **constraints}.items():
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (numeric and math.isfinite(value) and value > 0):
+        # A whole number may be larger than any float.
+        if value is not None and not (numeric and 0 < value < LARGEST):
             raise ValueError(f"{name}: got {short(value)}, expected a number above 0")
     if constraints["params"] is not None and constraints["tokens_per_param"] is not None:
         raise ValueError(
