@@ -3,7 +3,7 @@
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -157,14 +157,20 @@ def print_scores(found: "pd.DataFrame", level: float) -> None:
                 f"loss {row['loss']:.4f} ({row['loss_lower']:.4f} to {row['loss_upper']:.4f}), "
                 f"P(divergence) {row['divergence']:.3f}; {row['assumption']}"
             )
-        print_table(
-            [
-                {
-                    "task": score["task"],
-                    "score": f"{score['score']:.3f}",
-                    f"{level * 100:g} % interval": f"{score['lower']:.3f} to {score['upper']:.3f}",
-                    "past chance": "" if math.isnan(score["above chance"]) else f"{score['above chance']:.0%}",
-                }
-                for score in records(by_task(pd.Series(row)))
-            ]
-        )
+        scored = records(by_task(pd.Series(row)))
+        ladder = [score for score in scored if score["task"].startswith("olmo_")]
+        print_table(_score_rows([score for score in scored if score not in ladder], level))
+        if ladder:
+            print("in the setting of AI2's model ladder, whose tasks of the same name score otherwise, from the loss:")
+            print_table(_score_rows(ladder, level))
+
+
+def _score_rows(scored: list[dict[str, Any]], level: float) -> list[dict[str, str]]:
+    rows = []
+    for score in scored:
+        cells = {"task": score["task"], "score": f"{score['score']:.3f}"}
+        cells[f"{level * 100:g} % interval"] = f"{score['lower']:.3f} to {score['upper']:.3f}"
+        if not math.isnan(score["above chance"]):
+            cells["past chance"] = f"{score['above chance']:.0%}"
+        rows.append(cells)
+    return rows

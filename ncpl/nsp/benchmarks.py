@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from feature_extraction_nsp import as_rows
-from fields_ncpl import TOKENS_PER_PARAMETER, field_name
+from fields_ncpl import USUAL_TOKENS_PER_PARAMETER, field_name
 from modeling_nsp import NSPModel
 from ncpl.nsp.loss_link import RUN_LINK, LossLink, load_links, normal_multiple, run_size, scores_from_loss
 
@@ -55,7 +55,7 @@ def benchmarks(
     low, high = torch.tensor(predictor.config.support, dtype=torch.float64).T
     outside = ((features[:, :2] < low - 1e-6) | (features[:, :2] > high + 1e-6)) & (mask[:, :2] > 0)
     ratio = size[:, 1] / size[:, 0]
-    unusual = ((ratio < TOKENS_PER_PARAMETER[0]) | (ratio > TOKENS_PER_PARAMETER[1])) & (mask[:, 1] > 0)
+    unusual = ((ratio < USUAL_TOKENS_PER_PARAMETER[0]) | (ratio > USUAL_TOKENS_PER_PARAMETER[1])) & (mask[:, 1] > 0)
     columns: dict[str, Any] = {
         "params": size[:, 0].numpy(),
         "tokens": torch.where(mask[:, 1] > 0, size[:, 1], torch.nan).numpy(),

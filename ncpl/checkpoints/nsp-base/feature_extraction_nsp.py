@@ -19,12 +19,12 @@ from transformers import (
 try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import ByName
-    from .fields_ncpl import TOKENS_PER_PARAMETER, is_code
+    from .fields_ncpl import USUAL_TOKENS_PER_PARAMETER, is_code
     from .text_ncpl import did_you_mean, one_line, parse_count, short
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import ByName
-    from fields_ncpl import TOKENS_PER_PARAMETER, is_code
+    from fields_ncpl import USUAL_TOKENS_PER_PARAMETER, is_code
     from text_ncpl import did_you_mean, one_line, parse_count, short
 
 ALIASES = {
@@ -253,12 +253,13 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
                 f"tokens missing for {missing} of {len(rows)} models: taken as usual for their size, with wider bands",
                 stacklevel=3,
             )
-        few, many = (math.log(ratio / 1e3) for ratio in TOKENS_PER_PARAMETER)
-        odd = sum(bool(row["mask"][1]) and not few <= row["features"][1] - row["features"][0] <= many for row in rows)
+        few, many = USUAL_TOKENS_PER_PARAMETER
+        ratios = [math.exp(row["features"][1] - row["features"][0]) * 1e3 for row in rows if row["mask"][1]]
+        odd = sum(not few <= ratio <= many for ratio in ratios)
         if odd:
             warnings.warn(
-                f"tokens of {odd} of {len(rows)} models are less than {TOKENS_PER_PARAMETER[0]:g} or more than "
-                f"{TOKENS_PER_PARAMETER[1]:g} a parameter, as no known run's: check the units of params and tokens",
+                f"tokens of {odd} of {len(rows)} models are less than {few:g} or more than {many:g} a parameter, as no "
+                "known run's: check the units of params and tokens",
                 stacklevel=3,
             )
         for column, name, unit in ((0, "params", 1e9), (1, "tokens", 1e12)):
