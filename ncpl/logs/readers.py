@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -346,6 +347,9 @@ def _folder(folder: Path, depth: int = 0) -> Iterator[Logged]:
                 continue
             if any(entry.name == config.name.replace("_configs.parquet", ".parquet") for config in trackio):
                 found += _trackio_parquet(entry)
+            elif KINDS[entry.suffix.lower()] in ("log", "python", "shell"):
+                # A folder of runs holds programs and their own logs too.
+                found += _of_a_training(entry)
             else:
                 found += read_runs(entry)
     yield from _joined(found, folder)
@@ -363,10 +367,26 @@ def _binary(entries: list[Path]) -> str:
     return f"expected files: {', '.join(sorted(KINDS))}"
 
 
+def _of_a_training(path: Path) -> list[Logged]:
+    """The run of a text log, a script or a program; nothing where it is of something else."""
+    try:
+        found = list(read_runs(path))
+    except ValueError:
+        return []
+    return [logged for logged in found if logged.curves or len(read_names(logged.values).names) > 2]
+
+
 def _joined(found: list[Logged], folder: Path) -> list[Logged]:
     """A folder's configuration, perhaps in several files, and its only run's history are one run."""
     configs = [logged for logged in found if logged.complete and not logged.points and not logged.curves]
-    histories = [logged for logged in found if logged.points and logged.name == _stem(logged.origin)]
+    origins = Counter(logged.origin for logged in found)
+    histories = [
+        logged
+        for logged in found
+        if (logged.points and logged.name == _stem(logged.origin))
+        # One point alone looks like a table of one run.
+        or (not logged.complete and logged.name is None and origins[logged.origin] == 1)
+    ]
     whole = join_configs(configs, folder.name, str(folder)) if len(configs) > 1 else configs[0] if configs else None
     if whole is None or len(configs) + len(histories) < len(found):
         return found
@@ -376,7 +396,7 @@ def _joined(found: list[Logged], folder: Path) -> list[Logged]:
     for history in histories:
         # Two files may use one name, such as train.csv and val.csv with a column `loss`.
         clashing = len(histories) > 1 and bool({"loss", *run.curves} & history.curves.keys())
-        run.curves.update({f"{history.name}.{k}" if clashing else k: v for k, v in history.curves.items()})
+        run.curves.update({f"{_stem(history.origin)}.{k}" if clashing else k: v for k, v in history.curves.items()})
         run.values.update(history.values)
         run.changed |= history.changed
         run.peaks.update(history.peaks)

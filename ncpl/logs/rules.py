@@ -13,6 +13,18 @@ from names_ncpl import OPTIMIZERS, OTHER_OPTIMIZERS, optimizer_name
 Facts = dict[str, Any]
 """Quantity (`frameworks.QUANTITIES`) -> value; `complete`: whether the file is a whole configuration."""
 
+
+def _number(values: Mapping[str, Any], name: str, default: float) -> float:
+    """A positive number that the file gives under a name, else the default: files hold text and lists anywhere.
+
+    >>> _number({"multiple_of": 256, "epochs": [1, 2]}, "multiple_of", 1), _number({"epochs": [1, 2]}, "epochs", 1)
+    (256, 1)
+    """
+    value = values.get(name)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e15
+    return value if number else default  # type: ignore[return-value]
+
+
 _UNITS = {"steps": "_steps", "step": "_steps", "tokens": "_tokens", "samples": "_samples"}
 
 
@@ -76,7 +88,7 @@ def _megatron(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     if width and not wide and facts.get("complete"):
         facts["ffn"] = int(8 * width / 3 / 64) * 64 if swiglu else 4 * width
     if "warmup_decay_share" in facts:
-        whole = values.get("lr_decay_iters") or values.get("train_iters")
+        whole = _number(values, "lr_decay_iters", 0) or _number(values, "train_iters", 0)
         share = facts.pop("warmup_decay_share")
         if whole:
             facts.setdefault("warmup_steps", int(share * whole))
@@ -96,7 +108,7 @@ def _neox(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     facts["gated"] = gated
     wide = facts.pop("ffn", None) or _ratio(facts)
     if wide and gated:
-        multiple = int(values.get("mlp_multiple_of", 1) or 1)
+        multiple = max(1, int(_number(values, "mlp_multiple_of", 1)))
         facts["ffn"] = (
             -(-int(wide) // 3 // multiple) * multiple if multiple == 1 else -(-(int(wide) // 3) // multiple) * multiple
         )
@@ -110,15 +122,11 @@ def _neox(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     if facts.get("experts") in (0, 1):
         facts.pop("experts")
     share = facts.pop("warmup_decay_share", None)
-    if share is not None:
-        facts["warmup_steps"] = (
-            int(share * (values.get("lr_decay_iters") or values["train_iters"]) + 1e-6)
-            if (values.get("lr_decay_iters") or values.get("train_iters"))
-            else None
-        )
-        if facts["warmup_steps"] is None:
-            facts["warmup_share"] = share
-            del facts["warmup_steps"]
+    whole = _number(values, "lr_decay_iters", 0) or _number(values, "train_iters", 0)
+    if share is not None and whole:
+        facts["warmup_steps"] = int(share * whole + 1e-6)
+    elif share is not None:
+        facts["warmup_share"] = share
     return told
 
 
@@ -128,14 +136,18 @@ def _torchtitan(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     replicas, shards = values.get("data_parallel_replicate_degree", 1), values.get("data_parallel_shard_degree", -1)
     if isinstance(replicas, int) and isinstance(shards, int) and replicas > 0 and shards > 0:
         facts.setdefault("devices", replicas * shards)
-    share = values.get("decay_ratio")
-    if share is not None:
+    share = _number(values, "decay_ratio", 0)
+    if share:
         facts["decay_share"] = share
     facts["gated"] = True
-    width, factor = facts.get("width"), values.get("ffn_dim_multiplier")
-    if width and "ffn" not in facts and "multiple_of" in values:
-        wide = int(int(8 * width / 3) * (factor or 1))
-        facts["ffn"] = -(-wide // values["multiple_of"]) * values["multiple_of"]
+    width, factor, multiple = (
+        facts.get("width"),
+        _number(values, "ffn_dim_multiplier", 1),
+        int(_number(values, "multiple_of", 0)),
+    )
+    if width and "ffn" not in facts and multiple:
+        wide = int(int(8 * width / 3) * factor)
+        facts["ffn"] = -(-wide // multiple) * multiple
         return {"ffn": "8/3 of the width x ffn_dim_multiplier, up to multiple_of"}
     return {}
 
@@ -196,11 +208,11 @@ def _nanochat(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
         if facts.get(name, 1) == -1:
             del facts[name]
     if "layers" in facts and "width" not in facts:
-        head = int(values.get("head_dim", 128))
-        width = -(-int(facts["layers"] * values.get("aspect_ratio", 64)) // head) * head
+        head, aspect = max(1, int(_number(values, "head_dim", 128))), _number(values, "aspect_ratio", 64)
+        width = -(-int(facts["layers"] * aspect) // head) * head
         facts.update(width=width, head_dim=head)
         facts.setdefault("heads", width // head)
-        told["width"] = f"depth x {values.get('aspect_ratio', 64)}, up to a multiple of {head}"
+        told["width"] = f"depth x {aspect:g}, up to a multiple of {head}"
     facts["gated"], facts["tied"] = False, False
     if "width" in facts:
         facts["ffn"] = 4 * facts["width"]
@@ -221,7 +233,7 @@ def _open_lm(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
         facts["ffn"] = 256 * -(-int(8 * facts["width"] / 3) // 256) if gated else 4 * facts["width"]
         told["ffn"] = "open_lm's own, 8/3 of the width up to a multiple of 256" if gated else "open_lm's own, 4 x width"
     if "samples" in facts:
-        facts["samples"] *= values.get("epochs", 1) or 1
+        facts["samples"] *= _number(values, "epochs", 1)
     return told | _shape_in_name(facts, values)
 
 
@@ -311,7 +323,7 @@ def _lingua(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     width = facts.get("width")
     if not width or "ffn" in facts:
         return {}
-    factor, multiple = values.get("ffn_dim_multiplier"), values.get("multiple_of") or 256
+    factor, multiple = _number(values, "ffn_dim_multiplier", 0), max(1, int(_number(values, "multiple_of", 256)))
     wide = int(8 * width / 3 * (factor or 1)) if factor else int(8 * width / 3)
     facts["ffn"] = -(-wide // multiple) * multiple
     return {
@@ -325,8 +337,8 @@ def _torchtune(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
         facts.pop("seq_len", None)
     if facts.get("clip") is None:
         facts.pop("clip", None)
-    steps, epochs = values.get("max_steps_per_epoch"), values.get("epochs", 1)
-    if isinstance(steps, int) and isinstance(epochs, int):
+    steps, epochs = _number(values, "max_steps_per_epoch", 0), _number(values, "epochs", 1)
+    if steps:
         facts.setdefault("steps", steps * epochs)
         return {"steps": f"{steps:g} steps an epoch x {epochs:g}"}
     return {}
@@ -372,7 +384,7 @@ def _transformers(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     if values.get("kv_lora_rank") is not None:
         # Multi-head latent attention has other matrices.
         facts["unknown_attention"] = True
-    shared = values.get("shared_expert_intermediate_size")
+    shared = _number(values, "shared_expert_intermediate_size", 0)
     if shared:
         facts["shared_dim"] = shared
     if any(
@@ -394,7 +406,7 @@ def _transformers(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
 
 def _nanotron(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     facts["gated"] = True
-    start, steps = values.get("lr_decay_starting_step"), facts.get("steps")
+    start, steps = _number(values, "lr_decay_starting_step", 0), facts.get("steps")
     if "min_lr" not in facts and facts.get("lr"):
         facts["schedule"] = "constant"
     elif start and steps and "decay_steps" not in facts:

@@ -1,0 +1,76 @@
+"""Valid files of every framework, mutated at random: the right rows or one sentence, never a traceback, never long.
+
+`NCPL_MUTATIONS=10000` tries more.
+"""
+
+import os
+import random
+import re
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from ncpl import import_runs
+from ncpl.configs import read_configs
+from tests.test_malformed_logs import TABLE, history
+from tests.test_text_logs import LOGS, MEGATRON
+
+FOLDER = Path(__file__).parent / "framework_configs"
+FILES = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.name != "expected.json"}
+FILES |= {f"{name}.log": text.encode() for name, (text, _) in LOGS.items()}
+FILES |= {"megatron.log": MEGATRON.encode(), "table.csv": TABLE.encode(), "history.csv": history(range(50)).encode()}
+SUFFIXES = (".csv", ".yaml", ".json", ".jsonl", ".log", ".sh", ".toml", ".py", ".tsv", ".txt", "")
+PIECES = (
+    b"null", b"NaN", b"-1", b"1e999", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"=", b"true", b"\x00", b"\xff", b"${a}",
+    b"$((1<<9))", b"&a", b"*a", b"!!python/x", b"9" * 400, b"-", b"\r", b"\xc2\xa0", b"**9", b'"""', b"#", b"\\",
+)  # fmt: skip
+NUMBERS = (b"0", b"-1", b'"x"', b"1e30", b"[1, 2]", b"null", b"{}", b"nan", b"inf", b"1,5", b'"12M"', b"true", b"0.5")
+MOST_SECONDS = 2
+SEPARATORS = (b";", b"\t", b"|", b" ")
+
+
+def mutated(content, draw):
+    """Cut short, a piece put in or taken out, a number of another type, a line twice, other separators or encoding."""
+    at = draw.randrange(len(content) + 1)
+    lines = content.split(b"\n")
+    numbers = list(re.finditer(rb"\d+\.?\d*", content))
+    kind = draw.randrange(8)
+    if kind == 0:
+        return content[:at]
+    if kind == 1:
+        return content[:at] + draw.choice(PIECES) + content[at:]
+    if kind == 2:
+        return content[:at] + content[at + draw.randint(1, 30) :]
+    if kind == 3 and numbers:
+        number = draw.choice(numbers)
+        return content[: number.start()] + draw.choice(NUMBERS) + content[number.end() :]
+    if kind == 4:
+        return b"\n".join([*lines[: draw.randrange(len(lines))], draw.choice(lines), *lines])
+    if kind == 5:
+        return content.replace(b",", draw.choice(SEPARATORS))
+    if kind == 6:
+        return content.decode("utf-8", "ignore").encode(draw.choice(("utf-16", "utf-16-le", "utf-8-sig")), "ignore")
+    return content.replace(*draw.choice(((b"\n", b"\r\n"), (b":", b"="), (b"=", b":"), (b" ", b""))))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mutated_file_gives_rows_or_one_sentence(tmp_path, seed):
+    draw = random.Random(seed)
+    for case in range(int(os.environ.get("NCPL_MUTATIONS", "400")) // 4):
+        name, content = draw.choice(list(FILES.items()))
+        for _ in range(draw.randint(1, 4)):
+            content = mutated(content, draw)
+        file = tmp_path / f"{case}{draw.choice((Path(name).suffix, draw.choice(SUFFIXES)))}"
+        file.write_bytes(content)
+        start = time.process_time()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import_runs(file) if case % 3 else read_configs([str(file)])
+        except ValueError as error:
+            assert type(error) is ValueError, (name, content)
+            assert len(str(error)) <= 300, str(error)
+            assert "\n" not in str(error)
+        assert time.process_time() - start < MOST_SECONDS, (name, content)
