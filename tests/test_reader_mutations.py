@@ -23,8 +23,8 @@ FILES |= {f"{name}.log": text.encode() for name, (text, _) in LOGS.items()}
 FILES |= {"megatron.log": MEGATRON.encode(), "table.csv": TABLE.encode(), "history.csv": history(range(50)).encode()}
 SUFFIXES = (".csv", ".yaml", ".json", ".jsonl", ".log", ".sh", ".toml", ".py", ".tsv", ".txt", "")
 PIECES = (
-    b"null", b"NaN", b"-1", b"1e999", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"=", b"true", b"\x00", b"\xff", b"${a}",
-    b"$((1<<9))", b"&a", b"*a", b"!!python/x", b"9" * 400, b"-", b"\r", b"\xc2\xa0", b"**9", b'"""', b"#", b"\\",
+    b"null", b"NaN", b"-1", b"1e999", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"=", b"true", b"\x00", b"\xff",
+    b"${a}", b"$((1<<9))", b"&a", b"*a", b"!!python/x", b"9" * 400, b"-", b"\r", b"\xc2\xa0", b"**9", b'"""', b"#", b"\\",
 )  # fmt: skip
 NUMBERS = (b"0", b"-1", b'"x"', b"1e30", b"[1, 2]", b"null", b"{}", b"nan", b"inf", b"1,5", b'"12M"', b"true", b"0.5")
 MOST_SECONDS = 2
@@ -55,6 +55,17 @@ def mutated(content, draw):
     return content.replace(*draw.choice(((b"\n", b"\r\n"), (b":", b"="), (b"=", b":"), (b" ", b""))))
 
 
+def refusal(file, read):
+    """Why a file is refused; None where it is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(file)
+    except ValueError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_mutated_file_gives_rows_or_one_sentence(tmp_path, seed):
     draw = random.Random(seed)
@@ -65,12 +76,9 @@ def test_a_mutated_file_gives_rows_or_one_sentence(tmp_path, seed):
         file = tmp_path / f"{case}{draw.choice((Path(name).suffix, draw.choice(SUFFIXES)))}"
         file.write_bytes(content)
         start = time.process_time()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                import_runs(file) if case % 3 else read_configs([str(file)])
-        except ValueError as error:
-            assert type(error) is ValueError, (name, content)
-            assert len(str(error)) <= 300, str(error)
-            assert "\n" not in str(error)
+        error = refusal(file, import_runs if case % 3 else lambda path: read_configs([str(path)]))
+        # A subclass, such as a fault of decoding, is no message of ours.
+        assert error is None or type(error) is ValueError, (name, content)
+        assert "\n" not in str(error)
+        assert len(str(error)) <= 300, str(error)
         assert time.process_time() - start < MOST_SECONDS, (name, content)
