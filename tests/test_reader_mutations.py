@@ -24,7 +24,8 @@ FILES |= {"megatron.log": MEGATRON.encode(), "table.csv": TABLE.encode(), "histo
 SUFFIXES = (".csv", ".yaml", ".json", ".jsonl", ".log", ".sh", ".toml", ".py", ".tsv", ".txt", "")
 PIECES = (
     b"null", b"NaN", b"-1", b"1e999", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"=", b"true", b"\x00", b"\xff",
-    b"${a}", b"$((1<<9))", b"&a", b"*a", b"!!python/x", b"9" * 400, b"-", b"\r", b"\xc2\xa0", b"**9", b'"""', b"#", b"\\",
+    b"${a}",
+    b"$((1<<9))", b"&a", b"*a", b"!!python/x", b"9" * 400, b"-", b"\r", b"\xc2\xa0", b"**9", b'"""', b"#", b"\\",
 )  # fmt: skip
 NUMBERS = (b"0", b"-1", b'"x"', b"1e30", b"[1, 2]", b"null", b"{}", b"nan", b"inf", b"1,5", b'"12M"', b"true", b"0.5")
 MOST_SECONDS = 2
