@@ -9,7 +9,7 @@ LOGS ?= ../shared/data
 # The newest torch whose CPU build CI's machines hold; a machine without such a build gets the registry's.
 LOCKED_TORCH ?= 2.13.0
 
-.PHONY: audit fuzz release embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
+.PHONY: audit release embedded forecast test test-newest test-lowest test-slow app-test hardening test-install conformance lint lock ncpl-mini curves tables docs notebooks clean
 
 # constraints.txt is the lock: exact versions of everything, on every platform and Python, made by `make lock`.
 $(BIN)/ncpl: pyproject.toml setup.py constraints.txt
@@ -73,11 +73,6 @@ hardening: $(VENV)/.dev
 	$(BIN)/python -m tests.hardening.hub_serving --seconds 600
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_hostile_checkpoints.py tests/test_training_safety.py
 	NCPL_LOG_MB=300 $(BIN)/python -m pytest -q tests/test_malformed_logs.py
-
-# Coverage-guided fuzzing of the readers; atheris has wheels for Linux alone.
-fuzz: $(VENV)/.dev
-	$(BIN)/pip install --quiet atheris
-	$(BIN)/python -m tests.hardening.readers --minutes 30
 
 # Known vulnerabilities of the locked versions; a package that cannot be looked up fails it too.
 $(VENV)/.release: $(VENV)/.dev
