@@ -32,7 +32,7 @@ def choose(
     budget: float,
     most: int | None = None,
 ) -> list[Step]:
-    """Runs in order, each the one that lowers the targets' mean variance most for the root of its cost.
+    """Runs in order, each the one that lowers the targets' mean variance most for its cost.
 
     Args:
         covariance: (configurations, configurations) of the losses, in squared nats.
@@ -53,7 +53,7 @@ def choose(
         if most is not None and len(steps) == most:
             break
         gains = (covariance[np.ix_(targets, affordable)] ** 2).mean(0)
-        gains = gains / (covariance[affordable, affordable] + noise[affordable]) / np.sqrt(costs[affordable])
+        gains = gains / (covariance[affordable, affordable] + noise[affordable]) / costs[affordable]
         best = affordable[int(gains.argmax())]
         column = covariance[:, best].copy()
         covariance -= np.outer(column, column) / (column[best] + noise[best])
