@@ -58,6 +58,10 @@ CONFIGS = {
     ),
     "rate times 1000": ({"learning rate": 2}, "expected 1e-06 to 1 (peak learning rate); did you mean 0.002?"),
     "rate over 1000": ({"learning rate": 2e-7}, "learning rate: got 2e-07, expected 1e-06 to 1 (peak learning rate)"),
+    "ten steps, no known length": (
+        {"source": "mine", "max step": 10},
+        "max step: 10 steps of 128 sequences of 16 to 1048576 tokens are",
+    ),
     "thousand steps": ({"max step": 5000000}, "max step: 5e+06 steps of 128 sequences of 4096 tokens are"),
     "warmup too long": ({"warmup": 100000}, "warmup: got 100000, expected at most the run's 5149 training steps"),
     "size against shape": (

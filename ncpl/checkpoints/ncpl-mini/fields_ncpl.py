@@ -253,8 +253,7 @@ _PLAIN_UNITS = {"million": 1e6, "billion": 1e9}
 TOKENS_PER_PARAMETER = (0.005, 2e5)
 # What most runs have; where another unit of size or data would bring a configuration here, the unit may have slipped.
 USUAL_TOKENS_PER_PARAMETER = (0.5, 1e4)
-MOST_TEXT = 200
-"""Characters of a text value."""
+MOST_TEXT = 200  # characters of a text value
 
 
 def _plain(name: str) -> str:
@@ -463,13 +462,14 @@ def _check_plausible(config: Config) -> None:
                 f"{name}: got {config[name]:g} ({FIELDS[name].unit}), but {of} make about {made:.4g}; check the unit"
             )
     seq_len = known_seq_len(config)
-    if "max step" in config and seq_len:
-        trained = config["max step"] * config["batch size"] * seq_len / 1e9
-        if not 0.5 <= trained / tokens <= 2:
-            raise ValueError(
-                f"max step: {config['max step']:g} steps of {config['batch size']:g} sequences of {seq_len} tokens are "
-                f"{trained:.4g} billion tokens, but data size says {tokens:g} billion"
-            )
+    lengths = [seq_len] if seq_len else [16, 2**20]  # what somebody may train with
+    made = [config.get("max step", 0) * config["batch size"] * length / 1e9 for length in lengths]
+    if "max step" in config and not made[0] / 2 <= tokens <= made[-1] * 2:
+        raise ValueError(
+            f"max step: {config['max step']:g} steps of {config['batch size']:g} sequences of "
+            f"{' to '.join(map(str, lengths))} tokens are {' to '.join(f'{some:.4g}' for some in made)} billion "
+            f"tokens, but data size says {tokens:g} billion"
+        )
     steps = max_step(config) if seq_len or "max step" in config else None
     if steps is not None and config.get("warmup", 0) > steps:
         raise ValueError(f"warmup: got {config['warmup']:g}, expected at most the run's {steps} training steps")
