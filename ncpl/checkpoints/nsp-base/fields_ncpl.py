@@ -463,11 +463,11 @@ def _check_plausible(config: Config) -> None:
             )
     seq_len = known_seq_len(config)
     lengths = [seq_len] if seq_len else [16, 2**20]  # what somebody may train with
-    made = [config.get("max step", 0) * config["batch size"] * length / 1e9 for length in lengths]
-    if "max step" in config and not made[0] / 2 <= tokens <= made[-1] * 2:
+    trained = [config.get("max step", 0) * config["batch size"] * length / 1e9 for length in lengths]
+    if "max step" in config and not trained[0] / 2 <= tokens <= trained[-1] * 2:
         raise ValueError(
             f"max step: {config['max step']:g} steps of {config['batch size']:g} sequences of "
-            f"{' to '.join(map(str, lengths))} tokens are {' to '.join(f'{some:.4g}' for some in made)} billion "
+            f"{' to '.join(map(str, lengths))} tokens are {' to '.join(f'{some:.4g}' for some in trained)} billion "
             f"tokens, but data size says {tokens:g} billion"
         )
     steps = max_step(config) if seq_len or "max step" in config else None
