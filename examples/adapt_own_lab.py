@@ -38,10 +38,10 @@ def main() -> None:
             train(given.folder / "runs" / f"width{width}-steps{steps}", width, steps)
 
     # 2. Import what Trainer logged: its last count of tokens is the data size, which no configuration of its states.
+    # Plain tokens are told by their size, and converted to the field's unit, billions.
     runs = import_runs(given.folder / "runs", map={"num_input_tokens_seen": "data size"})
     for line in report_lines(runs.attrs["report"]):
         print("note:", line)
-    runs["data size"] /= 1e9  # tokens to billions, the field's unit
     print(runs[["name", "model size", "data size", "learning rate", "final_loss", "status"]])
 
     # 3. Adapt, and forecast a larger run: 0.1 million parameters and a million tokens.
