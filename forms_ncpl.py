@@ -177,9 +177,11 @@ _CLOCK_POWER = 0.5
 def stated_schedule(config: Mapping[str, Any], usual: Mapping[str, Any], read: Sequence[str]) -> dict[str, Any]:
     """The fields of a schedule that a configuration states and its source's residual does not read.
 
+    Of a decay, the residual knows nothing where the optimizer's runs never had one.
     Where a source's runs state rates by step, its law is fitted to their losses as they are: it knows their effect.
     """
     left_out = {*read, "lr points"} if "lr points" in usual else {*read}
+    left_out -= {"decay"} if usual.get("decay") is None else set()
     return {name: config[name] for name in SCHEDULE_FIELDS if config.get(name) is not None and name not in left_out}
 
 
@@ -202,7 +204,7 @@ def schedules_of(
         other.pop("decay", None)
     if changed or {"min_lr", "min_lr_ratio"} & own.keys():
         other = {name: value for name, value in other.items() if name not in ("min_lr", "min_lr_ratio")}
-    other |= {**own, **kept}
+    other |= {**kept, **own}
     return Schedule.of({**stated, "learning rate": rate}, steps), Schedule.of({**other, "learning rate": rate}, steps)
 
 

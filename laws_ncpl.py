@@ -270,9 +270,12 @@ class ConfigurationLaw:
             usual = self._usual(source, str(at.optimizers[i]))[0]
             read = self.residuals[source].fields if source in self.residuals else ()
             own = stated_schedule(config, usual, read)
+            known = [name for name in ("warmup", "decay") if name in read and name not in own]
+            kept = {name: config.get(name, usual.get(name)) for name in known}
+            if kept.get("decay") and kept["decay"] < self.residuals[source].shortest_decay:
+                own["decay"], kept["decay"] = kept["decay"], self.residuals[source].shortest_decay
             if all(own[name] == usual.get(name) for name in own):
                 continue
-            kept = {name: config.get(name, usual.get(name)) for name in ("warmup", "decay") if name in read}
             rate = at.terms["best" if np.isnan(at.inputs["rate"][i]) else "rate"][i]
             steps = 1e9 * REFERENCE["data size"] / REFERENCE["batch tokens"]
             steps *= math.exp(at.inputs["d"][i] - at.inputs["b"][i])

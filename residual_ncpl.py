@@ -346,7 +346,18 @@ class KernelResidual:
         columns = [list(COORDINATES).index(name) for name in self.fields]
         places = {name: i for i, name in enumerate(self.optimizers)}
         optimizers = np.array([places.get(name, -1) for name in points["optimizer"].tolist()])
-        return {**points, "optimizer": optimizers, "fields": points["fields"][:, columns]}
+        fields = points["fields"][:, columns]
+        if "decay" in self.fields:
+            decay = fields[:, list(self.fields).index("decay")]
+            decay[decay > 0] = np.maximum(decay[decay > 0], COORDINATES["decay"](self.shortest_decay))
+        return {**points, "optimizer": optimizers, "fields": fields}
+
+    @cached_property
+    def shortest_decay(self) -> float:
+        """The least decay of a fitted run, a share of the run; what a shorter one gains is not known here."""
+        decays = self.runs["fields"][:, list(self.fields).index("decay")] if "decay" in self.fields else np.zeros(1)
+        whole = COORDINATES["decay"](1.0)
+        return float(decays[decays > 0].min(initial=whole)) / whole
 
     @cached_property
     def _scales(self) -> dict[str, np.ndarray]:

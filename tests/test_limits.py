@@ -63,3 +63,18 @@ def test_what_a_loss_leaves_out_is_said(default):
     assert any("likely to diverge" in note and "a run that does not" in note for note in notes)
     assert any("times the best" in note for note in notes)
     assert not [note for note in default.predict([MARIN]).attrs["notes"] if "times the best" in note]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_shorter_decay_ends_nearer_to_a_constant_rate(default, optimizer):
+    """Also below the shortest decay of any run, and for an optimizer whose runs never had one."""
+    config = {**MARIN, "optimizer": optimizer}
+    decays = [0.0005, 0.005, 0.05, 0.199, 0.2, 0.4, 0.8]
+    forecasts = default.predict([config | {"lr schedule": "wsd", "decay": decay} for decay in decays])
+    assert (np.diff(forecasts["loss"]) < 0).all()
+    assert forecasts["loss"].iloc[3] - forecasts["loss"].iloc[4] < 0.002
+    constant = default.predict(config | {"lr schedule": "constant"}).iloc[0]
+    gains = constant["loss"] - forecasts["loss"]
+    assert 0 < gains.iloc[0] < 0.2 * gains.iloc[-1]
+    width = forecasts["upper"] - forecasts["lower"]
+    assert width.iloc[0] > 2 * width.iloc[-1]
