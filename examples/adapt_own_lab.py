@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -93,6 +93,7 @@ def train(folder: Path, width: int, steps: int) -> None:
         disable_tqdm=True,
         seed=0,
     )
+    set_seed(arguments.seed)  # Trainer seeds what comes after it; the model is made before
     trainer = Trainer(LlamaForCausalLM(config), arguments, train_dataset=Corpus(0), eval_dataset=Corpus(1, 256))
     trainer.train()
     trainer.evaluate()

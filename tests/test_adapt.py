@@ -341,10 +341,8 @@ def test_the_example_trains_imports_adapts_pushes_and_loads(tmp_path):
         card = hub.storage[result["repository"]].files()["README.md"].decode()
     assert result["runs"] == 4
     assert result["loaded"] == result["forecast"]
-    # The chain's entropy is 1.52 nats. Four tiny runs leave the forecast of the larger one uncertain by 0.7 nats, and
-    # its centre within 0.03 of the best of them on some machines: it is compared with what they have in the mean.
-    assert 1.4 < result["forecast"]["loss"] < np.mean(result["losses"])
-    assert result["forecast"]["lower"] < min(result["losses"])
+    # The chain's entropy is 1.52 nats; the larger run lies between it and the best of the small ones.
+    assert 1.4 < result["forecast"]["loss"] < min(result["losses"])
     assert "Learnt from 4 runs of 2 model sizes" in card
 
 

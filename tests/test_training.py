@@ -283,10 +283,10 @@ def test_push_to_hub(trained, monkeypatch, capsys):
 
 
 def test_accumulation_and_packing_change_no_batch(tiny_recipe, tmp_path):
-    """With curve points, and a last batch that fills no micro-batch: the order of sums alone differs (1e-6).
+    """With curve points, and a last batch that fills no micro-batch: the order of sums alone differs.
 
-    The learning rate is twice the largest of any recipe: Adam divides a gradient by its own size, so that a rounding
-    difference of a gradient near zero moves its weight by a share of the learning rate.
+    By 1e-4 of the learning rate at most: Adam divides a gradient by its own size, so that a rounding difference of a
+    gradient near zero moves its weight by a share of the learning rate, which is twice the largest of any recipe.
     """
     for packed, accumulated in ((False, 1), (False, 4), (True, 1), (True, 3)):
         changes: dict[str, Any] = {"data__config": "intermediate", "data__packed": packed, "stages__full": "null"}
@@ -294,7 +294,7 @@ def test_accumulation_and_packing_change_no_batch(tiny_recipe, tmp_path):
         changes |= {"stages__frozen__learning_rate": 1e-3}
         run_train.main(tiny_recipe(f"{packed}-{accumulated}", **changes, stages__frozen__evaluations=1))
     for name in ("False-4", "True-1", "True-3"):
-        assert differences(tmp_path / name, tmp_path / "False-1") < 1e-6
+        assert differences(tmp_path / name, tmp_path / "False-1") < 1e-7
     record = json.loads((tmp_path / "True-3" / RECORD).read_text())
     assert record["metrics"]["in_val"]["steplaw"]["curve"]["n"] == 16 * 18
     assert record["stages"]["frozen"]["steps"] == 2 * math.ceil(66 / 16)
