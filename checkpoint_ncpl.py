@@ -9,11 +9,13 @@ from safetensors.numpy import load_file
 
 try:
     from .calibration_ncpl import Calibration
-    from .laws_ncpl import ChinchillaLaw, law_from_dict
+    from .laws_ncpl import law_from_dict
+    from .published_ncpl import ChinchillaLaw
     from .upgrade_ncpl import join_arrays
 except ImportError:
     from calibration_ncpl import Calibration
-    from laws_ncpl import ChinchillaLaw, law_from_dict
+    from laws_ncpl import law_from_dict
+    from published_ncpl import ChinchillaLaw
     from upgrade_ncpl import join_arrays
 
 SETTINGS = "processor_config.json"

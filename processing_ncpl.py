@@ -25,7 +25,8 @@ try:
     from .configuration_ncpl import NCPLConfig
     from .embedded_ncpl import ByName
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from .laws_ncpl import ChinchillaLaw, law_from_dict
+    from .laws_ncpl import law_from_dict
+    from .published_ncpl import ChinchillaLaw
     from .text_ncpl import short
     from .upgrade_ncpl import join_arrays, split_arrays
 except ImportError:
@@ -34,7 +35,8 @@ except ImportError:
     from configuration_ncpl import NCPLConfig
     from embedded_ncpl import ByName
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
-    from laws_ncpl import ChinchillaLaw, law_from_dict
+    from laws_ncpl import law_from_dict
+    from published_ncpl import ChinchillaLaw
     from text_ncpl import short
     from upgrade_ncpl import join_arrays, split_arrays
 

@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from calibration_ncpl import Calibration
 from datasets_scripts.reading import SPLITS
 from datasets_scripts.runs import load_runs
-from laws_ncpl import ChinchillaLaw, ConfigurationLaw
+from laws_ncpl import ConfigurationLaw
 from ncpl import fitting
 from ncpl.metrics import regression_metrics
 from ncpl.record import provenance
+from published_ncpl import ChinchillaLaw
 
 DENSE = ("steplaw", "marin")
 SOURCES = (*DENSE, "steplaw_moe")

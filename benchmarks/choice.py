@@ -21,9 +21,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datasets_scripts.runs import load_runs
-from laws_ncpl import StepLaw
 from ncpl import Forecaster, fitting
 from ncpl.record import provenance
+from published_ncpl import StepLaw
 
 SOURCES = ("marin", "steplaw")
 SPLITS = ("train", "in_val", "ood_val")

@@ -3,7 +3,7 @@
     python benchmarks/forms.py --output benchmarks/results/forms.json
 
 For each lab's well-tuned runs: the penalised misfit of each form, and the bias on the largest size of a fit without it.
-The priors of `growth`, `beta_n` and `head` (`laws_ncpl.PRIORS`) come from here.
+The priors of `growth`, `beta_n` and `head` (`forms_ncpl.PRIORS`) come from here.
 """
 
 import argparse

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from laws_ncpl import StepLaw
 from ncpl import Forecaster
 from ncpl.allocations import BESIROGLU, HOFFMANN, AllocationLaw, kaplan_optimum
 from ncpl.record import provenance
+from published_ncpl import StepLaw
 
 RESULTS = Path(__file__).parent / "results"
 SERVED = 2e12

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from laws_ncpl import StepLaw
+from published_ncpl import StepLaw
 
 # Sizes whose loss is at most this far above the lowest, in nats per token, are as good as the best.
 VALLEY = 0.005

@@ -11,12 +11,12 @@ import pandas as pd
 from datasets_scripts.reading import SPLITS, MissingRunsError
 from datasets_scripts.runs import data_hash, load_runs
 from fields_ncpl import SOURCES
-from laws_ncpl import ChinchillaLaw
 from ncpl.configs import check_configs
 from ncpl.errors import short
 from ncpl.forecaster import Forecaster
 from ncpl.metrics import regression_metrics
 from ncpl.record import provenance
+from published_ncpl import ChinchillaLaw
 from text_ncpl import did_you_mean
 
 if TYPE_CHECKING:

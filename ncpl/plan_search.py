@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fields_ncpl import FIELDS, SOURCES, TOKENS_PER_PARAMETER, USUAL_TOKENS_PER_PARAMETER, known_seq_len
-from laws_ncpl import StepLaw
 from ncpl.allocations import effective_params, effective_tokens
 from ncpl.hardware import nearest_shape
+from published_ncpl import StepLaw
 
 Config = Mapping[str, Any]
 Losses = Callable[[Sequence[Config]], np.ndarray]

@@ -1,4 +1,4 @@
-"""NSP through the user's door: what it predicts and refuses, what survives saving, and the leaderboard behind it."""
+"""NSP through the user's door: what it predicts and refuses, and what survives saving."""
 
 import copy
 import json
@@ -14,18 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2MoeConfig
 
-from configuration_nsp import CHANCE, CORE_TASKS, DEFAULT_TASKS, NSPConfig
-from datasets_scripts.leaderboard import OPTIONS, Leaderboard, chance, load_leaderboard
+from configuration_nsp import CORE_TASKS, NSPConfig
 from feature_extraction_nsp import NSPFeatureExtractor, count_parameters
 from fields_ncpl import check_config
 from modeling_nsp import NSPEnsemble, NSPModel
-from ncpl import figures
-from ncpl.blocks import check
-from ncpl.nsp import loss_link, protocols
-from ncpl.nsp.benchmarks import benchmarks, benchmarks_along, compute_path, emergence_marks, emergence_scales
-from ncpl.nsp.scores import Scores
-from ncpl.nsp.train import train as train_scores
-from ncpl.recipe import NSPRecipe
+from ncpl.nsp.benchmarks import benchmarks
 
 ROOT = Path(__file__).parent.parent
 LLAMA = {"params": 7e9, "tokens": 2e12}
@@ -415,6 +408,12 @@ def test_an_ensemble_is_its_members_mean_and_one_repository(tmp_path):
         NSPEnsemble.from_members(members, [1.0])
 
 
+def test_a_folder_of_the_name_comes_first(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "nsp-base")
+    monkeypatch.chdir(tmp_path)
+    torch.testing.assert_close(NSPModel.from_pretrained("nsp-base")(LLAMA).predictions, model(LLAMA).predictions)
+
+
 # --- what a user may get wrong ---
 
 
@@ -471,7 +470,8 @@ def test_a_likely_slip_of_units_is_said(row):
 
 
 def test_both_models_read_counts_with_suffixes():
-    config = {**RUN, "model size": "302M", "data size": "6.04B"}
+    run = {"source": "marin", "optimizer": "muon", "learning rate": 8e-3, "batch size": 128}
+    config = {**run, "model size": "302M", "data size": "6.04B"}
     assert check_config(config)["model size"] == 302
     assert check_config(config)["data size"] == pytest.approx(6.04)
     assert check_config({**config, "model size": "7B", "data size": "2T"})["data size"] == 2000
@@ -535,290 +535,3 @@ def test_a_hub_config_gives_features():
     _, active = count_parameters({"model_type": "mixtral", **config})
     assert extracted["features"][0, 0] == pytest.approx(math.log(active / 1e9), abs=1e-5)
     assert extracted["features"][0, 3] == 1
-
-
-# --- the embedded model ---
-
-
-def test_the_embedded_model_is_small_and_complete(base):
-    folder = ROOT / "ncpl" / "checkpoints" / "nsp-base"
-    assert sum(file.stat().st_size for file in folder.iterdir()) <= 4 * 2**20
-    assert set(CORE_TASKS) <= set(base.config.tasks)
-    assert len(base.config.interval_quantiles) == len(base.config.tasks)
-    assert set(DEFAULT_TASKS) <= set(CHANCE)
-
-
-def test_every_class_loads_the_embedded_model_by_name(base):
-    assert NSPFeatureExtractor.from_pretrained("nsp-base").tasks == list(base.config.tasks)
-    assert NSPFeatureExtractor.from_pretrained("nsp-base").families == list(base.config.families)
-    alone = "from modeling_nsp import NSPModel; print(len(NSPModel.from_pretrained('nsp-base').config.tasks))"
-    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == [str(len(base.config.tasks))], done.stderr
-
-
-def test_a_folder_of_the_name_comes_first(model, tmp_path, monkeypatch):
-    model.save_pretrained(tmp_path / "nsp-base")
-    monkeypatch.chdir(tmp_path)
-    torch.testing.assert_close(NSPModel.from_pretrained("nsp-base")(LLAMA).predictions, model(LLAMA).predictions)
-
-
-def test_benchmarks_tell_scores_bands_and_families(base):
-    table = benchmarks([LLAMA, {"params": 7e10, "tokens": 2e12}], level=0.9)
-    wide = benchmarks([LLAMA], level=0.98)
-    for task in CORE_TASKS:
-        assert (table[f"{task}_lower"] <= table[task]).all()
-        assert (table[f"{task}_upper"] >= table[task]).all()
-        assert table[task][1] >= table[task][0]
-        assert (
-            wide[f"{task}_upper"][0] - wide[f"{task}_lower"][0] > table[f"{task}_upper"][0] - table[f"{task}_lower"][0]
-        )
-    family = base.config.families[0]
-    alike = benchmarks([LLAMA], like=family)
-    assert alike["mmlu_upper"][0] - alike["mmlu_lower"][0] < table["mmlu_upper"][0] - table["mmlu_lower"][0]
-    with pytest.raises(ValueError, match="unknown family"):
-        benchmarks([LLAMA], like="No Such Family")
-
-
-def test_emergence_scales_are_ordered_and_agree_with_the_scores(base):
-    scales = emergence_scales(base).dropna()
-    assert len(scales) >= 5
-    assert (scales["flops_lower"] <= scales["flops"]).all()
-    assert (scales["flops"] <= scales["flops_upper"]).all()
-    at = scales.set_index("task")["flops"].to_dict()["gsm8k"]
-    around = benchmarks_along(*compute_path(np.array([1 / 30, 30]) * at, 20.0), model=base)
-    assert around["gsm8k_emergence"].iloc[0] < 0.5 < around["gsm8k_emergence"].iloc[1]
-
-
-def test_scores_along_a_plans_frontier(base):
-    """A list of sizes, of a new family or like a known one; marks are where the probability passes a half."""
-    params, tokens = np.logspace(8.5, 11.5, 40), 20 * np.logspace(8.5, 11.5, 40)
-    path = benchmarks_along(params, tokens, model=base)
-    np.testing.assert_allclose(path["flops"], 6 * params * tokens)
-    marks = emergence_marks(path).set_index("task")["flops"]
-    past = path["flops"][path["gsm8k_emergence"] >= 0.5]
-    assert marks["gsm8k"] == past.iloc[0]
-    like = benchmarks_along(params, tokens, like="Llama-2", model=base)
-    plain = benchmarks([{"params": n, "tokens": d, "domain": "general", "moe": False, "like": "Llama-2"}
-                        for n, d in zip(params, tokens, strict=True)], model=base)  # fmt: skip
-    np.testing.assert_allclose(like["mmlu"], plain["mmlu"])
-    with pytest.raises(ValueError, match="tokens: 1 counts for 2 params"):
-        benchmarks_along([1e9, 2e9], [1e11], model=base)
-
-
-def test_scores_follow_a_loss():
-    table = loss_link.scores_from_loss([3.4, 2.8, 2.6], source="olmo_ladder")
-    assert table["olmo_hellaswag"].is_monotonic_increasing
-    assert (table["olmo_hellaswag_lower"] < table["olmo_hellaswag"]).all()
-    assert table["setting"].str.contains("dolma2").all()
-    wider = loss_link.scores_from_loss(2.8, lower=2.6, upper=3.0)
-    assert wider["olmo_hellaswag_lower"][0] < table["olmo_hellaswag_lower"][1]
-    assert not table["extrapolation"].any()
-    assert loss_link.scores_from_loss(0.5)["extrapolation"].all()
-    with pytest.raises(ValueError, match="accepted is a loss above 0"):
-        loss_link.scores_from_loss(-1.0)
-
-
-RUN = {
-    "source": "marin",
-    "model size": 300,
-    "data size": 6,
-    "optimizer": "adamw",
-    "learning rate": 4e-3,
-    "batch size": 128,
-}
-
-
-@pytest.fixture(scope="module")
-def forecaster():
-    from ncpl import Forecaster
-
-    return Forecaster.from_pretrained()
-
-
-def test_a_configuration_gives_scores_through_its_loss(forecaster):
-    table = forecaster.benchmarks([RUN, {**RUN, "learning rate": 5e-2}])
-    assert set(CORE_TASKS) | {"olmo_hellaswag", "equivalent_compute"} <= set(table.columns)
-    forecast = forecaster.predict([RUN, {**RUN, "learning rate": 5e-2}])
-    np.testing.assert_allclose(table["loss"], forecast["loss"])
-    np.testing.assert_allclose(table[["params", "tokens"]], [[3e8, 6e9]] * 2)
-    # A worse learning rate is less compute, and no score is better for it.
-    assert table["loss"][1] > table["loss"][0]
-    assert table["equivalent_compute"][1] < 0.8 * table["equivalent_compute"][0]
-    for task in (*CORE_TASKS, "olmo_hellaswag", "olmo_arc_easy"):
-        assert table[task][1] <= table[task][0]
-        assert (table[f"{task}_lower"] <= table[task]).all()
-        assert (table[f"{task}_upper"] >= table[task]).all()
-    # The link, by hand: the ladder's scores at the forecast loss less the source's offset.
-    offset, _ = loss_link.load_links()["olmo_ladder"].offsets["marin"]
-    by_hand = loss_link.scores_from_loss(forecast["loss"] - offset)
-    np.testing.assert_allclose(table["olmo_hellaswag"], by_hand["olmo_hellaswag"])
-    # The loss's uncertainty is in the bands.
-    assert (table["olmo_hellaswag_lower"] < by_hand["olmo_hellaswag_lower"]).all()
-    assert table["assumption"].str.contains("marin is taken -0.2").all()
-
-
-def test_scaled_compute_is_where_the_ladder_has_the_loss():
-    link = loss_link.load_links()["olmo_ladder"]
-    params, tokens = np.array([3e8, 7e9]), np.array([6e9, 2e12])
-    scale = link.scale(link.expected(0.5 * params, 0.5 * tokens), params, tokens)
-    np.testing.assert_allclose(scale, 0.5, rtol=1e-6)
-
-
-def test_a_source_without_offset_says_so(forecaster):
-    run = {**RUN, "source": "my lab", "seq len": 4096}
-    with pytest.warns(UserWarning, match=r"no offset .* measured for \['my lab'\]"):
-        table = forecaster.benchmarks(run)
-    assert table["equivalent_compute"].isna().all()
-    assert not any(column.startswith("olmo_") for column in table.columns)
-    assert table["assumption"].str.contains("nothing is known of the loss scale of my lab").all()
-    plain = benchmarks({"params": 3e8, "tokens": 6e9, "moe": False})
-    np.testing.assert_allclose(table["mmlu"], plain["mmlu"])
-    with pytest.warns(UserWarning, match="no offset"):
-        both = forecaster.benchmarks([RUN, run])
-    assert both["olmo_hellaswag"].isna().tolist() == [False, True]
-
-
-def test_offsets_are_the_best_runs_distance_from_the_law():
-    link = loss_link.load_links()["olmo_ladder"]
-    runs = []
-    for size in (100, 300, 900):
-        level = float(link.expected(size * 1e6, 1e10)) - 0.3
-        runs += [({"model size": size, "data size": 10}, level + worse) for worse in (0.0, 0.1, 0.2, 0.3, 0.5)]
-    runs += [({"model size": 50, "data size": 10}, 0.1)] * 4  # too few runs to be called tuned
-    link.offsets.clear()
-    loss_link.fit_offsets(link, {"made up": runs})
-    assert link.offsets["made up"] == (pytest.approx(-0.3), pytest.approx(0.0, abs=1e-9))
-
-
-@pytest.mark.parametrize(
-    ("models", "message"),
-    [
-        ([RUN, LLAMA], "number 0 is a run's configuration and number 1 describes a model"),
-        ({**RUN, "model size": 7e9}, "model size: got 7000000000"),
-        ({**RUN, "data size": 0}, "data size: got 0"),
-        ({k: v for k, v in RUN.items() if k != "data size"}, "data size: missing"),
-    ],
-)
-def test_bad_configurations(models, message, forecaster):
-    with pytest.raises(ValueError, match=message):
-        forecaster.benchmarks(models)
-
-
-def test_emergence_is_judged_after_a_calibration_on_other_families():
-    random = np.random.default_rng(0)
-    probability = random.uniform(0.02, 0.98, 4000)
-    past = random.random(4000) < probability
-    # Overconfident by a factor of three in log odds.
-    told = 1 / (1 + (1 / probability - 1) ** 3)
-    frame = pd.DataFrame({"task": "bb_arithmetic_2da_2_acc", "value": np.where(past, 0.5, 0.0), "emergence": told,
-                          "fold": np.arange(4000) % 5})  # fmt: skip
-    figures = protocols.emergence_figures(frame, 0.1)
-    assert figures["calibrated"]["brier"] < figures["brier"] - 0.01
-    for group in figures["calibrated"]["reliability"]:
-        assert group["forecast"] == pytest.approx(group["share_past"], abs=0.06)
-
-
-def test_the_figure_draws_every_task(base):
-    figure = figures.scores_over_compute(base, tasks=CORE_TASKS).figure()
-    assert sum(axis.get_visible() for axis in figure.axes) == 8
-
-
-# --- leaderboard and training ---
-
-
-def made_up_leaderboard(folder: Path) -> Path:
-    """Twelve families whose scores follow a sigmoid of size and a family's effect."""
-    random, rows = np.random.default_rng(0), []
-    for family in range(12):
-        quality, tokens = random.normal(0, 0.5), 10 ** random.uniform(11, 13)
-        for params in 10 ** random.uniform(8, 11, 4):
-            z = quality + 0.5 * np.log(params / 7e9) + 0.4 * np.log(tokens / 1e12)
-            row = {"model": f"lab/f{family}-{params:.3g}", "family": f"f{family}", "params": params, "tokens": tokens}
-            for task in CORE_TASKS:
-                row[task] = CHANCE[task] + (1 - CHANCE[task]) / (1 + np.exp(-z - random.normal(0, 0.1)))
-            rows.append(row)
-    rows[0]["tokens"] = None
-    (folder / "obs_scaling").mkdir(parents=True)
-    pd.DataFrame(rows).to_csv(folder / "obs_scaling" / "models.csv", index=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def leaderboard(tmp_path_factory):
-    return made_up_leaderboard(tmp_path_factory.mktemp("leaderboard"))
-
-
-def test_the_builder_reads_and_says_what_it_cannot_read(leaderboard, tmp_path):
-    table = load_leaderboard("obs_scaling", leaderboard, cache_dir=tmp_path)
-    assert len(table) == 48
-    assert set(CORE_TASKS) <= set(table.columns)
-    assert table["flops"].isna().sum() == 1
-    assert np.allclose(table["flops"].dropna(), (6 * table["params"] * table["tokens"]).dropna())
-    with pytest.raises(ValueError, match="unknown configuration 'obs'"):
-        Leaderboard(config_name="obs")
-    with pytest.raises(ValueError, match=r"benchmarks\.csv is missing"):
-        Leaderboard(config_name="olmo_ladder", data_dir=leaderboard)
-    percent = tmp_path / "table.csv"
-    pd.DataFrame({"model": ["a", "b"], "params": [1e9, 2e9], "mmlu": [26.0, 60.0]}).to_csv(percent, index=False)
-    builder = Leaderboard(tmp_path, config_name="table", data_files=percent)
-    with pytest.warns(UserWarning, match="read as percent"):
-        builder.download_and_prepare()
-    assert json.loads(builder.as_dataset(split="train")[0]["scores"]) == {"mmlu": 0.26}
-
-
-def test_chance_is_told_once():
-    for task, value in CHANCE.items():
-        assert value == pytest.approx(chance(task)), task
-    assert all(options >= 0 for options in OPTIONS.values())
-
-
-def test_folds_keep_families_apart(leaderboard, tmp_path):
-    scores = Scores.from_table(load_leaderboard("obs_scaling", leaderboard, cache_dir=tmp_path), CORE_TASKS)
-    tested = []
-    for train, test in scores.folds(4):
-        assert not set(scores.families[train]) & set(scores.families[test])
-        tested += list(test)
-    assert sorted(tested) == list(range(1, 48))  # each once, but for the model without tokens
-    pair = next((i, scores.sibling(i)) for i in range(1, 48) if scores.sibling(i) is not None)
-    assert scores.features[pair[1], 0] < scores.features[pair[0], 0]
-
-
-@pytest.mark.filterwarnings("ignore:no link from loss")
-def test_training_learns_size_and_family_and_keeps_its_record(leaderboard, tmp_path):
-    recipe = {
-        "kind": "nsp",
-        "data": {"data_dir": str(leaderboard), "min_scores": 10},
-        "training": {"steps": 150},
-        "evaluation": {"folds": 2, "seeds": [0]},
-        "output_dir": str(tmp_path / "out"),
-    }
-    record = train_scores(check(NSPRecipe, recipe), progress=False)
-    metrics = record["metrics"]
-    assert 0 < metrics["others"]["chosen_in_training"]["mae"] < metrics["size"]["mae"]
-    assert metrics["sibling"]["mae"] < 0.75 * metrics["size"]["mae"]
-    assert metrics["others"]["mae"] < 0.6 * metrics["size"]["mae"]
-    assert {"hardware", "versions", "commit", "seeds"} <= set(record)
-    model = NSPModel.from_pretrained(tmp_path / "out").eval()
-    assert json.loads((tmp_path / "out" / "nsp_record.json").read_text())["models"] == 48
-    assert len(model.config.families) == 12
-    # A family's stored effect is what its own scores say.
-    table = pd.read_csv(leaderboard / "obs_scaling" / "models.csv").iloc[1:]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = [{"params": r.params, "tokens": r.tokens, "domain": "general"} for r in table.itertuples()]
-        plain = benchmarks(rows, model=model)
-        alike = benchmarks([{**row, "like": f} for row, f in zip(rows, table["family"], strict=True)], model=model)
-    truth = table[list(CORE_TASKS)].to_numpy()
-    errors = [np.abs(t[list(CORE_TASKS)].to_numpy() - truth).mean() for t in (alike, plain)]
-    assert errors[0] < 0.75 * errors[1]
-
-
-def test_real_leaderboard_has_what_the_protocols_need(real_data_dir, tmp_path):
-    table = load_leaderboard("obs_scaling", real_data_dir, cache_dir=tmp_path)
-    assert table["tokens"].notna().sum() >= 90
-    assert table["code"].sum() >= 10
-    for source in ("olmo_ladder", "gadre_open_lm"):
-        rows = load_leaderboard(source, real_data_dir, cache_dir=tmp_path)
-        assert rows["loss"].notna().all()
-        link = loss_link.fit_loss_link(rows, source)
-        assert len(link.tasks) >= 5

@@ -1,8 +1,9 @@
 """Write the made-up runs of this folder: `python -m datasets_scripts.sample.generate [FOLDER]`.
 
-No run here happened. Losses are the published Chinchilla prior (`laws_ncpl`) plus valleys in the logarithms of learning
-rate and batch size, an offset for the optimizer and Gaussian noise, so that a model trained on them has something to
-find; curves are the prior over the tokens seen so far, raised while the learning rate is high, and end at that loss.
+No run here happened. Losses are the published Chinchilla prior (`published_ncpl`) plus valleys in the logarithms of
+learning rate and batch size, an offset for the optimizer and Gaussian noise, so that a model trained on them has
+something to find; curves are the prior over the tokens seen so far, raised while the learning rate is high, and end at
+that loss.
 """
 
 import csv
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fields_ncpl import SOURCES
-from laws_ncpl import PUBLISHED_CHINCHILLA
+from published_ncpl import PUBLISHED_CHINCHILLA
 
 SEED = 20260210
 CURVE_POINTS = 36

@@ -8,7 +8,8 @@ import numpy as np
 
 from datasets_scripts.divergence import Row
 from forms_ncpl import INPUTS
-from laws_ncpl import ChinchillaLaw, ConfigurationLaw, KaplanLaw
+from laws_ncpl import ConfigurationLaw
+from published_ncpl import ChinchillaLaw, KaplanLaw
 
 
 def fit_chinchilla(rows: Sequence[Row]) -> ChinchillaLaw:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.runs import load_runs
-from laws_ncpl import ChinchillaLaw, law_from_dict
+from laws_ncpl import law_from_dict
 from ncpl.recipe import DataBlock, Recipe
 from ncpl.training.checkpoints import read_hashed, write_hashed
 from ncpl.training.data import LoggedRun, data_folder
 from ncpl.training.model import load_processor
 from ncpl.training.processes import on_main_process
+from published_ncpl import ChinchillaLaw
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def forecast_columns(
         `loss` and, with a calibration, the interval's `lower` and `upper` in nats per token, the probability of
         `divergence`, and `extrapolation`, the distance from the training runs.
 
-    >>> from laws_ncpl import ChinchillaLaw
+    >>> from published_ncpl import ChinchillaLaw
     >>> config = {"source": "marin", "model size": 300, "data size": 6}
     >>> forecast_columns(ChinchillaLaw(), None, [config])["loss"].round(3).tolist()
     [3.214]
