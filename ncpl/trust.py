@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw
+from adapted_ncpl import DEFAULT_OPTIMIZER, RANGE, AdaptedLaw, one_ratio
 from ncpl import own_fits
 from ncpl.adapt import SHAPE, adapt_law
 from ncpl.suggest import choose, flops
 
 Run = Mapping[str, Any]
-# So many times the FLOPs of the dearest run a forecast has been checked (benchmarks/adaptation.py).
-RANGE = 20.0
 # What `largest_size_out` holds beside the methods' errors.
 NO_METHOD = ("runs", "model size", "inside_90")
 
@@ -198,10 +196,10 @@ def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
     if len(runs) > 2 and sizes > 1:
         if np.ptp(np.log(costs)) < 0.1:
             found.append("All runs cost the same FLOPs: the gain from more compute comes from other labs' runs.")
-        elif np.ptp(np.log(d / n)) < 0.1:
+        elif ratio := one_ratio(runs):
             found.append(
-                f"All runs have {d[0] * 1e3 / n[0]:.0f} tokens a parameter: the effects of size and data cannot be "
-                "told apart; believe no forecast of another ratio."
+                f"All runs have {ratio:g} tokens a parameter: the effects of size and data cannot be told apart; "
+                "believe no forecast of another ratio."
             )
         elif abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.95:
             found.append("Data size nearly follows from model size: their effects can hardly be told apart.")

@@ -318,6 +318,21 @@ def test_laws_fitted_to_ones_own_runs_recover_their_own_kind():
     assert constant_exponents(runs, held)[0] == pytest.approx(2.4, abs=0.2)
 
 
+def test_forecasts_beyond_the_runs_say_so_again(shipped, adapted):
+    """What `adapt` says of too much compute and of another ratio stands beside each such forecast."""
+    near, far = ({"source": "acme", "model size": n, "data size": d} for n, d in ((300, 10), (30_000, 1000)))
+    assert not [note for note in adapted.notes([adapted._completed(near)]) if "believe" in note]
+    assert any("believe forecasts up to about" in note for note in adapted.notes([adapted._completed(far)]))
+    same = [run for size in (50, 100, 200) for run in lab_runs((size,), (size / 50,))]
+    lab = shipped.adapt(same, source="chinchilla-only")
+    asked = {"source": "chinchilla-only", "model size": 300, "data size": 1.5}
+    told = [note for note in lab.notes([lab._completed(asked)]) if "another ratio" in note]
+    assert told == [
+        "source 'chinchilla-only': all runs have 20 tokens a parameter: believe no forecast of another ratio"
+    ]
+    assert not [note for note in lab.notes([{**asked, "data size": 6}]) if "another ratio" in note]
+
+
 def test_the_law_alone_adapts_without_a_network():
     law = ConfigurationLaw.example()
     adapted = adapt_law(law, lab_runs(), "acme")

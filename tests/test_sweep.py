@@ -180,8 +180,8 @@ def test_files_hold_the_sweep(version2, large, tmp_path, kind):
     path = tmp_path / f"sweep.{kind}"
     lowest = write_sweep(version2, ADAMW, grid, path, lowest=7)
     written = pd.read_csv(path) if kind == "csv" else pd.read_parquet(path)
-    pd.testing.assert_frame_equal(written, swept, check_index_type=False, check_frame_type=False)
-    pd.testing.assert_frame_equal(lowest, swept.nsmallest(7, "loss"), check_frame_type=False)
+    pd.testing.assert_frame_equal(written, pd.DataFrame(swept), check_index_type=False)
+    pd.testing.assert_frame_equal(pd.DataFrame(lowest), pd.DataFrame(swept.nsmallest(7, "loss")))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -243,7 +243,7 @@ def test_processes_share_a_sweep(version2, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     swept = version2.sweep(ADAMW, GRIDS["late fields"])
     for written in (pd.read_csv(paths[0]), pd.read_parquet(paths[1])):
-        pd.testing.assert_frame_equal(written, swept, atol=1e-6)
+        pd.testing.assert_frame_equal(written, pd.DataFrame(swept), atol=1e-6)
     assert [float(line) for line in done.stdout.split()] == pytest.approx([swept["loss"].min()] * 4)
     assert len(pd.read_parquet(f"{paths[0]}.one.parquet")) == 1
     assert not list(tmp_path.glob("*.part*"))

@@ -4,6 +4,7 @@ An adapted source is a Bayesian model average (Hoeting et al. 1999): several `Co
 source's runs under another prior or misfit height, weighed by their evidence.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,21 @@ except ImportError:
 Configs = Sequence[Mapping[str, Any]]
 # What a run of an adapted source is taken to be trained with where its log does not say.
 DEFAULT_OPTIMIZER = "adamw"
+# So many times the FLOPs of the dearest run a forecast has been checked (benchmarks/adaptation.py).
+RANGE = 20.0
+
+
+def one_ratio(runs: Configs) -> float | None:
+    """Tokens a parameter where all of three or more runs of several sizes have the same, else None.
+
+    >>> one_ratio([{"model size": n, "data size": n / 50} for n in (50, 100, 200)])
+    20.0
+    """
+    n, d = (np.array([float(run[name]) for run in runs]) for name in ("model size", "data size"))
+    ratios = np.log(1e3 * d / n)
+    if len(runs) < 3 or np.ptp(np.log(n * d)) < 0.1 or np.ptp(np.log(n)) == 0 or np.ptp(ratios) >= 0.1:
+        return None
+    return float(np.exp(ratios).mean().round(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +104,18 @@ class AdaptedSource:
     def deviation(self, forecast: Mapping[str, np.ndarray]) -> np.ndarray:
         """Standard deviation of a run's loss, its own noise included, in nats."""
         return np.sqrt(forecast["known"] ** 2 + self.noise(forecast["excess"]) ** 2)
+
+    def limits(self, config: Mapping[str, Any]) -> list[str]:
+        """What the runs cannot say of a configuration: of far more compute, or of another ratio of tokens."""
+        costs = [float(run["model size"]) * float(run["data size"]) for run in self.runs]
+        found, size, data = [], float(config["model size"]), float(config["data size"])
+        if size * data > RANGE * max(costs):
+            most = 6e15 * RANGE * max(costs)
+            found.append(f"believe forecasts up to about {most:.2g} FLOPs, {RANGE:g} times the dearest run's")
+        ratio = one_ratio(self.runs)
+        if ratio is not None and abs(math.log(1e3 * data / size / ratio)) > math.log(1.5):
+            found.append(f"all runs have {ratio:g} tokens a parameter: believe no forecast of another ratio")
+        return found
 
     def _evaluations(self, configs: Configs) -> Iterator[tuple[ConfigurationLaw, Evaluation]]:
         rows = self.read(configs)
@@ -221,11 +249,14 @@ class AdaptedLaw:
         """See `ConfigurationLaw.notes`."""
         found = self.base.notes([config for config in configs if str(config.get("source")) not in self.adapted])
         for config in configs:
-            if str(config.get("source")) in self.adapted and (idle := self.idle_fields(config)):
-                source = str(config["source"])
+            source = str(config.get("source"))
+            if source not in self.adapted:
+                continue
+            if idle := self.idle_fields(config):
                 found.append(
                     f"no effect on this forecast: {', '.join(idle)} (the law of source {source!r} does not read them)"
                 )
+            found += [f"source {source!r}: {limit}" for limit in self.adapted[source].limits(config)]
         return list(dict.fromkeys(found))
 
     def _split(self, at: Evaluation) -> Iterator[tuple[np.ndarray, AdaptedSource | None, list[Mapping[str, Any]]]]:
