@@ -1,6 +1,7 @@
 """The page for the meeting, and pictures by every command that shows something."""
 
 import re
+import shlex
 from html import unescape
 from html.parser import HTMLParser
 
@@ -8,6 +9,7 @@ import pytest
 
 from ncpl import Forecaster
 from ncpl.configs import check_configs, read_configs
+from ncpl.views.report import report
 from tests.test_cli import as_json, run
 
 CONFIG = "examples/marin-1b.yaml"
@@ -56,6 +58,34 @@ def test_the_page_says_what_the_commands_say(forecaster, tmp_path, capsys):
     names = re.findall(r'\bid="([^"]+)"', text)
     assert len(names) == len(set(names))
     assert "prefers-color-scheme:dark" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_pages_command_runs_as_it_stands_and_gives_its_forecast(forecaster, tmp_path, capsys):
+    lab = tmp_path / "a lab"
+    forecaster.save_pretrained(lab)
+    page = tmp_path / "report.html"
+    run("report", CONFIG, "--model", lab, "--level", "0.8", "--out", page, capsys=capsys)
+    text = page.read_text(encoding="utf-8")
+    command = shlex.split(unescape(re.search(r"<pre>(.*?)</pre>", text)[1]))
+    assert command[0] == "ncpl"
+    (row,) = as_json(*command[1:], capsys=capsys)
+    assert f"80 % interval {row['lower']:.4f} to {row['upper']:.4f}" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_pages_tables_say_what_their_columns_are(forecaster):
+    (config,) = check_configs(read_configs([CONFIG])[0])
+    text = unescape(report(forecaster, config))
+    scores = text[text.index('id="benchmark-scores"') : text.index('id="risks"')]
+    assert "<dt>lower</dt><dd>lower end of the forecast's interval</dd>" in scores
+    assert "nats" not in re.search(r"<dl>.*?</dl>", scores)[0]
+    # Nothing was adapted.
+    assert "adapted" not in text
+    assert ">nan<" not in text
+    # Published laws count tokens one by one, and their own parameters.
+    laws = text[text.index("What published laws say") : text.index('id="benchmark-scores"')]
+    assert "billion" not in laws.replace("along a curve billions", "")
 
 
 @pytest.mark.parametrize(

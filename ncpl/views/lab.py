@@ -78,7 +78,7 @@ def _report_tables(report: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         if name not in ("runs", "model size", "inside_90")
     ]
     learned = [
-        {"coefficient": name, "value": own["value"], "deviation": own["deviation"], "said by": own["said_by"]}
+        {"coefficient": name, "learned value": own["value"], "deviation": own["deviation"], "said by": own["said_by"]}
         for name, own in report["learned"].items()
     ]
     tables = {"Error on your largest size, from the smaller ones": pd.DataFrame(errors)} if errors else {}

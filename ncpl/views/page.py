@@ -14,15 +14,15 @@ from ncpl.drawing import BLUE, Picture
 from ncpl.errors import one_line
 
 EXPLAINED = {
-    "loss": "forecast of the final loss, nats per token on the source's own evaluation set; losses of two sources do "
-    "not compare",
-    "lower": "lower end of the interval, nats per token",
-    "upper": "upper end of the interval, nats per token",
+    "loss": "forecast of the final loss, along a curve of the loss at that step, in nats per token on the source's own "
+    "evaluation set; losses of two sources do not compare",
+    "lower": "lower end of the forecast's interval",
+    "upper": "upper end of the forecast's interval",
     "divergence": "probability that the run diverges: ends without a loss, or more than 0.3 nats above the best run of "
     "its size and data size",
     "extrapolation": "distance from the training runs, 0 among them; 1 is a factor of 2.7 in one field",
     "step": "training step",
-    "tokens": "billion tokens seen",
+    "tokens": "tokens; along a curve billions, those seen so far",
     "difference": "loss of the first less that of the second, nats per token; below 0 the first is better",
     "p_better": "probability that the first ends lower than the second",
     "score": "median forecast of the benchmark's score, a share of right answers unless its name says otherwise",
@@ -31,10 +31,11 @@ EXPLAINED = {
     "flops": "6 x parameters x tokens",
     "method": "what is fitted to the smaller sizes",
     "error": "mean absolute error on the largest size, nats per token",
-    "value": "the coefficient's value in the adapted law",
+    "learned value": "the coefficient's value in the adapted law",
     "deviation": "its standard deviation",
     "said by": "whose runs say it",
-    "params": "non-embedding parameters",
+    "params": "parameters, without the embeddings unless `counts` says all",
+    "counts": "which parameters the law counts",
     "excess": "loss above the plan's, nats per token",
     "configuration": "which configuration of the file",
 }
@@ -73,7 +74,6 @@ class Page:
         """The number first, what concerns it, the chart, and behind them the table and the command."""
         chart = self.chart.svg()
         notes = "".join(f"<li>{escape(one_line(note, 1000))}</li>" for note in dict.fromkeys(self.notes))
-        command = " ".join(shlex.quote(word) for word in self.command)
         files = {
             "Table (CSV)": (f"{self.name}.csv", _csv(self.table)),
             "Figure (SVG)": (f"{self.name}.svg", _standing_alone(chart)),
@@ -89,7 +89,7 @@ class Page:
                 for title, table in {"Table": self.table, **self.more}.items()
             )
             + "<details><summary>The same from the command line</summary>"
-            + f'<pre tabindex="0"><code>{escape(command)}</code></pre></details></section>'
+            + f'<pre tabindex="0"><code>{escape(shlex.join(self.command))}</code></pre></details></section>'
         )
 
 
@@ -113,6 +113,13 @@ def explanation(column: str) -> str:
 
 
 def shown(value: Any) -> str:
+    """A cell of a table; empty where there is no number.
+
+    >>> shown(0.12345), shown(float("nan")), shown("adamw")
+    ('0.1235', '', 'adamw')
+    """
+    if value is None or value != value:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -1,6 +1,7 @@
 """One self-contained page of a run for a meeting: forecast, curve, valley, plan, scores, risks, sources."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import date
 from html import escape
@@ -11,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from fields_ncpl import FIELDS
+from ncpl import checkpoint
 from ncpl.drawing import PAGE_STYLE, Picture, count, share
 from ncpl.hardware import Accelerator, read_hardware
 from ncpl.views.page import table_html
-from ncpl.views.words import headline_of, words_of
+from ncpl.views.words import headline_of, level_words, words_of
 
 if TYPE_CHECKING:
     from ncpl.forecaster import Forecaster
@@ -50,7 +52,7 @@ def report(
     title = f"{count(float(config['model size']) * 1e6)} parameters on {count(float(config['data size']) * 1e9)} tokens"
     accelerator = read_hardware().find(gpu)
     sections = {
-        "Forecast": _forecast(config, table, level),
+        "Forecast": _forecast(forecaster, config, table, level),
         "Loss curve": _curve(forecaster, config, level),
         "Learning rate and batch size": _valley(forecaster, config, level),
         "Cost and plan": _plan(forecaster, config, row, accelerator, gpus, level),
@@ -81,14 +83,15 @@ def _behind(title: str, table: pd.DataFrame) -> str:
     return f"<details><summary>{escape(title)}</summary>{table_html(table)}</details>"
 
 
-def _forecast(config: Mapping[str, Any], table: pd.DataFrame, level: float) -> str:
+def _forecast(forecaster: "Forecaster", config: Mapping[str, Any], table: pd.DataFrame, level: float) -> str:
     units = {name: FIELDS[name].unit for name in config}
-    rows = [{"field": name, "value": str(value), "unit": units[name]} for name, value in config.items()]
-    command = escape(" ".join(["ncpl predict", *words_of(config)]))
+    rows = [{"field": name, "value": str(value), "meaning": units[name]} for name, value in config.items()]
+    model = [] if forecaster.folder == checkpoint.DEFAULT else ["--model", str(forecaster.folder)]
+    command = shlex.join(["ncpl", "predict", *words_of(config), *model, *level_words(level)])
     return (
         f'<p class="ncpl-headline">Final loss {headline_of(table.iloc[0], level)}.</p>'
         + _behind("The configuration", pd.DataFrame(rows))
-        + f"<details><summary>The same from the command line</summary><pre>{command}</pre></details>"
+        + f"<details><summary>The same from the command line</summary><pre>{escape(command)}</pre></details>"
     )
 
 
