@@ -4,6 +4,7 @@ The law is read without torch and transformers, which only a network that adds s
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from calibration_ncpl import Calibration
 from checkpoint_ncpl import ARRAYS, SETTINGS, is_silent, read_json, read_law
 from embedded_ncpl import EMBEDDED, resolve
 from ncpl.errors import CheckpointError
-from text_ncpl import one_line
+from text_ncpl import one_line, short
 from upgrade_ncpl import split_arrays
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
@@ -62,14 +63,16 @@ def find(path_or_repo: str | Path | None = None, **hub: Any) -> Path:
     """
     if path_or_repo is None:
         return DEFAULT
+    accepted = f"accepted: a checkpoint's folder or a Hub id (owner/name), or {', '.join(EMBEDDED)}"
+    if not isinstance(path_or_repo, str | os.PathLike) or not str(path_or_repo).strip():
+        raise CheckpointError(f"checkpoint: got {short(path_or_repo)} ({type(path_or_repo).__name__}); {accepted}")
     path = str(resolve(str(path_or_repo)))
     if Path(path).is_dir():
         return Path(path)
+    if Path(path).exists():
+        raise CheckpointError(f"{one_line(path, 120)}: a file, no checkpoint's folder; {accepted}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
-        raise CheckpointError(
-            f"{path}: no such folder; accepted: a checkpoint's folder or a Hub id (owner/name), "
-            f"or {', '.join(EMBEDDED)}"
-        )
+        raise CheckpointError(f"{one_line(path, 120)}: no such folder; {accepted}")
     # Only here, because it brings the Hub's client.
     from ncpl.download import fetch
 

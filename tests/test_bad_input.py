@@ -347,6 +347,27 @@ def test_missing_checkpoint_folders(path, capsys):
     assert refused("predict", *GOOD, "--model", path, capsys=capsys).startswith(f"{path}: no such folder")
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("examples/marin-1b.yaml", "examples/marin-1b.yaml: a file, no checkpoint's folder"),
+        ("", "checkpoint: got '' (str)"),
+        (3, "checkpoint: got 3 (int)"),
+        ([], "checkpoint: got [] (list)"),
+        (b"x", "checkpoint: got b'x' (bytes)"),
+        ("\x00", r"\x00: no such folder"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_from_a_hub_id(path, said, capsys):
+    with pytest.raises(CheckpointError) as error:
+        Forecaster.from_pretrained(path)
+    assert str(error.value).startswith(said)
+    assert "accepted: a checkpoint's folder or a Hub id" in str(error.value)
+    if isinstance(path, str):
+        assert refused("predict", *GOOD, "--model", path, capsys=capsys) == str(error.value)
+        assert refused("merge", path, "merged", capsys=capsys) == str(error.value)
+
+
 def test_a_hub_id_that_cannot_be_reached(capsys):
     with pytest.raises(CheckpointError, match=r"^nobody/nothing: "):
         Forecaster.from_pretrained("nobody/nothing")

@@ -119,10 +119,10 @@ def merge(
 
     Example: ncpl merge me/ncpl-mini-lora merged
     """
-    from ncpl.download import fetch
+    from ncpl.checkpoint import find
     from ncpl.training.model import merge_adapter
 
-    merge_adapter(fetch(adapter), out)
+    merge_adapter(find(adapter), out)
     if as_json:
         print_json({"folder": str(out)})
     else:
