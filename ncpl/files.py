@@ -246,9 +246,17 @@ def _faults(path: str | Path) -> Iterator[None]:
         raise ValueError(one_line(message)) from None
 
 
+STANDARD_INPUT = "standard input"
+"""What messages call `-`."""
+
+
 @contextmanager
 def local(path: str | Path) -> Iterator[Path]:
-    """A path that can be read twice: standard input, `-`, is copied to a file of its own first."""
+    """A path that can be read twice: standard input, `-`, is copied to a file first, which errors call by its name.
+
+    Raises:
+        ValueError: what reading it raises.
+    """
     if str(path) != "-":
         yield Path(path)
         return
@@ -256,7 +264,10 @@ def local(path: str | Path) -> Iterator[Path]:
         copy = Path(folder, "stdin")
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield copy
+        try:
+            yield copy
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(copy), STANDARD_INPUT)) from None
 
 
 @contextmanager

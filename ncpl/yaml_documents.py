@@ -23,7 +23,9 @@ def read_yaml(text: str) -> Any:
     try:
         documents = [document for document in yaml.load_all(text, _yaml_loader()) if document is not None]
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+        # PyYAML names a text that has no file in front of each place.
+        said = str(error).replace('in "<unicode string>", ', "at ")
+        raise ValueError(f"not YAML: {' '.join(said.split())}") from None
     return documents[0] if len(documents) == 1 else documents or None
 
 

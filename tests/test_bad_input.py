@@ -1,5 +1,6 @@
 """What users get wrong, and what they are told: the field or file, what came, what is accepted, the nearest name."""
 
+import io
 import json
 import math
 import re
@@ -366,6 +367,15 @@ def test_what_is_no_checkpoint_is_told_from_a_hub_id(path, said, capsys):
     if isinstance(path, str):
         assert refused("predict", *GOOD, "--model", path, capsys=capsys) == str(error.value)
         assert refused("merge", path, "merged", capsys=capsys) == str(error.value)
+
+
+@pytest.mark.parametrize("command", [("predict",), ("sweep", "lr=1e-3:1e-2:3"), ("import",), ("cost",)])
+@pytest.mark.parametrize("text", ["", "a: [1\n"])
+def test_standard_input_is_called_so(command, text, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    line = refused(command[0], "-", *command[1:], capsys=capsys)
+    assert line.startswith("standard input: ")
+    assert not re.search(r"tmp|unicode string", line)
 
 
 def test_a_hub_id_that_cannot_be_reached(capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ncpl.errors import one_line
-from ncpl.files import Row, kind_of, local, read_cells, read_document, read_lines, read_rows
+from ncpl.files import STANDARD_INPUT, Row, kind_of, local, read_cells, read_document, read_lines, read_rows
 from ncpl.kinds import KINDS
 from ncpl.logs.derive import number_of
 from ncpl.logs.frameworks import plain_name
@@ -36,7 +36,9 @@ def read_runs(path: str | Path) -> Iterator[Logged]:
     """
     if str(path) == "-":
         with local(path) as copy:
-            yield from read_runs(copy)
+            for logged in read_runs(copy):
+                logged.origin = STANDARD_INPUT
+                yield logged
         return
     if Path(path).is_dir():
         yield from _folder(Path(path))
