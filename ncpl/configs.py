@@ -168,12 +168,13 @@ def read_bounds(arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     return config, bounds
 
 
-def as_configs(configs: Any) -> tuple[list[Config], pd.Index]:
+def as_configs(configs: Any, name: str = "configs") -> tuple[list[Config], pd.Index]:
     """What `Forecaster.predict` takes as a list of dicts, and the index of its result.
 
     Args:
         configs: a mapping, an iterable of mappings, a Series, or a DataFrame with a column for each field, in which a
             missing cell means that the field is absent.
+        name: the argument's, for messages.
 
     Raises:
         ValueError: nothing, or something else.
@@ -196,10 +197,10 @@ def as_configs(configs: Any) -> tuple[list[Config], pd.Index]:
         rows = list(configs)
     else:
         raise ValueError(
-            f"configs: got {short(configs)} ({type(configs).__name__}), expected a dict, a list of dicts or a DataFrame"
+            f"{name}: got {short(configs)} ({type(configs).__name__}), expected a dict, a list of dicts or a DataFrame"
         )
     if not rows:
-        raise ValueError("configs: got an empty batch, expected at least one configuration")
+        raise ValueError(f"{name}: got an empty batch, expected at least one configuration")
     return rows, pd.RangeIndex(len(rows)) if index is None else index
 
 

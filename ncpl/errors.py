@@ -1,8 +1,11 @@
 """Errors that are a user's to mend. All of them are `ValueError`; anything else that is raised is a bug."""
 
+import os
+from pathlib import Path
+
 from text_ncpl import one_line, short
 
-__all__ = ["CheckpointError", "HubError", "one_line", "short"]
+__all__ = ["CheckpointError", "HubError", "as_path", "one_line", "short"]
 
 
 class CheckpointError(OSError, ValueError):
@@ -11,6 +14,25 @@ class CheckpointError(OSError, ValueError):
 
 class HubError(OSError, ValueError):
     """The Hugging Face Hub could not be reached, or refused what was asked."""
+
+
+def as_path(given: object, name: str, accepted: str) -> Path:
+    """A path that a user gives.
+
+    Args:
+        given: text or a path.
+        name: what it is the path of.
+        accepted: what it may be.
+
+    Raises:
+        ValueError: something else, or empty text.
+
+    >>> as_path("runs.csv", "runs", "a file").name
+    'runs.csv'
+    """
+    if not isinstance(given, str | os.PathLike) or not str(given).strip():
+        raise ValueError(f"{name}: got {short(given)} ({type(given).__name__}), expected {accepted}")
+    return Path(given)
 
 
 class TrainingError(ValueError):

@@ -15,7 +15,7 @@ from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, vary
-from ncpl.errors import CheckpointError, short
+from ncpl.errors import CheckpointError, as_path, short
 from ncpl.grid import Grid, Rows, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
@@ -99,11 +99,12 @@ class Forecaster:
         Args:
             folder: receives the network and tokenizer it was loaded with, and this law and calibration.
         """
-        checkpoint.save_law(self.folder, Path(folder), self.law, self.calibration)
+        folder = as_path(folder, "folder", "the path of a folder")
+        checkpoint.save_law(self.folder, folder, self.law, self.calibration)
         if isinstance(self.law, AdaptedLaw):
             from ncpl.own_runs import write_card
 
-            write_card(self.law, Path(folder))
+            write_card(self.law, folder)
 
     def __repr__(self) -> str:
         sources = ", ".join(sorted(getattr(self.law, "sources", ()))) or "none"

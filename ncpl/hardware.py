@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, known_seq_len
-from ncpl.errors import short
+from ncpl.errors import as_path, short
 
 _FACTS = Path(__file__).with_name("hardware.toml")
 # Bytes a parameter of AdamW in mixed precision: fp32 weights and gradients, two fp32 moments (ZeRO, arXiv 1910.02054).
@@ -90,7 +90,6 @@ class Hardware:
         raise ValueError(f"gpu: got {short(name)}, {hint}known: {', '.join(self.accelerators)}")
 
 
-@lru_cache(8)
 def read_hardware(path: str | Path | None = None) -> Hardware:
     """Our facts, a user's file on top of them.
 
@@ -100,6 +99,15 @@ def read_hardware(path: str | Path | None = None) -> Hardware:
     Raises:
         ValueError: the file cannot be read, or has a key or a value that is not accepted.
     """
+    return _ours() if path is None else _hardware(as_path(path, "hardware", "the path of a TOML file"))
+
+
+@lru_cache(1)
+def _ours() -> Hardware:
+    return _hardware()
+
+
+def _hardware(path: Path | None = None) -> Hardware:
     facts = tomllib.loads(_FACTS.read_text(encoding="utf-8"))
     if path is not None:
         _override(facts, path)
@@ -107,9 +115,9 @@ def read_hardware(path: str | Path | None = None) -> Hardware:
     return Hardware(accelerators, Site(**facts["site"]))
 
 
-def _override(facts: dict[str, Any], path: str | Path) -> None:
+def _override(facts: dict[str, Any], path: Path) -> None:
     try:
-        own = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"hardware: {path}: {error}") from None
     unknown = own.keys() - {"site", "accelerators"}

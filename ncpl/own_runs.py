@@ -1,6 +1,7 @@
 """A lab's own runs as `Forecaster.adapt` takes them, and the processor and card that come of them."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,11 +45,12 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     >>> read_runs([{"model size": 50, "data size": 1, "final_loss": 3.5}], "mine")
     [{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}]
     """
-    if isinstance(runs, str | Path):
-        table = import_runs(runs)
-        others = {name: import_runs(runs, eval=name).set_index("name")["final_loss"] for name in losses}
+    if isinstance(runs, str | os.PathLike):
+        path = Path(runs)
+        table = import_runs(path)
+        others = {name: import_runs(path, eval=name).set_index("name")["final_loss"] for name in losses}
         runs = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
-    rows = as_configs(runs)[0]
+    rows = as_configs(runs, "runs")[0]
     found, aside, unknown = [], 0, dict[str, None]()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from fields_ncpl import REQUIRED
-from ncpl import CheckpointError, Forecaster
+from ncpl import CheckpointError, Forecaster, import_runs
 from ncpl.files import read_file
 from processing_ncpl import NCPLProcessor
 from tests.checkpoints import ADAMW
@@ -376,6 +376,36 @@ def test_standard_input_is_called_so(command, text, monkeypatch, capsys):
     line = refused(command[0], "-", *command[1:], capsys=capsys)
     assert line.startswith("standard input: ")
     assert not re.search(r"tmp|unicode string", line)
+
+
+HERE = Forecaster.from_pretrained()
+
+
+@pytest.mark.parametrize("given", [3, [], b"x", "", pd.DataFrame({"a": [1]})], ids=lambda given: str(type(given)))
+@pytest.mark.parametrize(
+    ("name", "door"),
+    [
+        ("runs", import_runs),
+        ("folder", HERE.save_pretrained),
+        ("hardware", lambda path: HERE.plan(flops=1e20, hardware=path)),
+    ],
+    ids=["import_runs", "save_pretrained", "hardware"],
+)
+def test_what_is_no_path_is_told_at_every_door(name, door, given):
+    with pytest.raises(ValueError, match=rf"^{name}: got .* \({type(given).__name__}\), expected the path of a "):
+        door(given)
+
+
+@pytest.mark.parametrize("door", [import_runs, HERE.save_pretrained], ids=["import_runs", "save_pretrained"])
+def test_none_is_no_path(door):
+    with pytest.raises(ValueError, match=r": got None \(NoneType\), expected the path of a f"):
+        door(None)
+
+
+@pytest.mark.parametrize(("options", "said"), [({"map": 3}, "map: got 3"), ({"eval": 3}, "eval: got 3")])
+def test_options_of_import_of_another_type_are_told(options, said):
+    with pytest.raises(ValueError, match=f"^{said}, expected"):
+        import_runs("examples", **options)
 
 
 def test_a_hub_id_that_cannot_be_reached(capsys):

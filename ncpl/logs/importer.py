@@ -12,7 +12,7 @@ import pandas as pd
 
 from datasets_scripts.divergence import DIVERGED_NATS, diverged
 from fields_ncpl import FIELDS
-from ncpl.errors import one_line, short
+from ncpl.errors import as_path, one_line, short
 from ncpl.files import write_text
 from ncpl.logs.derive import contradiction, number_of
 from ncpl.logs.frameworks import plain_name
@@ -68,6 +68,11 @@ def import_runs(path: str | Path, map: Mapping[str, str] | None = None, eval: st
     >>> import_runs(file)[["name", "model size", "data size", "final_loss", "status"]].to_dict("records")
     [{'name': 'a', 'model size': 85, 'data size': 2, 'final_loss': 3.1, 'status': 'finished'}]
     """
+    if not isinstance(map, Mapping | None):
+        raise ValueError(f"map: got {short(map)}, expected a mapping of their names to ours")
+    if not isinstance(eval, str | None):
+        raise ValueError(f"eval: got {short(eval)}, expected a part of an evaluation loss's name")
+    path = as_path(path, "runs", "the path of a file or a folder; adapt takes tables and lists of dicts too")
     given = {str(theirs): str(ours) for theirs, ours in (map or {}).items()}
     by_origin: dict[str, list[Logged]] = defaultdict(list)
     for logged in read_runs(path):
