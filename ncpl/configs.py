@@ -204,6 +204,18 @@ def as_configs(configs: Any, name: str = "configs") -> tuple[list[Config], pd.In
     return rows, pd.RangeIndex(len(rows)) if index is None else index
 
 
+def places(configs: Any, index: pd.Index, name: str = "configs") -> list[str] | None:
+    """What messages call each configuration of a table or a list; None of one that stands alone.
+
+    >>> places([{"source": "marin"}], pd.RangeIndex(1)), places({"source": "marin"}, pd.RangeIndex(1))
+    (['configs[0]'], None)
+    """
+    if isinstance(configs, Mapping | pd.Series):
+        return None
+    form = "row {}" if isinstance(configs, pd.DataFrame) else f"{name}[{{}}]"
+    return [form.format(short(at)) for at in index]
+
+
 def check_configs(configs: Sequence[Any], strict: bool = True, origins: Iterable[Any] | None = None) -> list[Config]:
     """Each configuration checked (`fields_ncpl.check_config`).
 

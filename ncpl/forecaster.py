@@ -14,7 +14,7 @@ from adapted_ncpl import AdaptedLaw
 from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
-from ncpl.configs import as_configs, by_name, check_configs, vary
+from ncpl.configs import as_configs, by_name, check_configs, places, vary
 from ncpl.errors import CheckpointError, as_path, short
 from ncpl.grid import Grid, Rows, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
@@ -132,9 +132,8 @@ class Forecaster:
         check_level(level)
         if isinstance(configs, pd.DataFrame):
             configs = self._known_columns(configs)
-        rows, index = as_configs(configs)
-        origins = [f"row {short(name)}" for name in index] if isinstance(configs, pd.DataFrame) else None
-        return self.predict_checked(self._checked(rows, origins), level).set_index(index)
+        rows, index = self._given(configs)
+        return self.predict_checked(rows, level).set_index(index)
 
     def predict_checked(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> Forecasts:
         """`predict` for configurations that `fields_ncpl.check_config` has passed, such as logged runs."""
@@ -156,6 +155,11 @@ class Forecaster:
             return list(self.law.notes(configs))
         fallbacks: Any = getattr(self.law, "fallbacks", lambda config: [])
         return list(dict.fromkeys(note for config in configs for note in fallbacks(config)))
+
+    def _given(self, configs: Any, name: str = "configs") -> tuple[list[dict[str, Any]], pd.Index]:
+        """What a user gives as configurations, checked, and their index."""
+        rows, index = as_configs(configs, name)
+        return self._checked(rows, places(configs, index, name)), index
 
     def _checked(self, configs: Sequence[Any], origins: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The one check of configurations: completed, checked, in training order."""
@@ -428,9 +432,9 @@ class Forecaster:
         check_level(level)
         if self.calibration is None:
             raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")
-        rows, index = as_configs(candidates)
-        targets = [] if target is None else self._checked(as_configs(target)[0])
-        return Suggestions(suggestions(self.calibration, self._checked(rows), index, targets, budget_flops, level))
+        pool, index = self._given(candidates, "candidates")
+        targets = [] if target is None else self._given(target, "target")[0]
+        return Suggestions(suggestions(self.calibration, pool, index, targets, budget_flops, level))
 
     def plan(
         self,
@@ -536,7 +540,7 @@ class Forecaster:
         if not are_configurations(models):
             return benchmarks(models, like, level, model)
         check_level(level)
-        configs = self._checked(as_configs(models)[0])
+        configs = self._given(models, "models")[0]
         forecast = self.predict_checked(configs, level)
         table = benchmarks_of_runs(configs, forecast, like, level, model)
         table.attrs["notes"] = forecast.attrs["notes"]

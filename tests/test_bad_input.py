@@ -396,6 +396,20 @@ def test_what_is_no_path_is_told_at_every_door(name, door, given):
         door(given)
 
 
+@pytest.mark.parametrize(
+    ("name", "door"),
+    [
+        ("configs", HERE.predict),
+        ("models", HERE.benchmarks),
+        ("candidates", lambda rows: HERE.suggest(rows, 1e20)),
+        ("target", lambda rows: HERE.suggest([ADAMW], 1e20, rows)),
+    ],
+)
+def test_a_list_of_one_says_which_too(name, door):
+    with pytest.raises(ValueError, match=rf"^{name}\[0\]: learning rate: got 'fast'"):
+        door([{**ADAMW, "learning rate": "fast"}])
+
+
 @pytest.mark.parametrize("door", [import_runs, HERE.save_pretrained], ids=["import_runs", "save_pretrained"])
 def test_none_is_no_path(door):
     with pytest.raises(ValueError, match=r": got None \(NoneType\), expected the path of a f"):
