@@ -6,7 +6,6 @@ configuration enters; nothing behind it checks again.
 
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,10 +17,10 @@ import numpy as np
 
 try:
     from .names_ncpl import WITHOUT_DECAY, optimizer_name, schedule_name, shape_name
-    from .text_ncpl import one_line, parse_count, read_number, short
+    from .text_ncpl import one_line, parse_count, read_number, short, warn_user
 except ImportError:
     from names_ncpl import WITHOUT_DECAY, optimizer_name, schedule_name, shape_name
-    from text_ncpl import one_line, parse_count, read_number, short
+    from text_ncpl import one_line, parse_count, read_number, short, warn_user
 
 Config = Mapping[str, Any]
 
@@ -499,10 +498,9 @@ def _check_slips(config: Config, sized: str) -> None:
                         f"({FIELDS[name].unit}); did you mean {meant:.6g}?"
                     )
             elif not _within(tokens * 1e3 / size, USUAL_TOKENS_PER_PARAMETER) and 2 <= ratio <= 500:
-                warnings.warn(
+                warn_user(
                     f"{tokens * 1e3 / size:.3g} tokens a parameter ({tokens:g} billion tokens, {size:g} million "
-                    f"parameters) are far from what is trained; should {name} be {meant:.6g} ({FIELDS[name].unit})?",
-                    stacklevel=6,
+                    f"parameters) are far from what is trained; should {name} be {meant:.6g} ({FIELDS[name].unit})?"
                 )
                 return
 

@@ -1,7 +1,6 @@
 """Configurations as people have them: files, `field=value` arguments, dicts, DataFrames."""
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from ncpl.kinds import ACCEPTED as FILES
 from ncpl.kinds import KINDS
 from ncpl.logs.importer import read_foreign
 from ncpl.logs.translate import is_ours
+from text_ncpl import warn_user
 
 Config = dict[str, Any]
 
@@ -88,7 +88,7 @@ def _translated(paths: Sequence[Path], changes: Config) -> tuple[list[Config], l
     """The configurations of other frameworks' files; how names were translated is a warning."""
     rows, names, lines = read_foreign(paths, changes)
     for line in lines:
-        warnings.warn(line, stacklevel=4)
+        warn_user(line)
     return rows, names
 
 
@@ -100,7 +100,7 @@ def _without_run_columns(row: Any) -> Any:
     if not isinstance(row, Mapping) or not set(RUN_COLUMNS) & row.keys():
         return row
     aside = ", ".join(name for name in RUN_COLUMNS if name in row)
-    warnings.warn(f"columns of a table of runs are kept aside: {aside}", stacklevel=5)
+    warn_user(f"columns of a table of runs are kept aside: {aside}")
     return {name: value for name, value in row.items() if name not in RUN_COLUMNS}
 
 
@@ -202,6 +202,23 @@ def as_configs(configs: Any, name: str = "configs") -> tuple[list[Config], pd.In
     if not rows:
         raise ValueError(f"{name}: got an empty batch, expected at least one configuration")
     return rows, pd.RangeIndex(len(rows)) if index is None else index
+
+
+def one_config(config: Any) -> Config:
+    """What a user gives as one configuration, unchecked.
+
+    Raises:
+        ValueError: several, or something else.
+
+    >>> one_config([{"source": "marin"}])
+    {'source': 'marin'}
+    """
+    rows, _ = as_configs(config, "config")
+    if len(rows) > 1:
+        raise ValueError(f"config: got {len(rows)} configurations, expected one to vary")
+    if not isinstance(rows[0], Mapping):
+        raise ValueError(f"config: got {short(rows[0])}, expected a mapping of fields to values")
+    return rows[0]
 
 
 def places(configs: Any, index: pd.Index, name: str = "configs") -> list[str] | None:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from ncpl.errors import HubError
+from text_ncpl import warn_user
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def _cached(repo_id: str, options: Mapping[str, Any], error: httpx2.TransportErr
         folder = snapshot_download(repo_id, **{**options, "local_files_only": True})
     except LocalEntryNotFoundError:
         raise error from None
-    warnings.warn(f"{repo_id}: the Hub cannot be reached, the copy downloaded before is used", stacklevel=3)
+    warn_user(f"{repo_id}: the Hub cannot be reached, the copy downloaded before is used")
     return Path(folder)
 
 

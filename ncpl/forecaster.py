@@ -14,14 +14,14 @@ from adapted_ncpl import AdaptedLaw
 from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
-from ncpl.configs import as_configs, by_name, check_configs, places, vary
+from ncpl.configs import as_configs, by_name, check_configs, one_config, places, vary
 from ncpl.errors import CheckpointError, as_path, short
 from ncpl.grid import Grid, Rows, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
 from ncpl.results import Comparison, Curve, Forecasts, Optimum, Report, Suggestions, Sweep
 from ncpl.sweep_files import forecast_grid
-from text_ncpl import check_level
+from text_ncpl import check_level, warn_user
 
 if TYPE_CHECKING:
     from modeling_nsp import NSPModel
@@ -107,9 +107,14 @@ class Forecaster:
             write_card(self.law, folder)
 
     def __repr__(self) -> str:
-        sources = ", ".join(sorted(getattr(self.law, "sources", ()))) or "none"
         network = "is silent: forecasts are the law's alone" if self.network is None else "adds to the law"
-        return f"{type(self).__name__}({self.folder.name}; sources: {sources}; the network {network})"
+        known = ", ".join(self.sources) or "none"
+        return f"{type(self).__name__}({self.folder.name}; sources: {known}; the network {network})"
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources whose runs it knows, those adapted to among them."""
+        return sorted({*getattr(self.law, "sources", ()), *getattr(self.law, "adapted", ())})
 
     def predict(self, configs: Any, level: float = 0.9) -> Forecasts:
         """Forecasts final losses.
@@ -186,7 +191,7 @@ class Forecaster:
         for note in notes:
             if note not in self._told:
                 self._told.add(note)
-                warnings.warn(note, stacklevel=4)
+                warn_user(note)
 
     def _residuals(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray | float:
         """What the network adds to the law for configurations in training order, in nats; 0 where there is none."""
@@ -233,7 +238,7 @@ class Forecaster:
         """
         check_level(level)
         check_rows(grid)
-        combinations = Grid(self._completed(_one(config)), grid, self.strict)
+        combinations = Grid(self._completed(one_config(config)), grid, self.strict)
         frames = list(forecast_grid(self, combinations, level))
         table = Sweep(pd.concat(frames))
         notes = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
@@ -272,7 +277,7 @@ class Forecaster:
         from ncpl import optimize as search
 
         check_level(level)
-        base, fields = dict(by_name(self._completed(_one(config)))), named_fields(bounds)
+        base, fields = dict(by_name(self._completed(one_config(config)))), named_fields(bounds)
         limits = search.Constraints.of(constraints)
         axes, choices = search.axes_of(fields, limits.multiples)
         ends: dict[str, Sequence[Any]] = {axis.name: [axis.value(0), axis.value(1)] for axis in axes}
@@ -303,9 +308,7 @@ class Forecaster:
 
     def _cheap(self, configs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         """`loss` and `divergence` of checked configurations alone, without notes."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            losses = self._losses(configs)
+        losses = self._losses(configs)
         divergence = math.nan if self.calibration is None else self.calibration.divergence(configs)
         return pd.DataFrame({"loss": losses, "divergence": divergence})
 
@@ -387,7 +390,7 @@ class Forecaster:
         check_level(level)
         if self.calibration is None:
             raise ValueError("compare: this checkpoint has no calibration, so no interval of the difference is known")
-        configs = self._checked([_one(config) for config in (config_a, config_b)])
+        configs = self._checked([one_config(config) for config in (config_a, config_b)])
         sources = [config["source"] for config in configs]
         if sources[0] != sources[1]:
             raise ValueError(
@@ -397,10 +400,7 @@ class Forecaster:
         found = {name: getattr(self.calibration, name)(configs) for name in ("extrapolation", "divergence")}
         notes = self.notes(configs) + self._farthest(configs, pd.DataFrame(found))
         self._tell(self.notes(configs))
-        with warnings.catch_warnings():
-            # Told above, once in the forecaster's life.
-            warnings.simplefilter("ignore")
-            first, second = self._losses(configs)
+        first, second = self._losses(configs)
         half, deviation = self.calibration.difference(configs, level)
         difference = float(first - second)
         better = statistics.NormalDist().cdf(-difference / deviation)
@@ -506,13 +506,15 @@ class Forecaster:
         Raises:
             ValueError: what `predict` refuses, an accelerator that is not known, a count or a share that is not one.
         """
-        (checked,) = self._checked([_one(config)])
+        (checked,) = self._checked([one_config(config)])
         return pd.Series(cost(checked, gpu, count, utilisation, read_hardware(hardware)))
 
     def _losses(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Losses of checked configurations, in nats per token."""
+        """Losses of checked configurations, in nats per token, without the law's notes, which `notes` tells once."""
         configs = [training_order(config) for config in configs]
-        return np.asarray(self.law(configs) + self._residuals(configs))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(self.law(configs) + self._residuals(configs))
 
     def benchmarks(
         self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = "nsp-base"
@@ -575,7 +577,7 @@ class Forecaster:
         from ncpl import curves
 
         check_level(level)
-        (checked,) = self._checked([_one(config)])
+        (checked,) = self._checked([one_config(config)])
         # The bands' deviation must not depend on the level where a run is observed.
         asked = level if observed is None else 0.9
         forecast = self.predict_checked([checked], asked)
@@ -590,12 +592,3 @@ class Forecaster:
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
         table.attrs["notes"] = forecast.attrs["notes"]
         return table
-
-
-def _one(config: Any) -> Mapping[str, Any]:
-    rows, _ = as_configs(config)
-    if len(rows) > 1:
-        raise ValueError(f"config: got {len(rows)} configurations, expected one to vary")
-    if not isinstance(rows[0], Mapping):
-        raise ValueError(f"config: got {short(rows[0])}, expected a mapping of fields to values")
-    return rows[0]

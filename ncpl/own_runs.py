@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from ncpl.configs import as_configs
 from ncpl.errors import short
 from ncpl.logs.importer import import_runs
 from ncpl.trust import NO_METHOD, in_words, report
+from text_ncpl import warn_user
 
 Run = dict[str, Any]
 LOSS_NAMES = ("final_loss", "final loss", "loss")
@@ -73,11 +73,9 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
         run = {**checked, **kept, "final_loss": loss, **{name: value for name, value in more.items() if value}}
         found.append({"source": source, **{name: value for name, value in run.items() if name != "source"}})
     if aside:
-        warnings.warn(
-            f"{aside} of {len(rows)} runs have no final loss or did not finish and are left out", stacklevel=3
-        )
+        warn_user(f"{aside} of {len(rows)} runs have no final loss or did not finish and are left out")
     if unknown:
-        warnings.warn(f"columns that are no field are left out: {', '.join(unknown)}"[:300], stacklevel=3)
+        warn_user(f"columns that are no field are left out: {', '.join(unknown)}"[:300])
     if not found:
         raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
     return found

@@ -351,3 +351,34 @@ def test_the_embedded_default():
     forecaster = Forecaster.from_pretrained()
     small, large = forecaster.predict([ADAMW, {**ADAMW, "model size": 500, "data size": 10}])["loss"]
     assert 2 < large < small < 5
+
+
+UNKNOWN = {**ADAMW, "source": "acme", "seq len": 2048}
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda forecaster: forecaster.predict(UNKNOWN),
+        lambda forecaster: forecaster.sweep(UNKNOWN, {"learning rate": [1e-3, 2e-3]}),
+        lambda forecaster: forecaster.optimize(UNKNOWN, {"learning rate": (1e-3, 2e-3)}),
+        lambda forecaster: forecaster.curve(UNKNOWN, 3),
+        lambda forecaster: forecaster.compare(UNKNOWN, UNKNOWN | {"learning rate": 1e-3}),
+        lambda forecaster: forecaster.plan(flops=1e20, base={"source": "acme"}),
+        lambda forecaster: forecaster.adapt([{"model size": 50, "data size": 1, "final_loss": 4, "junk": 1}], "acme"),
+    ],
+    ids=["predict", "sweep", "optimize", "curve", "compare", "plan", "adapt"],
+)
+def test_a_warning_names_the_users_line(door):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        door(Forecaster.from_pretrained())
+    assert caught
+    assert {Path(warning.filename) for warning in caught} == {Path(__file__)}
+
+
+def test_an_adapted_forecaster_shows_its_own_sources():
+    runs = [{"model size": n, "data size": 1, "final_loss": 3 + 20 / n} for n in (50, 100)]
+    lab = Forecaster.from_pretrained().adapt(runs, source="acme")
+    assert "sources: acme, marin, steplaw" in repr(lab)
+    assert lab.sources == ["acme", *Forecaster.from_pretrained().sources]

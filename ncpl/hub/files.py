@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ncpl.errors import CheckpointError
 from ncpl.hub.bundle import CODE, ROOT, Model, bundle_files, model_of, requirements
+from text_ncpl import warn_user
 
 ACCEPTED = ("*.safetensors", "*.json", "*.yaml", "*.py", "*.md", "*.txt", "*.jinja", "*.png", "*.svg", "LICENSE")
 """What of a folder is pushed: weights, configuration, code, card, record and figures."""
@@ -87,9 +87,7 @@ def folder_files(folder: Path) -> dict[str, Path | bytes]:
             others.append(name)
     if others:
         named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        warnings.warn(
-            f"{folder}: {len(others)} files are not part of a checkpoint and not pushed: {named}", stacklevel=3
-        )
+        warn_user(f"{folder}: {len(others)} files are not part of a checkpoint and not pushed: {named}")
     return files
 
 
@@ -122,9 +120,8 @@ def _with_code(folder: Path, files: Mapping[str, Path | bytes], model: Model) ->
     if stale:
         _check_readable(folder, model)
         named = ", ".join(sorted(stale)[:4]) + (", ..." if len(stale) > 4 else "")
-        warnings.warn(
-            f"{folder}: {named}: not the code of the installed package, whose own {len(code)} files are pushed instead",
-            stacklevel=4,
+        warn_user(
+            f"{folder}: {named}: not the code of the installed package, whose own {len(code)} files are pushed instead"
         )
     return {name: content for name, content in files.items() if not _is_code(name)} | code
 

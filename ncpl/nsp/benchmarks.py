@@ -13,6 +13,7 @@ from feature_extraction_nsp import as_rows
 from fields_ncpl import USUAL_TOKENS_PER_PARAMETER, field_name
 from modeling_nsp import NSPModel
 from ncpl.nsp.loss_link import RUN_LINK, LossLink, load_links, normal_multiple, run_size, scores_from_loss
+from text_ncpl import warn_user
 
 RUN_FIELDS = {"source", "model size", "data size", "optimizer"}
 EMERGENCE_FLOPS = (1e18, 1e27)
@@ -149,10 +150,9 @@ def benchmarks_of_runs(
     sources = [str(config["source"]) for config in configs]
     linked = np.array([source in link.offsets for source in sources])
     if not linked.all():
-        warnings.warn(
+        warn_user(
             f"source: no offset to the link's loss was measured for {sorted({*sources} - {*link.offsets})} (measured: "
-            f"{', '.join(link.offsets)}); scores there follow from size and tokens alone",
-            stacklevel=3,
+            f"{', '.join(link.offsets)}); scores there follow from size and tokens alone"
         )
     loss, better, worse = _linked_losses(link, sources, forecast, level)
     params, tokens = np.array([run_size(config) for config in configs]).T

@@ -168,7 +168,7 @@ def _risks(row: Any, notes: Sequence[str]) -> str:
 
 
 def _sources(forecaster: "Forecaster", config: Mapping[str, Any], accelerator: Accelerator) -> str:
-    known = ", ".join(sorted(getattr(forecaster.law, "sources", ()))) or "none"
+    known = ", ".join(forecaster.sources) or "none"
     lines = [
         f"Forecasts: checkpoint {forecaster.folder.name}, whose law knows the sources {known}.",
         f"Accelerator: {accelerator.title}, {accelerator.bf16_tflops:g} TFLOP/s in bf16, {accelerator.memory_gb:g} GB, "

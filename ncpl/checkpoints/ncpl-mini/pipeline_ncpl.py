@@ -1,7 +1,6 @@
 """`pipeline("scaling-forecast")`: configurations in, plain JSON forecasts out."""
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,11 +11,11 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 try:
     from .calibration_ncpl import forecast_columns
     from .fields_ncpl import check_config, training_order
-    from .text_ncpl import check_level
+    from .text_ncpl import check_level, warn_user
 except ImportError:
     from calibration_ncpl import forecast_columns
     from fields_ncpl import check_config, training_order
-    from text_ncpl import check_level
+    from text_ncpl import check_level, warn_user
 
 TASK = "scaling-forecast"
 
@@ -90,7 +89,7 @@ class ScalingForecastPipeline(Pipeline):
         logits = self.model(**self.ensure_tensor_on_device(**batch)).logits
         law = self.processor.law
         for note in {note for config in configs for note in getattr(law, "fallbacks", lambda _: ())(config)}:
-            warnings.warn(note, stacklevel=2)
+            warn_user(note)
         residuals = self.processor.residuals(logits, batch["loss_mask"])
         forecast = forecast_columns(law, self.processor.calibrator, configs, residuals, level)
         return {name: torch.as_tensor(values, dtype=torch.float64) for name, values in forecast.items()}

@@ -1,7 +1,6 @@
 """What is known of a model before it is trained -> tensors for NSP: counts, a table, or a Hub model's `config.json`."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +19,12 @@ try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import ByName
     from .fields_ncpl import USUAL_TOKENS_PER_PARAMETER, is_code
-    from .text_ncpl import did_you_mean, one_line, parse_count, short
+    from .text_ncpl import did_you_mean, one_line, parse_count, short, warn_user
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import ByName
     from fields_ncpl import USUAL_TOKENS_PER_PARAMETER, is_code
-    from text_ncpl import did_you_mean, one_line, parse_count, short
+    from text_ncpl import did_you_mean, one_line, parse_count, short, warn_user
 
 ALIASES = {
     "n": "params",
@@ -249,18 +248,16 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
     def _warn(self, rows: Sequence[Mapping[str, Any]]) -> None:
         missing = sum(not row["mask"][1] for row in rows)
         if missing:
-            warnings.warn(
-                f"tokens missing for {missing} of {len(rows)} models: taken as usual for their size, with wider bands",
-                stacklevel=3,
+            warn_user(
+                f"tokens missing for {missing} of {len(rows)} models: taken as usual for their size, with wider bands"
             )
         few, many = USUAL_TOKENS_PER_PARAMETER
         ratios = [math.exp(row["features"][1] - row["features"][0]) * 1e3 for row in rows if row["mask"][1]]
         odd = sum(not few <= ratio <= many for ratio in ratios)
         if odd:
-            warnings.warn(
+            warn_user(
                 f"tokens of {odd} of {len(rows)} models are less than {few:g} or more than {many:g} a parameter, as no "
-                "known run's: check the units of params and tokens",
-                stacklevel=3,
+                "known run's: check the units of params and tokens"
             )
         for column, name, unit in ((0, "params", 1e9), (1, "tokens", 1e12)):
             low, high = self.support[column]
@@ -268,10 +265,9 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
                 bool(row["mask"][column]) and not low - 1e-6 <= row["features"][column] <= high + 1e-6 for row in rows
             )
             if outside:
-                warnings.warn(
+                warn_user(
                     f"{name} of {outside} of {len(rows)} models outside the {unit * math.exp(low):.2g} to "
-                    f"{unit * math.exp(high):.2g} seen in training: an extrapolation, with wider bands",
-                    stacklevel=3,
+                    f"{unit * math.exp(high):.2g} seen in training: an extrapolation, with wider bands"
                 )
 
 

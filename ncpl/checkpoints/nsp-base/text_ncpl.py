@@ -1,6 +1,8 @@
 """Numbers in text, and text in messages: the one parser of numbers, the one form of a message, the check of a level."""
 
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -43,6 +45,24 @@ def did_you_mean(given: object, known: Iterable[object], cutoff: float = 0.6) ->
     """
     near = get_close_matches(str(given)[:MOST_MESSAGE], [str(name) for name in known], 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# Modules between a user's line and a warning: ours, by their ends wherever they lie, and what calls them.
+_BETWEEN = re.compile(r"(ncpl|datasets_scripts|transformers|torch|contextlib)(\..*)?|(.*\.)?\w+_(ncpl|nsp)")
+
+
+def warn_user(message: str) -> None:
+    """A warning at the line of the user's own code that led to it, however deep inside ours it arises.
+
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warn_user("rather far")
+    >>> str(caught[0].message)
+    'rather far'
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _BETWEEN.fullmatch(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,6})?", re.ASCII)
