@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ try:
     from .calibration_ncpl import Calibration
     from .checkpoint_ncpl import ARRAYS
     from .configuration_ncpl import NCPLConfig
-    from .embedded_ncpl import ByName
+    from .embedded_ncpl import resolve
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from .laws_ncpl import law_from_dict
     from .published_ncpl import ChinchillaLaw
@@ -33,7 +33,7 @@ except ImportError:
     from calibration_ncpl import Calibration
     from checkpoint_ncpl import ARRAYS
     from configuration_ncpl import NCPLConfig
-    from embedded_ncpl import ByName
+    from embedded_ncpl import resolve
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from laws_ncpl import law_from_dict
     from published_ncpl import ChinchillaLaw
@@ -111,7 +111,7 @@ def is_number(field: Field, prompt_version: int) -> bool:
     return field.scale is not None or (prompt_version == 2 and field.kind in ("number", "count"))
 
 
-class NCPLProcessor(ByName, ProcessorMixin):
+class NCPLProcessor(ProcessorMixin):
     """Configurations to model inputs, and residuals to losses, around a stock tokenizer.
 
     Args:
@@ -183,6 +183,12 @@ class NCPLProcessor(ByName, ProcessorMixin):
             path.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if self.arrays:
             save_file(self.arrays, Path(json_file_path).with_name(ARRAYS))
+
+    # transformers takes the first base of a processor for its mixin, so that `ByName` cannot be it.
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """See `ByName.from_pretrained`."""
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
     def get_processor_dict(
