@@ -14,8 +14,10 @@ import numpy as np
 
 try:
     from .names_ncpl import schedule_name, shape_name
+    from .text_ncpl import short
 except ImportError:
     from names_ncpl import schedule_name, shape_name
+    from text_ncpl import short
 
 # Name of a schedule (`names_ncpl.SCHEDULE_NAMES`) -> share of the run in which its rate decays (None: all after
 # warmup), the decay's shape, and the final rate over the peak where a configuration does not say.
@@ -206,12 +208,12 @@ def relative_points(points: Any, steps: float) -> tuple[tuple[float, float], ...
     try:
         pairs = [(float(step), float(rate)) for step, rate in points]
     except (TypeError, ValueError):
-        raise ValueError(f"lr points: got {points!r:.60}, {expected}") from None
+        raise ValueError(f"lr points: got {short(points)}, {expected}") from None
     at, rates = np.array(pairs).reshape(-1, 2).T
     if not len(pairs) or not np.isfinite([at, rates]).all() or (np.diff(at) < 0).any():
-        raise ValueError(f"lr points: got {points!r:.60}, {expected}")
+        raise ValueError(f"lr points: got {short(points)}, {expected}")
     if rates.min() < 0 or rates.max() <= 0:
-        raise ValueError(f"lr points: got {points!r:.60}, {expected}")
+        raise ValueError(f"lr points: got {short(points)}, {expected}")
     return tuple((float(x), float(u)) for x, u in zip(at / steps, rates / rates.max(), strict=True))
 
 

@@ -6,7 +6,6 @@ What is minimised is a callable; nothing here knows the forecaster.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.optimize import differential_evolution, minimize_scalar
 
 from fields_ncpl import FIELDS, field_name, sequence_length
 from ncpl.errors import one_line, short
-from text_ncpl import parse_count, read_number
+from text_ncpl import did_you_mean, parse_count, read_number
 
 # More free fields than this need more forecasts than anyone waits for.
 FREE_FIELDS = 6
@@ -167,26 +166,26 @@ class Constraints:
         for stated, value in (given or {}).items():
             name = stated if stated in limits else (field_name(stated) or str(stated))
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"constraints: {name}: got {value!r}, expected a number")
+                raise ValueError(f"constraints: {name}: got {short(value)}, expected a number")
             if name == "divergence" and not 0 < value <= 1:
-                raise ValueError(f"constraints: divergence: got {value!r}, expected a probability above 0, at most 1")
+                raise ValueError(
+                    f"constraints: divergence: got {short(value)}, expected a probability above 0, at most 1"
+                )
             if name == "batch tokens" and not value > 0:
-                raise ValueError(f"constraints: batch tokens: got {value!r}, expected the most tokens of a batch")
+                raise ValueError(f"constraints: batch tokens: got {short(value)}, expected the most tokens of a batch")
             if name in limits:
                 limits[name] = float(value)
             elif name in FIELDS and FIELDS[name].kind == "count":
                 if value < 1 or value != int(value):
                     raise ValueError(
-                        f"constraints: {name}: got {value!r}, expected the whole number it is a multiple of"
+                        f"constraints: {name}: got {short(value)}, expected the whole number it is a multiple of"
                     )
                 multiples[name] = int(value)
             else:
                 known = [*limits, *(known.name for known in FIELDS.values() if known.kind == "count")]
-                near = get_close_matches(str(name), known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(
-                    f"constraints: {name!r}: expected divergence (at most), batch tokens (at most) or a counted field "
-                    f"(a multiple){hint}"
+                    f"constraints: {short(name)}: expected divergence (at most), batch tokens (at most) or a counted "
+                    f"field (a multiple){did_you_mean(name, known)}"
                 )
         return cls(limits["divergence"], limits["batch tokens"], multiples)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from calibration_ncpl import Calibration
+from text_ncpl import short
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def check_budget(budget: float) -> None:
     >>> check_budget(1e20)
     """
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
-        raise ValueError(f"budget_flops: got {budget!r}, expected FLOPs (6ND) above 0, such as 1e20")
+        raise ValueError(f"budget_flops: got {short(budget)}, expected FLOPs (6ND) above 0, such as 1e20")
 
 
 def suggestions(

@@ -462,6 +462,15 @@ def test_bad_models(models, message):
         NSPFeatureExtractor()(models)
 
 
+def test_a_family_that_cannot_be_printed_is_refused():
+    class Unprintable(dict):
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+    with pytest.raises(ValueError, match="like: unknown family a Unprintable that cannot be printed; known: "):
+        NSPFeatureExtractor(families=["llama"])({**LLAMA, "like": Unprintable()})
+
+
 @pytest.mark.parametrize("row", [{"params": 7e9, "tokens": 2e7}, {"params": 7e6, "tokens": 2e12}])
 def test_a_likely_slip_of_units_is_said(row):
     with pytest.warns(UserWarning, match="check the units of params and tokens"):

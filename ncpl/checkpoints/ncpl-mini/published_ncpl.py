@@ -12,10 +12,10 @@ import numpy as np
 
 try:
     from .fields_ncpl import sequence_length
-    from .text_ncpl import did_you_mean
+    from .text_ncpl import did_you_mean, short
 except ImportError:
     from fields_ncpl import sequence_length
-    from text_ncpl import did_you_mean
+    from text_ncpl import did_you_mean, short
 
 # a N^-alpha + b D^-beta + c, as published with NCPL (arXiv 2602.10300): N in million parameters, D in billion tokens.
 PUBLISHED_CHINCHILLA: dict[str, tuple[float, float, float, float, float]] = {
@@ -55,7 +55,7 @@ class ChinchillaLaw:
         if source not in self.coefficients:
             known = sorted(self.coefficients)
             hint = did_you_mean(str(source), known)
-            raise ValueError(f"source: {source!r} has no Chinchilla coefficients, known: {known}{hint}")
+            raise ValueError(f"source: {short(source)} has no Chinchilla coefficients, known: {known}{hint}")
         return self.coefficients[source]
 
     def to_dict(self) -> dict[str, Any]:

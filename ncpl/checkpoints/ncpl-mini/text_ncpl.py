@@ -43,7 +43,8 @@ def did_you_mean(given: object, known: Iterable[object], cutoff: float = 0.6) ->
     >>> did_you_mean("marine", ["marin", "steplaw"]), did_you_mean("mine", ["steplaw"])
     ("; did you mean 'marin'?", '')
     """
-    near = get_close_matches(str(given)[:MOST_MESSAGE], [str(name) for name in known], 1, cutoff)
+    text = given[:MOST_MESSAGE] if isinstance(given, str) else ""
+    near = get_close_matches(text, [str(name) for name in known], 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

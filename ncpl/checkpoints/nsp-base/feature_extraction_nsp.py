@@ -142,7 +142,7 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
                 if not sibling and not missing:
                     raise ValueError(
                         f"{where}{key} is a benchmark score; known scores go under 'scores', as {{'scores': {{{key!r}: "
-                        f"{value!r}}}}}"
+                        f"{short(value)}}}}}"
                     )
                 scores[name] = value
             elif name not in FIELDS:
@@ -238,12 +238,12 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
         if _is_missing(like):
             return -1
         names = [family.lower() for family in self.families]
-        if str(like).lower() not in names:
+        if not isinstance(like, str) or like.lower() not in names:
             raise ValueError(
                 f"{where}like: unknown family {short(like)}{did_you_mean(like, self.families)}; known: "
                 f"{', '.join(self.families) or 'none in this checkpoint'}"
             )
-        return names.index(str(like).lower())
+        return names.index(like.lower())
 
     def _warn(self, rows: Sequence[Mapping[str, Any]]) -> None:
         missing = sum(not row["mask"][1] for row in rows)
