@@ -483,6 +483,7 @@ class Forecaster:
             count=count,
             hardware=read_hardware(hardware),
             forecast=lambda configs: self.predict_checked(configs, level),
+            envelope=None if self.calibration is None else self.calibration.envelope,
             strict=self.strict,
             **options,
         )

@@ -162,6 +162,7 @@ def plan(
     unique_tokens: float | None = None,
     forecast: Callable[[Sequence[Config]], pd.DataFrame] | None = None,
     hardware: Hardware | None = None,
+    envelope: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     strict: bool = True,
 ) -> Plan:
     """The best run for a budget, or the cheapest for a loss.
@@ -178,29 +179,40 @@ def plan(
         unique_tokens: how many tokens there are; more are repetitions.
         forecast: checked configurations -> `loss`, `lower`, `upper`, `divergence`, `extrapolation`.
         hardware: facts; ours if absent.
+        envelope: source -> field -> its runs' ends (`Calibration.envelope`), between which the chosen warmup stays.
         strict: whether fields of the base that are not known are errors.
 
     Raises:
         ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
     """
     hardware = hardware or read_hardware()
-    base = _checked_base(base or {}, strict)
+    asked, base = base or {}, _checked_base(base or {}, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
     given = {name: value for name, value in limits.items() if value is not None}
-    _check(given, {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens})
-    check_count(count)
-    if not (isinstance(inference_tokens, int | float) and 0 <= inference_tokens < LARGEST):
-        raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")
+    constraints = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
+    _check(given, constraints, inference_tokens, count)
     accelerator = hardware.find(gpu)
-    share = None if utilisation is None else check_utilisation(utilisation)
-    search = Search(losses, base, _flops_per_token(base), params, tokens_per_param, unique_tokens, inference_tokens)
+    warmups = (envelope or {}).get(str(base["source"]), {}).get("warmup")
+    rates = _flops_per_token(base)
+    search = Search(losses, base, rates, params, tokens_per_param, unique_tokens, inference_tokens, warmups)
     unit, value = next(iter(given.items()))
     if unit in ("gpu_hours", "cost", "days"):
         hours = value * {"gpu_hours": 1, "cost": 1 / accelerator.price_usd_h, "days": 24 * count}[unit]
-        search, budget = replace(search, per_token=_hours_per_token(base, accelerator, share)), hours
+        search, budget = replace(search, per_token=_hours_per_token(base, accelerator, utilisation)), hours
     else:
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
-    return _plan(search, budget, optimizers, forecast, lambda config: cost(config, gpu, count, utilisation, hardware))
+    found = _plan(search, budget, optimizers, forecast, lambda config: cost(config, gpu, count, utilisation, hardware))
+    return replace(found, notes=(*_stand_ins(asked), *found.notes))
+
+
+def _stand_ins(base: Config) -> list[str]:
+    """Which source and optimizer stand in where the base names none."""
+    absent = {name: value for name, value in BASE.items() if name not in by_name(base)}
+    said = {
+        "source": "the loss is that of its recipe, data and evaluation set; source=NAME asks for another",
+        "optimizer": "optimizer=NAME asks for another",
+    }
+    return [f"no {name} is given: {value} stands in; {said[name]}" for name, value in absent.items()]
 
 
 def _plan(
@@ -242,7 +254,7 @@ LARGEST = 1e300
 """Of a budget or constraint: what it is multiplied with leaves the range of a float."""
 
 
-def _check(given: Mapping[str, Any], constraints: Mapping[str, Any]) -> None:
+def _check(given: Mapping[str, Any], constraints: Mapping[str, Any], served: object, count: int) -> None:
     if len(given) != 1:
         came = ", ".join(given) or "none"
         raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
@@ -259,6 +271,9 @@ def _check(given: Mapping[str, Any], constraints: Mapping[str, Any]) -> None:
     params = constraints["params"]
     if params is not None and not SIZES[0] <= params <= SIZES[1]:
         raise ValueError(f"params: got {params:g}, expected {SIZES[0]:g} to {SIZES[1]:g} non-embedding parameters")
+    check_count(count)
+    if not (isinstance(served, int | float) and 0 <= served < LARGEST):
+        raise ValueError(f"inference_tokens: got {short(served)}, expected a number of tokens, at least 0")
 
 
 def _checked_base(base: Config, strict: bool) -> dict[str, Any]:
@@ -283,9 +298,9 @@ def _flops_per_token(base: Config) -> Callable[[float], float]:
     return per_token
 
 
-def _hours_per_token(base: Config, accelerator: Any, share: float | None) -> Callable[[float], float]:
-    flops = _flops_per_token(base)
-    active = active_share(base)
+def _hours_per_token(base: Config, accelerator: Any, utilisation: float | None) -> Callable[[float], float]:
+    flops, active = _flops_per_token(base), active_share(base)
+    share = None if utilisation is None else check_utilisation(utilisation)
 
     def per_token(params: float) -> float:
         kept = run_utilisation(accelerator, nearest_shape(params * active)) if share is None else share

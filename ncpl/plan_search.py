@@ -42,6 +42,7 @@ class Search:
         tokens_per_param: tokens for each non-embedding parameter, where that is fixed.
         unique_tokens: how many tokens there are; more are repetitions.
         inference_tokens: to be served over the model's life, at a third of a training token's cost each.
+        warmups: the shortest and the longest warmup of the source's runs, in steps; what is chosen lies between.
     """
 
     losses: Losses
@@ -51,6 +52,7 @@ class Search:
     tokens_per_param: float | None = None
     unique_tokens: float | None = None
     inference_tokens: float = 0.0
+    warmups: Sequence[float] | None = None
 
     def tokens(self, params: float, budget: float) -> float:
         """Tokens that a budget leaves a model of this size, inference paid first."""
@@ -61,7 +63,8 @@ class Search:
         return (tokens + self.inference_tokens / 3) * self.per_token(params)
 
     def config(self, params: float, tokens: float, rate: float, batch: float) -> dict[str, Any]:
-        """The configuration of a run: real proportions, a warmup of at most a twentieth of the run."""
+        """The configuration of a run: real proportions, a warmup of at most a twentieth of the run, or as in its
+        source's runs."""
         base = self._kept
         sizes: dict[str, Any] = {"model size": params / 1e6, "data size": tokens / 1e9}
         if "num experts" in base:
@@ -73,10 +76,18 @@ class Search:
         if "adam_lr" in base and "learning rate" in base:
             sizes["adam_lr"] = rate * base["adam_lr"] / base["learning rate"]
         steps = max(1, int(tokens / (batch * self.seq_len)))
-        source = SOURCES.get(str(base["source"]))
-        warmup = base.get("warmup", source.warmup if source and source.warmup is not None else 2000)
-        sizes |= {"learning rate": rate, "batch size": batch, "max step": steps, "warmup": min(warmup, steps // 20)}
+        sizes |= {"learning rate": rate, "batch size": batch, "max step": steps, "warmup": self._warmup(steps)}
         return base | sizes
+
+    def _warmup(self, steps: int) -> int:
+        """Steps of warmup of a run of so many steps."""
+        source = SOURCES.get(str(self.base["source"]))
+        usual = self.base.get("warmup", source.warmup if source and source.warmup is not None else 2000)
+        chosen = min(usual, steps // 20)
+        if self.warmups is not None and "warmup" not in self.base:
+            shortest, longest = self.warmups
+            chosen = min(max(chosen, round(shortest)), round(longest), steps)
+        return int(chosen)
 
     @cached_property
     def _kept(self) -> dict[str, Any]:

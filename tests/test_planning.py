@@ -357,3 +357,24 @@ def test_what_cannot_be_planned_is_told_at_once(arguments, told, capsys):
     assert told in errors[0]
     assert len(errors[0]) < 320
     assert time.process_time() - start < 20
+
+
+def test_what_stands_in_where_the_base_does_not_say_is_told(forecaster):
+    bare, said = forecaster.plan(flops=1e19), forecaster.plan(flops=1e19, base=BASE)
+    assert any("no source is given: steplaw stands in" in note for note in bare.notes)
+    assert any("no optimizer is given: adamw stands in" in note for note in bare.notes)
+    assert not any("stands in" in note for note in said.notes)
+    assert bare["loss"] == said["loss"]
+
+
+def test_a_plan_warms_up_as_its_sources_runs_did(forecaster):
+    runs = [
+        {"model size": n, "data size": n / 50, "learning rate": 2e-3, "batch size": 128, "seq len": 2048,
+         "optimizer": "adamw", "warmup": 500, "final_loss": 2 + 14 / n**0.4}
+        for n in (50, 100, 200)
+    ]  # fmt: skip
+    lab = forecaster.adapt(runs, source="acme")
+    for base, warmup in (({}, 500), ({"warmup": 100}, 100)):
+        found = lab.plan(flops=1e19, base={"source": "acme", **base})
+        assert found["warmup"] == warmup
+        assert any("warmup (" in note for note in found.notes) == (warmup != 500)
