@@ -17,7 +17,7 @@ from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs
 from ncpl.errors import short
-from ncpl.logs.importer import import_runs
+from ncpl.logs.importer import import_runs, sizes_left_out
 from ncpl.trust import NO_METHOD, in_words, report
 from text_ncpl import warn_user
 
@@ -49,6 +49,8 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
         path = Path(runs)
         table = import_runs(path)
         others = {name: import_runs(path, eval=name).set_index("name")["final_loss"] for name in losses}
+        if "model size" not in table and (unsized := sizes_left_out(table.attrs["report"])):
+            raise ValueError(f"{short(str(path))}: {unsized}, and adapt to what it writes")
         runs = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
     rows = as_configs(runs, "runs")[0]
     found, aside, unknown = [], 0, dict[str, None]()

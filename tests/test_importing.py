@@ -12,6 +12,7 @@ from ncpl import import_runs
 from ncpl.configs import read_configs
 from ncpl.logs.frameworks import FRAMEWORKS, GENERIC, QUANTITIES
 from ncpl.logs.translate import flatten, translate
+from tests.test_cli import run
 
 DATA = Path(os.environ.get("NCPL_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 TABLES = ("wandb_xlstm", "wandb_history_olmo", "open_lm_semicolon", "isoflop_formll")
@@ -106,3 +107,19 @@ def table() -> str:
         rows = [f"| {QUANTITIES.get(name, name)} | {words} |" for name, words in framework.names.items()]
         text += f"\n## {framework.name}\n\n" + "\n".join([*lines, *rows]) + "\n"
     return text
+
+
+def test_a_count_that_gives_no_size_says_what_to_do_at_import_and_adapt(tmp_path, capsys):
+    file = tmp_path / "runs.csv"
+    head = "name,config.model.n_params,tokens,val_loss\n"
+    file.write_text(head + "".join(f"{i},{n}000000,2e9,{4 - n / 1000}\n" for i, n in enumerate((85, 160, 300))))
+    fix = '--map "model.n_params=model size"'
+    _, _, said = run("import", file, capsys=capsys)
+    assert fix in said
+    status, _, said = run("adapt", file, "--source", "acme", "--out", tmp_path / "acme", capsys=capsys)
+    assert status == 2
+    assert fix in said
+    mapped = tmp_path / "mapped.csv"
+    run("import", file, "--map", "model.n_params=model size", "--out", mapped, capsys=capsys)
+    status, _, said = run("adapt", mapped, "--source", "acme", "--out", tmp_path / "acme", capsys=capsys)
+    assert status == 0, said

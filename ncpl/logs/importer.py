@@ -184,7 +184,25 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     lines += report["notes"]
     if report["missing"]:
         lines.append(f"missing: {'; '.join(report['missing'])}; --map THEIRS=OURS says which column holds it")
+    if unsized := sizes_left_out(report):
+        lines.append(unsized)
     return lines
+
+
+def sizes_left_out(report: Mapping[str, Any]) -> str | None:
+    """Why a count of parameters gives no model size, and what to do; None where it does, or where there is none.
+
+    >>> sizes_left_out({"missing": ["model size (...)"], "mapping": {"n_params": "params"}}).split(": ")[-1]
+    'import --map "n_params=model size"'
+    """
+    column = next((theirs for theirs, ours in report["mapping"].items() if ours == "params"), None)
+    if column is None or not any(need.startswith("model size") for need in report["missing"]):
+        return None
+    column = one_line(column, 60)
+    return (
+        f"model size is left out: {column} is read as parameters with the embeddings, whose size is not known; if it "
+        f'leaves them out, say it: import --map "{column}=model size"'
+    )
 
 
 class _Table:
