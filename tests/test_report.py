@@ -163,3 +163,17 @@ def test_what_a_user_holds_draws_itself(forecaster, tmp_path):
         assert len(picture.figure("dark").axes) >= len(picture.panels)
         picture.save(tmp_path / f"{i}.pdf")
         assert (tmp_path / f"{i}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compare_changes_both_configurations(forecaster, tmp_path, capsys):
+    base = {"source": "marin", "model size": 302, "data size": 12, "lr": 0.004, "batch size": 128}
+    for name in ("muon", "adamw"):
+        lines = "".join(f"{field}: {value}\n" for field, value in {**base, "optimizer": name}.items())
+        (tmp_path / f"{name}.yaml").write_text(lines)
+    files = [tmp_path / "muon.yaml", tmp_path / "adamw.yaml"]
+    found = as_json("compare", *files, "data_size=6", "optimizer=lion", capsys=capsys)
+    assert found["difference"] == 0
+    found = as_json("compare", *files, "data_size=6", capsys=capsys)
+    expected = forecaster.compare(*({**base, "data size": 6, "optimizer": name} for name in ("muon", "adamw")))
+    assert found["difference"] == pytest.approx(expected["difference"])

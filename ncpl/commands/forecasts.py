@@ -176,7 +176,7 @@ def sweep(
     """Forecast every combination of some fields' values.
 
     FIELD=A,B,C gives a field's values, FIELD=LOW:HIGH:COUNT so many of them in equal ratios. --save draws one field, or
-    two numeric ones.
+    two numeric ones; not with --output, whose grid may be of any size.
 
     \b
     Example:

@@ -73,6 +73,9 @@ def adapt(
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A configuration's file.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Values that change both configurations.")
+    ] = None,
     model: Model = None,
     level: Level = 0.9,
     save: Save = None,
@@ -81,13 +84,14 @@ def compare(
     """Forecast the difference of two configurations' losses, in which what both share cancels.
 
     \b
-    Example:
+    Examples:
       ncpl compare muon.yaml adamw.yaml
+      ncpl compare muon.yaml adamw.yaml data_size=100
     """
     from ncpl.configs import read_configs
 
     check_picture(save)
-    rows = [row for path in (first, second) for row in read_configs([path])[0]]
+    rows = [row for path in (first, second) for row in read_configs([path, *(changes or [])])[0]]
     if len(rows) != 2:
         raise ValueError(f"configurations: got {len(rows)}, expected two, one in each file")
     found = load(model).compare(rows[0], rows[1], level)
