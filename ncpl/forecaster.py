@@ -434,7 +434,10 @@ class Forecaster:
             raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")
         pool, index = self._given(candidates, "candidates")
         targets = [] if target is None else self._given(target, "target")[0]
-        return Suggestions(suggestions(self.calibration, pool, index, targets, budget_flops, level))
+        found = suggestions(self.calibration, pool, index, targets, budget_flops, level)
+        result = Suggestions(found)
+        result.attrs |= found.attrs
+        return result
 
     def plan(
         self,

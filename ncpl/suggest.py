@@ -121,7 +121,11 @@ def suggestions(
                 "why": f"narrows the target's interval by {100 * (1 - now / before):.0f} % to ±{wide * now:.3f}",
             }
         )
-    return pd.DataFrame(rows, index=index[[step.candidate for step in steps]])
+    found = pd.DataFrame(rows, index=index[[step.candidate for step in steps]])
+    named = [f"{configs[i]['model size']:g}M parameters on {configs[i]['data size']:g}B tokens" for i in wanted]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    found.attrs["notes"] = [f"the target is {', '.join(named[:3])}{more}"]
+    return found
 
 
 def flops(config: Mapping[str, Any]) -> float:

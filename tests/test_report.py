@@ -177,3 +177,12 @@ def test_compare_changes_both_configurations(forecaster, tmp_path, capsys):
     found = as_json("compare", *files, "data_size=6", capsys=capsys)
     expected = forecaster.compare(*({**base, "data size": 6, "optimizer": name} for name in ("muon", "adamw")))
     assert found["difference"] == pytest.approx(expected["difference"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_suggest_names_its_target(tmp_path, capsys):
+    head = "source,model size,data size,optimizer,lr,batch size\n"
+    pool = tmp_path / "candidates.csv"
+    pool.write_text(head + "".join(f"marin,{n},6,adamw,2e-3,128\n" for n in (134, 302, 1200)))
+    _, _, said = run("suggest", pool, "--budget", "1e20", capsys=capsys)
+    assert "the target is 1200M parameters on 6B tokens" in said

@@ -123,6 +123,7 @@ def suggest(
 
     check_picture(save)
     found = load(model).suggest(read_configs(configs)[0], budget, level=level)
+    tell(found.attrs["notes"])
     if save is not None:
         found.plot().save(save)
     if as_json:
