@@ -476,7 +476,7 @@ class Forecaster:
         check_level(level)
         return plan(
             self._losses,
-            base,
+            self._completed(base),
             flops=flops,
             gpu_hours=gpu_hours,
             cost_usd=cost,

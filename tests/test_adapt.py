@@ -318,6 +318,13 @@ def test_laws_fitted_to_ones_own_runs_recover_their_own_kind():
     assert constant_exponents(runs, held)[0] == pytest.approx(2.4, abs=0.2)
 
 
+def test_a_plan_of_a_lab_takes_what_its_runs_have_in_common(shipped):
+    lab = shipped.adapt(lab_runs(optimizer="muon", **{"seq len": 8192}), source="muonlab")
+    plan = lab.plan(flops=1e19, base={"source": "muonlab"})
+    assert (plan.config["optimizer"], plan.config["seq len"]) == ("muon", 8192)
+    assert not [note for note in plan.notes if "stands in" in note]
+
+
 def test_forecasts_beyond_the_runs_say_so_again(shipped, adapted):
     """What `adapt` says of too much compute and of another ratio stands beside each such forecast."""
     near, far = ({"source": "acme", "model size": n, "data size": d} for n, d in ((300, 10), (30_000, 1000)))
