@@ -123,12 +123,12 @@ def comparison(difference: Any, names: tuple[str, str] = ("A", "B")) -> Picture:
         f"{difference['lower']:.4f} to {difference['upper']:.4f}; {names[0]} is better with probability "
         f"{share(difference['p_better'])}."
     )
-    said = f"nats per token; below 0 {names[0]} is better"
+    said = "nats per token\nbelow 0 the first is better"
 
     def draw(axes: Any, theme: Theme) -> None:
         ranges(axes, theme, [f"{names[0]} less {names[1]}"], found, "difference", said, zero=True)
 
-    return Picture(words, (draw,), height=1.5)
+    return Picture(words, (draw,), height=1.8)
 
 
 def optimum(found: Any) -> Picture:
@@ -178,7 +178,9 @@ def suggested(table: pd.DataFrame) -> Picture:
         axes.plot(spent, table["interval"], "o-", color=theme["main"], lw=1.8)
         for at, width, name in zip(spent, table["interval"], table.index, strict=True):
             axes.annotate(str(name), (at, width), (5, 5), textcoords="offset points", fontsize=9)
-        axes.set(xlabel="FLOPs of the suggested runs together (6ND)", ylabel="half-width (nats)", ylim=(0, None))
+        axes.set(xlabel="FLOPs of the suggested runs together (6ND)", ylabel="half-width (nats)")
+        axes.set(xlim=(0, 1.15 * spent[-1]), ylim=(0, 1.1 * table["interval"].max()))
+        axes.xaxis.set_major_formatter(lambda flops, _: f"{flops:.2g}")
 
     return Picture(words, (draw,))
 
@@ -339,8 +341,10 @@ def _more_runs(axes: Any, theme: Theme, rows: pd.DataFrame) -> None:
     """Half the interval of a run of ten times the dearest one's FLOPs, over the FLOPs of further runs."""
     now = statistics.NormalDist().inv_cdf(0.95) * float(rows["deviation_now"].iloc[0])
     axes.axhline(now, color=theme["ink"], lw=0.8, ls=":", label="now")
-    for (size, own), colour in zip(rows.groupby("model size"), (theme["main"], GREEN, ORANGE), strict=False):
-        axes.plot(own["flops"], now * own["interval_over_now"], "o-", color=colour, ms=4, label=f"runs of {size:g}M")
+    groups = rows.groupby(["model size", "data size"])
+    for ((size, data), own), colour in zip(groups, (theme["main"], GREEN, ORANGE), strict=False):
+        said = f"{size:.3g}M, up to {data:.3g}B tokens"
+        axes.plot(own["flops"], now * own["interval_over_now"], "o-", color=colour, ms=4, label=said)
         for row in own.to_dict("records"):
             place = (row["flops"], now * row["interval_over_now"])
             axes.annotate(f"{row['runs']}", place, (4, 4), textcoords="offset points", fontsize=9)

@@ -129,6 +129,7 @@ def _more_runs(law: AdaptedLaw, source: str) -> list[dict[str, Any]]:
                 {
                     "runs": count,
                     "model size": float(run["model size"]),
+                    "data size": float(run["data size"]),
                     "flops": float(sum(flops(more[i]) for i in index)),
                     "deviation_now": round(now, 5),
                     "interval_over_now": round(steps[-1].deviation / now, 3),

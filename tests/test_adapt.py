@@ -325,6 +325,12 @@ def test_a_plan_of_a_lab_takes_what_its_runs_have_in_common(shipped):
     assert not [note for note in plan.notes if "stands in" in note]
 
 
+def test_further_runs_are_grouped_by_what_they_are(adapted):
+    """Three kinds of further runs, 4, 8 and 16 of each: a kind is one line of the picture."""
+    rows = pd.DataFrame(adapted.report["more_runs"])
+    assert rows.groupby(["model size", "data size"])["runs"].apply(list).tolist() == [[4, 8, 16]] * 3
+
+
 def test_forecasts_beyond_the_runs_say_so_again(shipped, adapted):
     """What `adapt` says of too much compute and of another ratio stands beside each such forecast."""
     near, far = ({"source": "acme", "model size": n, "data size": d} for n, d in ((300, 10), (30_000, 1000)))
