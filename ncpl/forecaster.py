@@ -403,7 +403,7 @@ class Forecaster:
         first, second = self._losses(configs)
         half, deviation = self.calibration.difference(configs, level)
         difference = float(first - second)
-        better = statistics.NormalDist().cdf(-difference / deviation)
+        better = statistics.NormalDist().cdf(-difference / deviation) if deviation else 0.5
         values = {"difference": difference, "lower": difference - half, "upper": difference + half, "p_better": better}
         result = Comparison(values)
         result.attrs["notes"] = notes

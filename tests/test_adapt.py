@@ -214,6 +214,21 @@ def test_what_two_configurations_share_cancels(shipped):
     assert found["p_better"] == pytest.approx(1 - back["p_better"])
 
 
+@pytest.mark.parametrize("source", ["marin", "nowhere", "acme"])
+def test_a_configuration_differs_from_itself_by_nothing_and_another_run_by_its_own_noise(adapted, source):
+    config = {"source": source, "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3}
+    config |= {"batch size": 128, "seq len": 4096}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = adapted.compare(config, dict(config))
+    assert found.to_dict() == {"difference": 0.0, "lower": 0.0, "upper": 0.0, "p_better": 0.5}
+    near = {**config, "data size": 6.001}
+    noise = adapted.calibration.noise([config, near])
+    _, deviation = adapted.calibration.difference([config, near])
+    score = adapted.calibration.score([config], 0.9)[0] / 1.645
+    assert deviation == pytest.approx(score * np.hypot(*noise), rel=0.01)
+
+
 def test_the_suggested_run_is_the_one_that_tells_most(adapted):
     pool = pd.DataFrame({"source": "acme", "model size": [60.0, 120.0, 480.0, 2000.0], "data size": 10.0})
     found = adapted.suggest(pool, budget_flops=6e15 * 700 * 10)

@@ -209,8 +209,10 @@ class Calibration:
     def difference(self, configs: Sequence[Mapping[str, Any]], level: float = 0.9) -> tuple[float, float]:
         """Uncertainty of the difference of two losses: half the interval that covers `level`, and its deviation.
 
-        What both configurations share (their source's level, an optimizer's efficiency) cancels; each run's own noise
-        does not.
+        What both configurations share (their source's level, an optimizer's efficiency) cancels. Each run's own noise
+        does not, with what the law misses of a run far from the best of its cell: between runs that differ in one
+        field no more than half of that is shared (docs/experiments-adaptation.md). A configuration differs from itself
+        by nothing.
 
         Args:
             configs: two configurations.
@@ -220,6 +222,8 @@ class Calibration:
             Nats per token; the deviation is that of a normal law with the interval's quantile.
         """
         evaluation = self.law.evaluate(configs)
+        if evaluation.configs[0] == evaluation.configs[1]:
+            return 0.0, 0.0
         spread, noise = self.spread(evaluation), self.noise(evaluation)
         total = np.outer(spread, spread) * self.law.covariance(evaluation) + np.diag(noise**2)
         variance = max(float(total[0, 0] + total[1, 1] - 2 * total[0, 1]), 1e-12)
