@@ -164,10 +164,10 @@ class Forecaster:
     def _given(self, configs: Any, name: str = "configs") -> tuple[list[dict[str, Any]], pd.Index]:
         """What a user gives as configurations, checked, and their index."""
         rows, index = as_configs(configs, name)
-        return self._checked(rows, places(configs, index, name)), index
+        return self.check(rows, places(configs, index, name)), index
 
-    def _checked(self, configs: Sequence[Any], origins: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The one check of configurations: completed, checked, in training order."""
+    def check(self, configs: Sequence[Any], origins: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Configurations, completed with what an adapted source's runs leave unsaid, checked, in training order."""
         completed = [self._completed(config) for config in configs]
         return [training_order(config) for config in check_configs(completed, self.strict, origins)]
 
@@ -284,7 +284,7 @@ class Forecaster:
         held = search.resting(base, ends | choices, self._idle(Grid(base, ends | choices, self.strict).base))
 
         def whole(point: dict[str, Any]) -> dict[str, Any]:
-            return self._checked([vary(base, held | point)])[0]
+            return self.check([vary(base, held | point)])[0]
 
         searched = search.Search(
             lambda points: self._cheap([whole(point) for point in points]),
@@ -390,7 +390,7 @@ class Forecaster:
         check_level(level)
         if self.calibration is None:
             raise ValueError("compare: this checkpoint has no calibration, so no interval of the difference is known")
-        configs = self._checked([one_config(config) for config in (config_a, config_b)])
+        configs = self.check([one_config(config) for config in (config_a, config_b)])
         sources = [config["source"] for config in configs]
         if sources[0] != sources[1]:
             raise ValueError(
@@ -398,8 +398,9 @@ class Forecaster:
                 "two evaluation sets do not compare"
             )
         found = {name: getattr(self.calibration, name)(configs) for name in ("extrapolation", "divergence")}
-        notes = self.notes(configs) + self._farthest(configs, pd.DataFrame(found))
-        self._tell(self.notes(configs))
+        notes = self.notes(configs)
+        self._tell(notes)
+        notes += self._farthest(configs, pd.DataFrame(found))
         first, second = self._losses(configs)
         half, deviation = self.calibration.difference(configs, level)
         difference = float(first - second)
@@ -510,7 +511,7 @@ class Forecaster:
         Raises:
             ValueError: what `predict` refuses, an accelerator that is not known, a count or a share that is not one.
         """
-        (checked,) = self._checked([one_config(config)])
+        (checked,) = self.check([one_config(config)])
         return pd.Series(cost(checked, gpu, count, utilisation, read_hardware(hardware)))
 
     def _losses(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -581,7 +582,7 @@ class Forecaster:
         from ncpl import curves
 
         check_level(level)
-        (checked,) = self._checked([one_config(config)])
+        (checked,) = self.check([one_config(config)])
         # The bands' deviation must not depend on the level where a run is observed.
         asked = level if observed is None else 0.9
         forecast = self.predict_checked([checked], asked)

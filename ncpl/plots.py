@@ -65,7 +65,7 @@ def sweep(table: pd.DataFrame, mark: Mapping[str, float] | None = None) -> Pictu
     numeric = [name for name in fields if pd.api.types.is_numeric_dtype(table[name])]
     if not 1 <= len(fields) <= 2 or (len(fields) == 2 and numeric != fields):
         came = ", ".join(fields) or "no field with several values"
-        raise ValueError(f"save: got a sweep over {came}, a picture needs one field, or two numeric ones")
+        raise ValueError(f"plot: got a sweep over {came}, a picture needs one field, or two numeric ones")
     best = table.iloc[int(table["loss"].to_numpy().argmin())]
     at = ", ".join(f"{name} {best[name]:.3g}" if name in numeric else f"{name} {best[name]}" for name in fields)
     words = f"Forecast loss over {' and '.join(fields)}: lowest {best['loss']:.4f} at {at}."
@@ -142,7 +142,7 @@ def optimum(found: Any) -> Picture:
     """
     fields = [str(name).removesuffix(" low") for name in found.index if str(name).endswith(" low")]
     if not fields:
-        raise ValueError("save: got choices alone, a picture needs a field that is optimised between two bounds")
+        raise ValueError("plot: got choices alone, a picture needs a field that is optimised between two bounds")
     words = f"Lowest loss {found['loss']:.4f} at " + ", ".join(f"{name} {found[name]:.3g}" for name in fields) + "."
 
     def panel(name: str) -> Panel:
@@ -293,7 +293,7 @@ def lab(report: Mapping[str, Any]) -> Picture:
         f"{errors['after']:.3f} nats per token after adaptation; residuals, exponents, and intervals with more runs."
     )
     panels: tuple[Panel, ...] = (
-        lambda axes, theme: _before_and_after(axes, theme, rows, report["largest_size_out"] or {}),
+        lambda axes, theme: _before_and_after(axes, theme, rows, report["held_out"]),
         lambda axes, theme: _residuals(axes, theme, rows),
         lambda axes, theme: _exponents(axes, theme, report["learned"]),
         lambda axes, theme: _more_runs(axes, theme, pd.DataFrame(report["more_runs"])),
@@ -301,15 +301,16 @@ def lab(report: Mapping[str, Any]) -> Picture:
     return Picture(words, panels, columns=2, height=3.8, width=4.8)
 
 
-def _before_and_after(axes: Any, theme: Theme, rows: pd.DataFrame, held_out: Mapping[str, Any]) -> None:
+def _before_and_after(axes: Any, theme: Theme, rows: pd.DataFrame, held_out: Sequence[tuple[float, float]]) -> None:
     for name, colour, said in (
         ("before", ORANGE, "shipped law, moved by an offset"),
         ("after", theme["main"], "adapted"),
     ):
         axes.plot(rows["observed"], rows[name], "o", color=colour, ms=4, alpha=0.8, label=said)
-    held = np.array(held_out.get("pairs", [])).reshape(-1, 2)
-    if len(held):
-        axes.plot(*held.T, "s", color=GREEN, ms=5, mfc="none", label="largest size, from the smaller ones")
+    if held_out:  # nothing with one size alone
+        axes.plot(
+            *np.array(held_out).T, "s", color=GREEN, ms=5, mfc="none", label="largest size, from the smaller ones"
+        )
     axes.axline((float(rows["observed"].mean()),) * 2, slope=1, color=theme["ink"], lw=0.8, zorder=0)
     axes.set(xlabel=f"observed {LOSS}", ylabel=f"forecast {LOSS}", title="Your runs, before and after")
     axes.legend(fontsize=8)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from adapted_ncpl import flops
 from calibration_ncpl import Calibration
 from text_ncpl import short
 
@@ -126,12 +127,3 @@ def suggestions(
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     found.attrs["notes"] = [f"the target is {', '.join(named[:3])}{more}"]
     return found
-
-
-def flops(config: Mapping[str, Any]) -> float:
-    """6 N D, of the active parameters without embeddings.
-
-    >>> flops({"model size": 100, "data size": 2})
-    1.2e+18
-    """
-    return 6e15 * float(config.get("active size") or config["model size"]) * float(config["data size"])

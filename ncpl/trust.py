@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from adapted_ncpl import DEFAULT_OPTIMIZER, RANGE, AdaptedLaw, one_ratio
+from adapted_ncpl import DEFAULT_OPTIMIZER, RANGE, AdaptedLaw, flops, one_ratio
 from ncpl import own_fits
 from ncpl.adapt import SHAPE, adapt_law
-from ncpl.suggest import choose, flops
+from ncpl.suggest import choose
 
 Run = Mapping[str, Any]
 # What `largest_size_out` holds beside the methods' errors.
@@ -36,7 +36,7 @@ def report(law: AdaptedLaw, source: str) -> dict[str, Any]:
         "runs": len(runs),
         "sizes": sorted({round(float(run["model size"]), 2) for run in runs}),
         "flops": [float(costs.min()), float(costs.max())],
-        "believed_up_to": RANGE * float(costs.max()),
+        "believed_up_to": known.believed_up_to,
         "largest_size_out": held_out,
         "held_out": pairs,
         "learned": _learned(law, source),

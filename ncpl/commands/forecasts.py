@@ -50,13 +50,13 @@ def predict(
       ncpl predict examples/marin-1b.yaml examples/steplaw-1b.yaml
       ncpl predict examples/marin-1b.yaml learning_rate=2e-3 batch_size=256
     """
-    from ncpl.configs import check_configs, read_configs
+    from ncpl.configs import read_configs
 
     check_picture(save)
     rows, origins = read_configs(configs)
     forecaster = load(model)
     # Checked here already, where their files are known.
-    checked = check_configs(rows, forecaster.strict, origins if len(rows) > 1 else None)
+    checked = forecaster.check(rows, origins if len(rows) > 1 else None)
     forecast = forecaster.predict(checked, level)
     notes = forecast.attrs["notes"]
     tell(notes)

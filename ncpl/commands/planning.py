@@ -151,7 +151,7 @@ def report(
     Example:
       ncpl report examples/marin-1b.yaml --out report.html
     """
-    from ncpl.configs import check_configs, read_configs
+    from ncpl.configs import read_configs
     from ncpl.files import write_text
     from ncpl.views.report import report as page
 
@@ -163,7 +163,7 @@ def report(
         raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
     quiet_loading(model)
     forecaster = load(model)
-    (config,) = check_configs(rows, forecaster.strict)
+    (config,) = forecaster.check(rows)
     write_text(out, page(forecaster, config, gpu, count, level))
     if as_json:
         print_json({"report": str(out), "bytes": out.stat().st_size})

@@ -80,9 +80,9 @@ def own_log(data: DataBlock) -> dict[str, list[dict[str, Any]]]:
         ValueError: what `ncpl.own_runs.read_runs` refuses, or fewer than four runs.
     """
     # Only here, because it brings scipy and the reader of logs.
+    from adapted_ncpl import flops
     from ncpl.own_runs import DEFAULTS
     from ncpl.own_runs import read_runs as read_own_runs
-    from ncpl.suggest import flops
 
     rows = sorted(read_own_runs(Path(str(data.runs)), data.sources[0]), key=flops)
     if len(rows) < 4:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from fields_ncpl import FIELDS, SOURCES, field_name
 from ncpl import plots
-from ncpl.configs import check_configs, read_configs, read_grid, vary
+from ncpl.configs import read_configs, read_grid, vary
 from ncpl.drawing import count, share
 from ncpl.errors import one_line
 from ncpl.results import Sweep
@@ -107,7 +107,7 @@ def warm_up(forecaster: "Forecaster") -> None:
 
 def forecast(forecaster: "Forecaster", inputs: Inputs) -> Page:
     """The loss of one configuration, in its valley over the learning rate."""
-    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], read_level(inputs)
+    config, level = forecaster.check([config_of(inputs)])[0], read_level(inputs)
     table = forecaster.predict(config, level)
     row = table.iloc[0]
     along = valley(forecaster, config, level)
@@ -136,7 +136,7 @@ def forecasts(forecaster: "Forecaster", inputs: Inputs, file: str | None, text: 
         rows, origins = read_configs([str(path)])
     level = read_level(inputs)
     names = [one_line(origin.replace(str(path), path.name), 60) for origin in origins]
-    checked = check_configs(rows, forecaster.strict, names if len(rows) > 1 else None)
+    checked = forecaster.check(rows, names if len(rows) > 1 else None)
     table = forecaster.predict(checked, level)
     table.insert(0, "configuration", names)
     best = table.iloc[int(table["loss"].argmin())]
@@ -161,7 +161,7 @@ def compare(forecaster: "Forecaster", inputs: Inputs) -> Page:
     if not changes:
         raise ValueError("compare with: missing, expected lines of the form field: value")
     second = vary(first, changes)
-    configs = check_configs([first, second], forecaster.strict, ["A", "B"])
+    configs = forecaster.check([first, second], ["A", "B"])
     found, table = forecaster.compare(configs[0], configs[1], level), forecaster.predict(configs, level)
     table.insert(0, "configuration", ["A", "B"])
     better, p_better = ("A", found["p_better"]) if found["difference"] < 0 else ("B", 1 - found["p_better"])
@@ -184,7 +184,7 @@ def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> 
     """The loss along the run, from the start or from what is seen of it."""
     from ncpl.curves import read_log, spoken
 
-    config, level = check_configs([config_of(inputs)], forecaster.strict)[0], read_level(inputs)
+    config, level = forecaster.check([config_of(inputs)])[0], read_level(inputs)
     seen = None
     text = inputs.get("curve.observed", "")
     if file is not None or text.strip():
@@ -223,7 +223,7 @@ def sweep(forecaster: "Forecaster", inputs: Inputs) -> Page:
             "line takes more"
         )
     base = {**fixed, **{name: values[0] for name, values in grid.items()}}
-    checked = check_configs([base], forecaster.strict)[0]
+    checked = forecaster.check([base])[0]
     table = forecaster.sweep(checked, grid, level)
     best = table.iloc[int(table["loss"].argmin())]
     at = ", ".join(f"{name} {shown(best[name])}" for name in grid)

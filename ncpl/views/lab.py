@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from adapted_ncpl import flops
 from fields_ncpl import FIELDS
 from ncpl.drawing import Picture, band
 from ncpl.views.inputs import Inputs, given
@@ -53,7 +54,7 @@ def _along(adapted: "Forecaster", source: str, up_to: float, level: float) -> tu
     own = pd.DataFrame(logged)[["model size", "data size", "final_loss"]].astype(float)
     columns = ["loss", "lower", "upper"]
     own[columns] = adapted.predict_checked(configs, level)[columns].to_numpy()
-    own.insert(0, "flops", 6e15 * own["model size"] * own["data size"])
+    own.insert(0, "flops", [flops(run) for run in logged])
     dearest, most = configs[int(own["flops"].argmax())], float(own["flops"].max())
     factors = np.geomspace(own["flops"].min() / most, up_to / most, 40).tolist()
     sizes = ("model size", "data size")
@@ -62,10 +63,10 @@ def _along(adapted: "Forecaster", source: str, up_to: float, level: float) -> tu
     line = adapted.predict_checked([{k: v for k, v in config.items() if k != "max step"} for config in larger], level)
     described = f"Final losses of {len(own)} runs against FLOPs, and the forecast up to {up_to:.2g} FLOPs."
     seen = (own["flops"].tolist(), own["final_loss"].tolist())
-    flops = [most * factor for factor in factors]
+    spent = [most * factor for factor in factors]
     name = "FLOPs (6ND), tokens a parameter as the dearest run"
     return own, Picture(
-        described, (lambda axes, theme: band(axes, theme, flops, line, name, seen=seen, all_seen=True),)
+        described, (lambda axes, theme: band(axes, theme, spent, line, name, seen=seen, all_seen=True),)
     )
 
 

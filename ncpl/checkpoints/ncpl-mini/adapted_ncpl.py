@@ -24,6 +24,15 @@ DEFAULT_OPTIMIZER = "adamw"
 RANGE = 20.0
 
 
+def flops(config: Mapping[str, Any]) -> float:
+    """6 N D, of the active parameters without embeddings.
+
+    >>> flops({"model size": 100, "data size": 2})
+    1.2e+18
+    """
+    return 6e15 * float(config.get("active size") or config["model size"]) * float(config["data size"])
+
+
 def one_ratio(runs: Configs) -> float | None:
     """Tokens a parameter where all of three or more runs of several sizes have the same, else None.
 
@@ -105,14 +114,19 @@ class AdaptedSource:
         """Standard deviation of a run's loss, its own noise included, in nats."""
         return np.sqrt(forecast["known"] ** 2 + self.noise(forecast["excess"]) ** 2)
 
+    @property
+    def believed_up_to(self) -> float:
+        """FLOPs up to which a forecast of the source may be believed."""
+        return RANGE * max(flops(run) for run in self.runs)
+
     def limits(self, config: Mapping[str, Any]) -> list[str]:
         """What the runs cannot say of a configuration: of far more compute, or of another ratio of tokens."""
-        costs = [float(run["model size"]) * float(run["data size"]) for run in self.runs]
-        found, size, data = [], float(config["model size"]), float(config["data size"])
-        if size * data > RANGE * max(costs):
-            most = 6e15 * RANGE * max(costs)
-            found.append(f"believe forecasts up to about {most:.2g} FLOPs, {RANGE:g} times the dearest run's")
-        ratio = one_ratio(self.runs)
+        found, ratio = [], one_ratio(self.runs)
+        if flops(config) > self.believed_up_to:
+            found.append(
+                f"believe forecasts up to about {self.believed_up_to:.2g} FLOPs, {RANGE:g} times the dearest run's"
+            )
+        size, data = float(config["model size"]), float(config["data size"])
         if ratio is not None and abs(math.log(1e3 * data / size / ratio)) > math.log(1.5):
             found.append(f"all runs have {ratio:g} tokens a parameter: believe no forecast of another ratio")
         return found
