@@ -24,8 +24,8 @@ except ImportError:
     from text_ncpl import check_level
 
 # Nats by which a lab's larger models drift off its law for each log unit beyond the runs it is known by; fitted over
-# labs, each judged by the drift of the others (`benchmarks/coverage.py`). Its last run gives 0.010; the 0.015 of the run
-# before is kept, which is on the wide side.
+# labs, each judged by the drift of the others (`benchmarks/coverage.py`). The last run of that gives 0.010; the 0.015
+# of the run before it is kept, which is on the wide side.
 DRIFT = 0.015
 # From this probability to diverge, and this many times the best learning rate, a forecast is spoken of with a warning.
 _RISKY, _FAR_OFF = 0.5, 4.0

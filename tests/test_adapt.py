@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 import run_train
 from adapted_ncpl import AdaptedLaw
 from laws_ncpl import ConfigurationLaw, law_from_dict
-from ncpl import Forecaster
+from ncpl import Forecaster, plots
 from ncpl.adapt import adapt_law, unread_fields
 from ncpl.own_fits import chinchilla, constant_exponents
 from ncpl.own_runs import read_runs
@@ -338,6 +338,12 @@ def test_a_plan_of_a_lab_takes_what_its_runs_have_in_common(shipped):
     plan = lab.plan(flops=1e19, base={"source": "muonlab"})
     assert (plan.config["optimizer"], plan.config["seq len"]) == ("muon", 8192)
     assert not [note for note in plan.notes if "stands in" in note]
+
+
+def test_a_labs_picture_shows_the_largest_size_from_the_smaller_ones(adapted):
+    said = "largest size, from the smaller ones"
+    assert said in plots.lab(adapted.report).svg()
+    assert said not in plots.lab({**adapted.report, "held_out": []}).svg()
 
 
 def test_further_runs_are_grouped_by_what_they_are(adapted):
