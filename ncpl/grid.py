@@ -150,7 +150,9 @@ def named_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(name: str, values: Any) -> list[Any]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    # numpy's array of no dimensions is an `Iterable` that cannot be iterated.
+    one = isinstance(values, str) or (isinstance(values, np.ndarray) and values.ndim == 0)
+    if one or not isinstance(values, Iterable):
         raise ValueError(f"{one_line(name, 60)}: got {short(values)}, expected a list of values")
     values = list(values)
     if not values:
