@@ -28,9 +28,9 @@ class Dual(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method != "__call__" or kwargs or ufunc not in _RULES:
             return NotImplemented
-        value, partials = _RULES[ufunc](*(x.value if isinstance(x, Dual) else x for x in inputs))
+        value, partials = _RULES[ufunc](*[x.value if isinstance(x, Dual) else x for x in inputs])
         slopes = [
-            np.asarray(partial)[..., None] * x.slopes
+            partial[..., None] * x.slopes if isinstance(partial, np.ndarray) else partial * x.slopes
             for x, partial in zip(inputs, partials, strict=True)
             if isinstance(x, Dual)
         ]

@@ -295,10 +295,7 @@ class KernelResidual:
             points: an `Evaluation`'s points.
             excess: (rows, nodes) of the closed form there.
         """
-        k, runs = self._scales, self._runs
-        weights = surface_height(k, runs) * self.weights
-        rate = _squared(runs["rate"], np.clip(NODES, -5.0, 4.0))
-        over = [weights[:, None] * np.exp(-0.5 * rate / k[name] ** 2) for name in ("lu", "lu2")]
+        k, runs, over = self._scales, self._runs, self._at_nodes
         found = [
             # Points of one sweep share rows of the kernel, which broadcast.
             np.broadcast_to(
@@ -366,6 +363,14 @@ class KernelResidual:
     @cached_property
     def _runs(self) -> dict[str, Any]:
         return {**self.runs, "distinct": distinct_values(self.runs["fields"])}
+
+    @cached_property
+    def _at_nodes(self) -> list[np.ndarray]:
+        """The fitted runs' weights times both surfaces' kernels over the learning rate, (fitted runs, nodes) each."""
+        k, runs = self._scales, self._runs
+        weights = surface_height(k, runs) * self.weights
+        rate = _squared(runs["rate"], np.clip(NODES, -5.0, 4.0))
+        return [weights[:, None] * np.exp(-0.5 * rate / k[name] ** 2) for name in ("lu", "lu2")]
 
     @cached_property
     def _inverse(self) -> np.ndarray:
