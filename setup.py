@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# Beside the package a wheel has no repository root, so that `ncpl.share` looks for these in `ncpl/root_files`.
+# Beside the package a wheel has no repository root, so that `ncpl.resources` looks for these in `ncpl/root_files`.
 ROOT_FILES = ("handler.py", "run_train.py", "recipes", "examples", "model_cards", "space")
 
 

@@ -35,13 +35,12 @@ from adaptation import (  # type: ignore[import-not-found]
 from common import RESULTS, data_folder  # type: ignore[import-not-found]
 from labs import Row, read_labs  # type: ignore[import-not-found]
 
-from calibration_ncpl import DRIFT, Calibration
+from calibration_ncpl import DRIFT, Calibration, envelope
 from datasets_scripts.divergence import cell
 from datasets_scripts.runs import load_runs
 from ncpl import fitting
 from ncpl.adapt import Beliefs, adapt_law
 from ncpl.forecaster import Forecaster
-from ncpl.own_runs import _envelope
 from ncpl.record import provenance
 
 LEVEL = 0.9
@@ -127,7 +126,8 @@ def adapted_cases(
     adapted = adapt_law(law, [as_run(small[int(i)]) for i in sorted(chosen)], "new lab", beliefs=beliefs)
     held = [row for row in rows if size_of(row) >= 1.41 * largest]
     source = adapted.adapted["new lab"]
-    calibration = replace(default_calibration(), law=adapted, envelope={"": {}, "new lab": _envelope(source)})
+    seen = envelope(source.read(source.runs))
+    calibration = replace(default_calibration(), law=adapted, envelope={"": {}, "new lab": seen})
     far = calibration.extrapolation([{**as_run(row), "source": "new lab"} for row in held])
     forecast = source.forecast([{**as_run(row), "source": "new lab"} for row in held])
     deviation = source.deviation(forecast)

@@ -5,7 +5,7 @@ import shlex
 from typing import Any
 
 from ncpl.assignments import read_assignments
-from text_ncpl import read_number
+from text_ncpl import read_number, read_scalar
 
 _VARIABLE = re.compile(r"\s*(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)*)?([A-Za-z_]\w*)=(.*)", re.S)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?::?[-=]([^{}]*))?\}|\$([A-Za-z_]\w*)")
@@ -125,7 +125,4 @@ def _value(text: str) -> Any:
     text = text.strip()
     if _PAIRS.fullmatch(text):
         return {name: _value(value) for name, _, value in (pair.partition("=") for pair in text.split(","))}
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    number = read_number(text)
-    return text if number is None else number
+    return read_scalar(text)

@@ -28,7 +28,7 @@ from ncpl.command_lines import read_command_line
 from ncpl.errors import one_line, short
 from ncpl.kinds import ACCEPTED, PEEK, encoding, kind_by_content, separator, suffix_kind
 from ncpl.yaml_documents import read_yaml
-from text_ncpl import read_number
+from text_ncpl import read_scalar
 
 Row = dict[str, Any]
 
@@ -51,7 +51,7 @@ _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 
 
 def parse_value(text: str) -> Any:
-    """A number, true or false, or a list where the text reads as one, else the text.
+    """`read_scalar` of a text, and the list where the text reads as one.
 
     >>> parse_value("1e-4"), parse_value("128"), parse_value("False"), parse_value("adamw"), parse_value("1_000")
     (0.0001, 128, False, 'adamw', '1_000')
@@ -65,10 +65,7 @@ def parse_value(text: str) -> Any:
             return json.loads(text.translate(str.maketrans("()", "[]")))
         except (ValueError, RecursionError):
             return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    number = read_number(text)
-    return text if number is None else number
+    return read_scalar(text)
 
 
 def kind_of(path: str | Path) -> str:

@@ -286,12 +286,7 @@ class Forecaster:
         def whole(point: dict[str, Any]) -> dict[str, Any]:
             return self.check([vary(base, held | point)])[0]
 
-        searched = search.Search(
-            lambda points: self._cheap([whole(point) for point in points]),
-            whole,
-            *search.moving(axes, choices, held),
-            limits,
-        )
+        searched = search.Search(self._cheap, whole, *search.moving(axes, choices, held), limits)
         best = searched.lowest(base)[1]
         table = self.predict_checked([whole(best)], level)
         found: dict[str, Any] = {name: (held | best)[name] for name in fields}

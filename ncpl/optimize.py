@@ -189,11 +189,11 @@ class Constraints:
                 )
         return cls(limits["divergence"], limits["batch tokens"], multiples)
 
-    def broken(self, points: Sequence[Mapping[str, Any]], divergence: np.ndarray) -> np.ndarray:
+    def broken(self, configs: Sequence[Mapping[str, Any]], divergence: np.ndarray) -> np.ndarray:
         """By how much configurations are beyond the limits, 0 where they hold them."""
         over = np.maximum(np.nan_to_num(divergence) - self.divergence, 0)
         if math.isfinite(self.batch_tokens):
-            tokens = np.array([float(point["batch size"]) * sequence_length(point) for point in points])
+            tokens = np.array([float(config["batch size"]) * sequence_length(config) for config in configs])
             over = over + np.maximum(np.log(tokens / self.batch_tokens), 0)
         return over
 
@@ -203,14 +203,14 @@ class Search:
     """What is searched: the loss over some fields of one configuration, within constraints.
 
     Args:
-        forecast: points (field -> value) -> `loss`, and `divergence` (NaN where it is not known).
-        config: a point -> its whole configuration.
+        forecast: whole configurations -> `loss`, and `divergence` (NaN where it is not known).
+        config: a point (field -> value) -> its whole configuration.
         axes: numeric fields.
         choices: field -> values.
         constraints: what a point must hold.
     """
 
-    forecast: Callable[[list[Point]], pd.DataFrame]
+    forecast: Callable[[list[Mapping[str, Any]]], pd.DataFrame]
     config: Callable[[Point], Mapping[str, Any]]
     axes: Sequence[Axis]
     choices: Mapping[str, Sequence[Any]]
@@ -218,9 +218,8 @@ class Search:
 
     def height(self, points: list[Point]) -> np.ndarray:
         """Losses in nats per token, and much more where a constraint is broken."""
-        table = self.forecast(points)
-        limited = math.isfinite(self.constraints.batch_tokens)
-        configs = [self.config(point) for point in points] if limited else points
+        configs = [self.config(point) for point in points]
+        table = self.forecast(configs)
         broken = self.constraints.broken(configs, table["divergence"].to_numpy(dtype=float))
         return table["loss"].to_numpy(dtype=float) + np.where(broken > 0, 1 + 10 * broken, 0)
 
@@ -269,7 +268,7 @@ class Search:
         worth: dict[str, Any] = {}
         for name in (*(axis.name for axis in self.axes), *self.choices):
             if start.get(name) is not None:
-                kept = self.forecast([self.lowest(start, {name: start[name]})[1]])
+                kept = self.forecast([self.config(self.lowest(start, {name: start[name]})[1])])
                 lost = max(float(kept["loss"].iloc[0]) - best, 0.0)
                 worth |= {f"{name} start": start[name], f"{name} worth": lost}
         return worth

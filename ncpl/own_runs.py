@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from adapted_ncpl import AdaptedLaw, AdaptedSource
-from calibration_ncpl import DRIFT, Calibration
-from fields_ncpl import FIELDS, check_config, field_name, sequence_length, training_order
+from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw
+from calibration_ncpl import DRIFT, Calibration, envelope
+from fields_ncpl import FIELDS, check_config, field_name, training_order
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs
@@ -145,7 +145,7 @@ def _conf(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What a prompt needs and a run may leave unsaid, where a network reads it.
-DEFAULTS = {"optimizer": "adamw", "learning rate": 2e-3, "batch size": 256, "seq len": 2048}
+DEFAULTS = {"optimizer": DEFAULT_OPTIMIZER, "learning rate": 2e-3, "batch size": 256, "seq len": 2048}
 
 
 def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibration:
@@ -155,25 +155,10 @@ def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibr
     return replace(
         calibrator,
         law=law,
-        envelope={**calibrator.envelope, source: _envelope(known)},
+        envelope={**calibrator.envelope, source: envelope(known.read(known.runs))},
         scale={**calibrator.scale, source: scale},
         scores={**calibrator.scores, source: Beliefs.shipped().scores},
     )
-
-
-def _envelope(known: AdaptedSource) -> dict[str, list[float]]:
-    """field -> lowest and highest value among the source's runs, of those fields that are read."""
-    names = ("model size", "active size", "data size", "learning rate", "weight decay", "warmup")
-    envelope: dict[str, list[float]] = {}
-    for run in known.read(known.runs):
-        values = {name: run.get(name) for name in names}
-        if run.get("batch size"):
-            values["batch tokens"] = float(run["batch size"]) * sequence_length(run)
-        for name, value in values.items():
-            if value is not None and float(value) > 0:
-                low, high = envelope.get(name, [math.inf, 0.0])
-                envelope[name] = [min(low, float(value)), max(high, float(value))]
-    return envelope
 
 
 def write_card(law: AdaptedLaw, folder: Path) -> None:

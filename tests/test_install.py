@@ -117,7 +117,7 @@ def test_the_wheel_forecasts_and_brings_recipes_and_examples(distributions, tmp_
         assert f"ncpl/root_files/{name}" in names
     python = environment(tmp_path / "env", distributions[".whl"])
     assert forecast(python, tmp_path / "env", tmp_path) == pytest.approx(expected.expected["loss"], abs=1e-6)
-    code = "from ncpl.share import root_file; print(root_file('recipes/ncpl-mini.yaml').read_text()[:1] != '')"
+    code = "from ncpl.resources import root_file; print(root_file('recipes/ncpl-mini.yaml').read_text()[:1] != '')"
     assert run(python, "-c", code, cwd=tmp_path).strip() == "True"
 
 

@@ -6,7 +6,10 @@ import warnings
 import pytest
 
 from ncpl import import_runs
+from ncpl.command_lines import read_command_line
 from ncpl.configs import read_configs
+from ncpl.files import parse_value
+from ncpl.logs.text_logs import read_text_log
 
 ESCAPE = "\x1b[31m"
 # Log -> last step, horizon, final loss.
@@ -177,3 +180,23 @@ def test_a_peak_rate_is_the_largest_logged(tmp_path):
 def test_a_setting_called_loss_is_no_loss(tmp_path):
     (tmp_path / "a.yaml").write_text("n_layer: 2\nd_model: 64\nval_loss_every: 125\nloss: {_component_: my.Loss}\n")
     assert read(tmp_path / "a.yaml")["final_loss"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "cell", "option", "printed"),
+    [
+        ("1e-4", 1e-4, 1e-4, 1e-4),
+        ("128", 128, 128, 128),
+        ("False", False, False, False),
+        ("adamw", "adamw", "adamw", "adamw"),
+        ("1_000", "1_000", "1_000", "1_000"),
+        ("None", "None", "None", None),
+        ("[1,2]", [1, 2], "[1,2]", "[1,2]"),
+        ("lr=1e-3,betas=x", "lr=1e-3,betas=x", {"lr": 1e-3, "betas": "x"}, "lr=1e-3,betas=x"),
+    ],
+)
+def test_a_text_is_one_value_but_for_what_its_door_writes(text, cell, option, printed):
+    """Tables write lists, options pairs, and Python prints None."""
+    assert parse_value(text) == cell
+    assert read_command_line(f"python train.py --value {text}") == {"value": option}
+    assert list(read_text_log([f"  value ............ {text}"])) == [("config", {"value": printed})]

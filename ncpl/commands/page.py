@@ -20,7 +20,7 @@ def serve(
     Example:
       ncpl app --port 7860
     """
-    from ncpl.share import root_file
+    from ncpl.resources import root_file
 
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("app: needs gradio, install it with: pip install ncpl[space]")

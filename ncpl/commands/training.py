@@ -24,7 +24,7 @@ def train(
       ncpl train quickstart --output_dir outputs/quickstart
       ncpl train recipes/ncpl-mini.yaml --seed 7
     """
-    from ncpl.share import root_file
+    from ncpl.resources import root_file
     from ncpl.training.command import main
 
     if not Path(recipe).exists() and "/" not in recipe:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from calibration_ncpl import DRIFT, Calibration, Trees, divergence_features
+from calibration_ncpl import DRIFT, Calibration, Trees, divergence_features, envelope
 from datasets_scripts.divergence import Row, cell, diverged
-from fields_ncpl import sequence_length
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.law import Fit, fit
 
@@ -41,23 +40,14 @@ def _envelopes(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
 
     Under "source optimizer" the learning rates and batches of that optimizer's own runs.
     """
-    envelopes: dict[str, dict[str, list[float]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         conf = row["conf"]
-        values = {
-            name: conf.get(name)
-            for name in ("model size", "active size", "data size", "learning rate", "weight decay", "warmup")
-        }
-        values["batch tokens"] = conf["batch size"] * sequence_length(conf)
-        tuned = {name: values[name] for name in ("learning rate", "batch tokens")}
+        tuned = {name: conf.get(name) for name in ("source", "learning rate", "batch size", "seq len")}
         pair = f"{row['source']} {conf.get('optimizer')}"
-        for group, seen in (("", values), (str(row["source"]), values), (pair, tuned)):
-            own = envelopes.setdefault(group, {})
-            for name, value in seen.items():
-                if value is not None and float(value) > 0:
-                    low, high = own.get(name, (float(value), float(value)))
-                    own[name] = [min(low, float(value)), max(high, float(value))]
-    return envelopes
+        for group, seen in (("", conf), (str(row["source"]), conf), (pair, tuned)):
+            groups.setdefault(group, []).append(seen)
+    return {group: envelope(seen) for group, seen in groups.items()}
 
 
 def _usual_rates(rows: Sequence[Row]) -> dict[str, float]:

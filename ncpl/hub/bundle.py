@@ -8,7 +8,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from ncpl.share import root_file
+from ncpl.resources import root_file
 
 ROOT = Path(__file__).parents[2]
 """Where the bundle's modules lie: the repository, or `site-packages`."""

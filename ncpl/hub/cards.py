@@ -24,7 +24,7 @@ from ncpl.errors import CheckpointError
 from ncpl.evaluation import PREDICTORS
 from ncpl.hub.bundle import compatibility, model_of
 from ncpl.hub.files import figures, read_json
-from ncpl.share import root_file
+from ncpl.resources import root_file
 
 TEMPLATES = root_file("model_cards")
 RECORD, EVALUATION, WIDGET = "training_record.json", "evaluation.json", "widget.json"

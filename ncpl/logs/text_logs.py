@@ -14,7 +14,7 @@ from typing import Any
 
 from ncpl.assignments import read_assignments
 from ncpl.logs.derive import number_of
-from text_ncpl import read_number
+from text_ncpl import read_scalar
 
 Row = dict[str, Any]
 
@@ -177,8 +177,6 @@ def _scaled(text: str, unit: str) -> float | int:
 
 
 def _value(text: str) -> Any:
-    text = text.strip()
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    number = read_number(text)
-    return (None if text == "None" else text) if number is None else number
+    """A printed argument's value; Python prints `None` for one that is not set."""
+    value = read_scalar(text)
+    return None if value == "None" else value
