@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 try:
-    from .laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
+    from .laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict, no_effect
 except ImportError:
-    from laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict
+    from laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict, no_effect
 
 Configs = Sequence[Mapping[str, Any]]
 # What a run of an adapted source is taken to be trained with where its log does not say.
@@ -266,10 +266,7 @@ class AdaptedLaw:
             source = str(config.get("source"))
             if source not in self.adapted:
                 continue
-            if idle := self.idle_fields(config):
-                found.append(
-                    f"no effect on this forecast: {', '.join(idle)} (the law of source {source!r} does not read them)"
-                )
+            found += no_effect(config, self.idle_fields(config))
             found += [f"source {source!r}: {limit}" for limit in self.adapted[source].limits(config)]
         return list(dict.fromkeys(found))
 

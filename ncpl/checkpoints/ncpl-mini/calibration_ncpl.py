@@ -42,6 +42,25 @@ def distance_in_words(extrapolation: float) -> str:
     return next(word for word, most in DISTANCES.items() if extrapolation <= most)
 
 
+def envelope(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """field -> the lowest and highest value among configurations, of sizes and tuned fields; a batch in tokens.
+
+    >>> envelope([{"model size": 50, "data size": 2}, {"model size": 100, "data size": 1}])
+    {'model size': [50.0, 100.0], 'data size': [1.0, 2.0]}
+    """
+    found: dict[str, list[float]] = {}
+    for config in configs:
+        values = {name: config.get(name) for name in ("model size", "active size", "data size", "learning rate")}
+        values |= {name: config.get(name) for name in ("weight decay", "warmup")}
+        if config.get("batch size"):
+            values["batch tokens"] = float(config["batch size"]) * sequence_length(config)
+        for name, value in values.items():
+            if value is not None and float(value) > 0:
+                low, high = found.get(name, [math.inf, 0.0])
+                found[name] = [min(low, float(value)), max(high, float(value))]
+    return found
+
+
 def forecast_columns(
     law: Any,
     calibration: "Calibration | None",

@@ -23,12 +23,12 @@ try:
     from .calibration_ncpl import forecast_columns
     from .checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
     from .fields_ncpl import check_config, training_order
-    from .text_ncpl import check_level
+    from .text_ncpl import check_level, one_line, short
 except ImportError:
     from calibration_ncpl import forecast_columns
     from checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
     from fields_ncpl import check_config, training_order
-    from text_ncpl import check_level
+    from text_ncpl import check_level, one_line, short
 
 BATCH_SIZE = 32
 """Configurations a forward pass."""
@@ -111,7 +111,7 @@ class EndpointHandler:
             inputs, form = [inputs], _only
         if not isinstance(inputs, list):
             raise ValueError(
-                f"inputs: got {_short(inputs)}, expected a configuration, a list of them, columns, or a table"
+                f"inputs: got {short(inputs)}, expected a configuration, a list of them, columns, or a table"
             )
         if not 0 < len(inputs) <= MOST_CONFIGS:
             what = "an empty batch" if not inputs else f"{len(inputs)} configurations"
@@ -137,10 +137,10 @@ def columns_to_records(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]
     """
     for name, values in columns.items():
         if not isinstance(values, list):
-            raise ValueError(f"{_short(name)[1:-1]}: got {_short(values)}, expected a list with a value for each row")
+            raise ValueError(f"{one_line(name, 60)}: got {short(values)}, expected a list with a value for each row")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns: got lengths {_short(lengths)}, expected equal ones")
+        raise ValueError(f"columns: got lengths {short(lengths)}, expected equal ones")
     if len(columns) > MOST_FIELDS:
         raise ValueError(f"columns: got {len(columns)}, expected at most {MOST_FIELDS}")
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
@@ -150,36 +150,30 @@ def columns_to_records(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]
 def _level(parameters: Any) -> float:
     if parameters is not None and not isinstance(parameters, Mapping):
         raise ValueError(f"parameters: got {type(parameters).__name__}, expected a JSON object")
-    unknown = sorted(map(_short, set(parameters or {}) - {"level"}))
+    unknown = sorted(one_line(name, 60) for name in set(parameters or {}) - {"level"})
     if unknown:
-        raise ValueError(f"parameters: got {', '.join(name[1:-1] for name in unknown[:3])}, accepted: level")
+        raise ValueError(f"parameters: got {', '.join(unknown[:3])}, accepted: level")
     return check_level((parameters or {}).get("level", LEVEL))
 
 
 def _check_values(config: Any) -> None:
     """What JSON can hold and no configuration does; the fields themselves are `check_config`'s."""
     if not isinstance(config, Mapping):
-        raise ValueError(f"got {_short(config)}, expected a configuration (field -> value)")
+        raise ValueError(f"got {short(config)}, expected a configuration (field -> value)")
     if len(config) > MOST_FIELDS:
         raise ValueError(f"got {len(config)} fields, expected at most {MOST_FIELDS}")
     for name, value in config.items():
-        shown = _short(name)[1:-1]
+        shown = one_line(name, 60)
         if len(str(name)) > MOST_TEXT:
             raise ValueError(f"{shown}: a name of {len(name)} characters, expected at most {MOST_TEXT}")
         if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{shown}: got {_short(value)}, expected a number or a text")
+            raise ValueError(f"{shown}: got {short(value)}, expected a number or a text")
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise ValueError(f"{shown}: got {len(value)} characters, expected at most {MOST_TEXT}")
         if isinstance(value, int) and value.bit_length() > 64:
             raise ValueError(f"{shown}: got a whole number of {value.bit_length()} bits, expected at most 64")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{shown}: got {value}, expected a finite number")
-
-
-def _short(value: Any) -> str:
-    """A value in a message: the start of it, without control characters."""
-    text = repr(value) if not isinstance(value, list | dict) or len(value) < 9 else type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}...{text[-1]}"
 
 
 def _finite(forecasts: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -319,7 +313,7 @@ class App:
         try:
             status, content = await self.route(scope, receive)
         except RefusedError as refusal:
-            status, content, headers = refusal.status, {"error": _line(refusal)}, refusal.headers
+            status, content, headers = refusal.status, {"error": one_line(refusal)}, refusal.headers
         except Exception:
             _log.exception("a request failed")
             status, content = 500, {"error": "an error in the server; its log has the details"}
@@ -423,11 +417,6 @@ class App:
             raise RefusedError(400, str(error)) from None
         self.forecasts.inc(len(configs))
         return form(_finite(forecasts))
-
-
-def _line(error: Exception) -> str:
-    text = " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())
-    return text if len(text) < 300 else f"{text[:296]}..."
 
 
 class Server:
@@ -536,7 +525,7 @@ def main() -> None:
     print(f"serving {given.folder} on http://{given.host}:{server.server_port}", file=sys.stderr)
     server.serve_forever()
     if server.app.failed:
-        sys.exit(f"handler.py: {_line(server.app.failed)}")
+        sys.exit(f"handler.py: {one_line(server.app.failed)}")
 
 
 if __name__ == "__main__":

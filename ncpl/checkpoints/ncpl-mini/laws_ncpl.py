@@ -74,6 +74,20 @@ __all__ = (
 )
 
 
+def no_effect(config: Mapping[str, Any], idle: Sequence[str]) -> list[str]:
+    """The note that fields of a configuration move no forecast of its source; none where there are none.
+
+    Args:
+        config: the configuration.
+        idle: the fields.
+
+    >>> no_effect({"source": "marin", "beta1": 0.9}, ["beta1"])
+    ["no effect on this forecast: beta1 (the law of source 'marin' does not read them)"]
+    """
+    reader = f"the law of source {str(config.get('source'))!r} does not read them"
+    return [f"no effect on this forecast: {', '.join(idle)} ({reader})"] if idle else []
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The closed form at configurations, computed once for losses, uncertainty and calibration alike.
@@ -206,11 +220,8 @@ class ConfigurationLaw:
         notes: dict[str, None] = {}
         for config in configs:
             notes |= dict.fromkeys(self.fallbacks(config))
+            notes |= dict.fromkeys(no_effect(config, self.idle_fields(config)))
             source = str(config.get("source"))
-            if idle := self.idle_fields(config):
-                notes[
-                    f"no effect on this forecast: {', '.join(idle)} (the law of source {source!r} does not read them)"
-                ] = None
             sparse = any(
                 (residual.runs["idle"] > 0).any() for name, residual in self.residuals.items() if name == source
             )

@@ -84,6 +84,19 @@ def read_number(text: str) -> int | float | None:
     return int(text) if text.lstrip("+-").isdigit() and len(text) <= 300 else float(text)
 
 
+def read_scalar(text: str) -> bool | int | float | str:
+    """True, false or a number where a text reads as one, else the text without the blanks around it.
+
+    >>> read_scalar("1e-4"), read_scalar(" False"), read_scalar("adamw "), read_scalar("1_000")
+    (0.0001, False, 'adamw', '1_000')
+    """
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    number = read_number(text)
+    return text if number is None else number
+
+
 def parse_count(text: str) -> float | None:
     """A count with a suffix as a plain number; None where it is none.
 
