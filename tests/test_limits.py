@@ -48,6 +48,22 @@ def test_the_gain_of_a_schedule_s_end_is_the_measured_one():
     assert measured["spread"] == ANNEALED_SPREAD
 
 
+def test_what_a_schedule_s_end_gains_cancels_between_equal_schedules_alone(default):
+    """A lab's gain is one unknown: it adds to the difference of two schedules and not to that of two rates."""
+    law = default.law
+    constant, cosine = {**MARIN, "lr_schedule": "constant"}, {**MARIN, "lr_schedule": "cosine"}
+    configs = [constant, {**constant, "learning rate": 4.01e-3}, cosine, MARIN]
+    covariance, known = law.covariance(configs), law.uncertainty(configs)["known"]
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), known, rtol=1e-6)
+    effects = ANNEALED_SPREAD * law.schedule_effect(law.evaluate(configs))
+    deviation = [np.sqrt(covariance[0, 0] + covariance[i, i] - 2 * covariance[0, i]) for i in range(4)]
+    assert deviation[1] < 0.02 * effects[0]
+    assert deviation[2] >= effects[0] - effects[2] > 0
+    assert deviation[3] >= effects[0]
+    differs = default.compare(constant, MARIN)
+    assert differs["upper"] - differs["lower"] > 2 * effects[0]
+
+
 @pytest.mark.parametrize(("size", "data"), [(1000, 100), (3000, 300), (7000, 1000), (70000, 1400)])
 def test_the_best_batch_far_away_is_the_closed_form_s(default, size, data):
     batches = np.geomspace(64, 8192, 57)

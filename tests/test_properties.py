@@ -159,6 +159,19 @@ def test_the_limits_are_those_of_theory(config):
     assert best < batches[-1] <= chance
 
 
+@given(configurations(), st.sampled_from(sorted(SCHEDULE_NAMES)), log_uniform(0.1, 10))
+def test_differences_are_as_uncertain_as_losses(config, schedule, factor):
+    """What one forecast's interval counts, its difference from another one counts too: a schedule's end, the drift."""
+    rows = [config, {**config, "lr_schedule": schedule}, {**config, "data size": config["data size"] * factor}]
+    at = LAW.evaluate(rows)
+    covariance = LAW.covariance(at)
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), LAW.uncertainty(at)["known"], rtol=1e-5)
+    spread, noise = CALIBRATION.spread(at), CALIBRATION.noise(at)
+    whole = np.outer(spread, spread) * covariance + np.diag(noise**2) + CALIBRATION.drifts(at)
+    np.testing.assert_allclose(np.sqrt(np.diag(whole)), CALIBRATION.deviation(at), rtol=1e-5)
+    assert np.linalg.eigvalsh(whole).min() > -1e-9
+
+
 def another(name: str, draw: np.random.Generator) -> Any:
     """An accepted value of a field."""
     field = FIELDS[name]
