@@ -166,6 +166,7 @@ def test_differences_are_as_uncertain_as_losses(config, schedule, factor):
     at = LAW.evaluate(rows)
     covariance = LAW.covariance(at)
     np.testing.assert_allclose(np.sqrt(np.diag(covariance)), LAW.uncertainty(at)["known"], rtol=1e-5)
+    assert CALIBRATION is not None
     spread, noise = CALIBRATION.spread(at), CALIBRATION.noise(at)
     whole = np.outer(spread, spread) * covariance + np.diag(noise**2) + CALIBRATION.drifts(at)
     np.testing.assert_allclose(np.sqrt(np.diag(whole)), CALIBRATION.deviation(at), rtol=1e-5)
