@@ -244,10 +244,22 @@ class Calibration:
         if evaluation.configs[0] == evaluation.configs[1]:
             return 0.0, 0.0
         spread, noise = self.spread(evaluation), self.noise(evaluation)
-        total = np.outer(spread, spread) * self.law.covariance(evaluation) + np.diag(noise**2)
+        total = np.outer(spread, spread) * self.law.covariance(evaluation) + np.diag(noise**2) + self.drifts(evaluation)
         variance = max(float(total[0, 0] + total[1, 1] - 2 * total[0, 1]), 1e-12)
         half = math.sqrt(variance) * float(self.score(evaluation, level).max())
         return half, half / statistics.NormalDist().inv_cdf(0.5 + level / 2)
+
+    def drifts(self, evaluation: Evaluation) -> np.ndarray:
+        """Joint covariance of what the losses drift off the law outside the training runs, whose diagonal is that of
+        `deviation`: configurations of one source that lie as far out in the same fields drift alike.
+        """
+        drift = self._scale(evaluation, "drift")
+        if not drift.any():
+            return np.zeros((len(drift),) * 2)
+        far = self.extrapolation_by_field(evaluation.configs)
+        names = sorted({name for fields in far for name in fields})
+        moved = drift[:, None] * np.array([[fields.get(name, 0.0) for name in names] for fields in far])
+        return (evaluation.sources[:, None] == evaluation.sources[None]) * (moved @ moved.T)
 
     def spread(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
         """Factors on each configuration's `known` deviation, from held-out errors."""

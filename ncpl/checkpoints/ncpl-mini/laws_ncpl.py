@@ -323,6 +323,10 @@ class ConfigurationLaw:
             gain, left = residual.joint(own)
             slopes[rows] -= gain @ self._fitted_slopes[str(at.sources[rows[0]])]
             total[np.ix_(rows, rows)] += left
+        if self.form > 1:
+            # A lab's gain is one unknown: of equal schedules it cancels.
+            gained = ANNEALED_SPREAD * self.schedule_effect(at)
+            total += (at.sources[:, None] == at.sources[None]) * np.outer(gained, gained)
         moved = slopes @ self.posterior
         return total + moved @ moved.T
 
