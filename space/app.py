@@ -21,6 +21,8 @@ from ncpl.views.planning import BUDGETS
 
 FORECASTER = Forecaster.from_pretrained()
 TITLE = "NCPL scaling forecasts"
+# Gradio keeps what every session saw last, a quarter of a MiB: 10,000 of them unless told. The oldest go first.
+SESSIONS = 200
 CSS = """
 .ncpl-headline { font-size: 1.25rem; margin: 0.25rem 0 0.5rem; }
 .ncpl-answer strong { font-weight: 700; }
@@ -248,6 +250,7 @@ def launch(**where: Any) -> None:
         theme=theme(),
         css=CSS,
         max_file_size="64mb",
+        state_session_capacity=SESSIONS,
         footer_links=[],
         prevent_thread_lock=True,
         **where,

@@ -2,8 +2,9 @@
 
     python -m tests.app.load [--users 50] [--requests 1000]
 
-Each user asks one question after the other over HTTP, as the page does, of the tabs in turn. First paint is Chromium's
-own `first-contentful-paint`, where playwright and a chromium are installed.
+Each user asks one question after the other over HTTP, as the page does, of the tabs in turn; to the app every question
+is a session of its own, which takes the most memory. First paint is Chromium's own `first-contentful-paint`, where
+playwright and a chromium are installed.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def resident_mib(pid: int) -> float:
 
 def load(address: str, pid: int, users: int, requests: int) -> dict[str, Any]:
     """All requests by so many users at once."""
-    left, taken, errors, memory = iter(range(requests)), [], [], []
+    left, taken, errors, memory = iter(range(requests)), [], [], {}
     lock = threading.Lock()
 
     def user() -> None:
@@ -74,8 +75,8 @@ def load(address: str, pid: int, users: int, requests: int) -> dict[str, Any]:
                 continue
             with lock:
                 taken.append(seconds)
-                if len(taken) % 50 == 0:
-                    memory.append(round(resident_mib(pid), 1))
+                if len(taken) % 100 == 0:
+                    memory[len(taken)] = round(resident_mib(pid), 1)
 
     start = time.perf_counter()
     threads = [threading.Thread(target=user) for _ in range(users)]
@@ -92,7 +93,7 @@ def load(address: str, pid: int, users: int, requests: int) -> dict[str, Any]:
         "requests_per_s": len(taken) / seconds,
         "median_s": statistics.median(taken),
         "p99_s": sorted(taken)[int(0.99 * len(taken))],
-        "resident_mib": memory,
+        "resident_mib_after": memory,
     }
 
 
