@@ -67,9 +67,10 @@ def find(path_or_repo: str | Path | None = None, **hub: Any) -> Path:
     if not isinstance(path_or_repo, str | os.PathLike) or not str(path_or_repo).strip():
         raise CheckpointError(f"checkpoint: got {short(path_or_repo)} ({type(path_or_repo).__name__}); {accepted}")
     path = str(resolve(str(path_or_repo)))
-    if Path(path).is_dir():
+    # `Path.exists` raises where a name is longer than a file's may be.
+    if os.path.isdir(path):  # noqa: PTH112
         return Path(path)
-    if Path(path).exists():
+    if os.path.exists(path):  # noqa: PTH110
         raise CheckpointError(f"{one_line(path, 120)}: a file, no checkpoint's folder; {accepted}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
         raise CheckpointError(f"{one_line(path, 120)}: no such folder; {accepted}")
@@ -117,7 +118,18 @@ def save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration 
         checkpoint: folder whose network, tokenizer and code are copied.
         folder: receives the checkpoint.
         law, calibration: what it carries.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
     """
+    try:
+        _save_law(checkpoint, folder, law, calibration)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(one_line(f"{one_line(folder, 150)}: cannot be written ({reason})")) from None
+
+
+def _save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = [
         *checkpoint.glob("*.py"),

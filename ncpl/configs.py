@@ -1,9 +1,11 @@
 """Configurations as people have them: files, `field=value` arguments, dicts, DataFrames."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ Config = dict[str, Any]
 ACCEPTED = f"{FILES}, a run's folder, - or field=value"
 MOST_VALUES = 100_000
 """Values of one swept field."""
+MOST_ROWS = 5_000_000
+"""Configurations held in memory."""
 
 
 def read_configs(arguments: Sequence[str], translate: bool = True) -> tuple[list[Config], list[str]]:
@@ -51,7 +55,8 @@ def read_configs(arguments: Sequence[str], translate: bool = True) -> tuple[list
         if not _is_file(argument):
             name, equals, value = argument.partition("=")
             if not equals or not name.strip():
-                raise ValueError(f"{one_line(argument, 80)}: no such file, accepted: {ACCEPTED}")
+                shown = one_line(argument, 80) or short(argument)
+                raise ValueError(f"{shown}: no such file, accepted: {ACCEPTED}")
             name = field_name(name) or name.strip()
             if name in changes:
                 raise ValueError(f"{one_line(name, 80)}: given twice, the second time as {short(argument)}")
@@ -184,7 +189,7 @@ def as_configs(configs: Any, name: str = "configs") -> tuple[list[Config], pd.In
     """
     index = None
     if isinstance(configs, pd.DataFrame):
-        twice = [str(name) for name, count in Counter(configs.columns).items() if count > 1]
+        twice = [one_line(name, 80) for name, count in Counter(configs.columns).items() if count > 1]
         if twice:
             raise ValueError(f"{twice[0]}: the table has two columns of this name, expected one")
         index = configs.index
@@ -193,15 +198,40 @@ def as_configs(configs: Any, name: str = "configs") -> tuple[list[Config], pd.In
         rows = [_row(configs.items())]
     elif isinstance(configs, Mapping):
         rows = [dict(configs)]
-    elif isinstance(configs, Iterable) and not isinstance(configs, str | bytes | np.ndarray):
-        rows = list(configs)
     else:
-        raise ValueError(
-            f"{name}: got {short(configs)} ({type(configs).__name__}), expected a dict, a list of dicts or a DataFrame"
-        )
+        several = listed(configs, name)
+        if several is None:
+            kind = type(configs).__name__
+            raise ValueError(f"{name}: got {short(configs)} ({kind}), expected a dict, a list of dicts or a DataFrame")
+        rows = several
     if not rows:
         raise ValueError(f"{name}: got an empty batch, expected at least one configuration")
     return rows, pd.RangeIndex(len(rows)) if index is None else index
+
+
+def listed(given: Any, name: str) -> list[Any] | None:
+    """What a user gives to be iterated, as a list; None where it cannot be, or is text or bytes.
+
+    Args:
+        given: by a user.
+        name: the argument's, for messages.
+
+    Raises:
+        ValueError: it has more than `MOST_ROWS` items.
+
+    >>> listed(range(3), "steps"), listed("abc", "steps")
+    ([0, 1, 2], None)
+    """
+    if isinstance(given, str | bytes | bytearray | memoryview):
+        return None
+    try:
+        # numpy's and torch's arrays of no dimensions are `Iterable` and cannot be iterated.
+        rows = list(islice(given, MOST_ROWS + 1))
+    except TypeError:
+        return None
+    if len(rows) > MOST_ROWS:
+        raise ValueError(f"{name}: got more than {MOST_ROWS} items, expected fewer")
+    return rows
 
 
 def one_config(config: Any) -> Config:
@@ -267,7 +297,7 @@ def by_name(fields: Mapping[str, Any]) -> Config:
         raise ValueError(f"configuration: got {short(fields)}, expected a mapping of fields to values")
     named: Config = {}
     for given, value in fields.items():
-        name = field_name(given) or str(given)
+        name = field_name(given) or given
         if name in named:
             raise ValueError(f"{one_line(name, 60)}: given twice, the second time as {short(given)}")
         named[name] = value
@@ -304,13 +334,9 @@ def _is_file(argument: str) -> bool:
     """`a=b.yaml` may be either: what exists is a file."""
     if argument == "-":
         return True
-    try:
-        if Path(argument).exists():
-            return True
-        return Path(argument).suffix.lower() in KINDS and "=" not in argument
-    except (OSError, ValueError):
-        # Longer than a file name may be, or with characters that no file name has.
-        return False
+    # `Path.exists` raises where a name is longer than a file's may be, and takes an empty one for the folder.
+    there = os.path.exists(argument)  # noqa: PTH110
+    return there or (Path(argument).suffix.lower() in KINDS and "=" not in argument)
 
 
 def _split(arguments: Sequence[str], marks: str, form: str) -> tuple[Config, dict[str, str]]:
@@ -340,7 +366,7 @@ def _positive(value: Any) -> bool:
 
 
 def _row(cells: Iterable[tuple[Any, Any]]) -> Config:
-    return {str(name): _cell(value) for name, value in cells if not (pd.api.types.is_scalar(value) and pd.isna(value))}
+    return {name: _cell(value) for name, value in cells if not (pd.api.types.is_scalar(value) and pd.isna(value))}
 
 
 def _cell(value: Any) -> Any:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from curves_ncpl import CurveLaw, Observed, RunShape, forecast
 from ncpl.errors import short
+from text_ncpl import as_number
 from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
@@ -109,16 +110,17 @@ def curve(
     Raises:
         ValueError: no such points, or an observed part without steps and losses.
     """
-    if isinstance(points, bool) or not isinstance(points, int) or not 1 <= points <= MOST_POINTS:
+    count, steps_seen = as_number(points), as_number(window)
+    if count is None or not 1 <= count <= MOST_POINTS or count != int(count):
         raise ValueError(f"points: got {short(points)}, expected a whole number, 1 to {MOST_POINTS}")
-    if isinstance(window, bool) or not isinstance(window, int | float) or not window >= 1:
+    if steps_seen is None or not steps_seen >= 1:
         raise ValueError(f"window: got {short(window)}, expected training steps, 1 or more")
     run = RunShape.of(config)
-    steps = np.unique(np.ceil(np.linspace(0, run.steps, points + 1)[1:]).astype(int))
+    steps = np.unique(np.ceil(np.linspace(0, run.steps, int(count) + 1)[1:]).astype(int))
     deviation = final.deviation(law.scores["before"])
     known = math.isfinite(deviation)
     read = None if observed is None else read_observed(observed, run.steps)
-    seen = None if read is None else Observed.of(*read, run, window)
+    seen = None if read is None else Observed.of(*read, run, steps_seen)
     found = forecast(law, run, steps / run.steps, final.loss, deviation if known else _UNKNOWN, seen)
     lower, upper = final.skewed(found.loss, *found.interval(level)) if known else (np.nan * steps, np.nan * steps)
     table = pd.DataFrame(

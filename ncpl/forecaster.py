@@ -15,7 +15,7 @@ from calibration_ncpl import Calibration, forecast_columns
 from fields_ncpl import field_name, training_order
 from ncpl import checkpoint
 from ncpl.configs import as_configs, by_name, check_configs, one_config, places, vary
-from ncpl.errors import CheckpointError, as_path, short
+from ncpl.errors import CheckpointError, as_path, one_line, short
 from ncpl.grid import Grid, Rows, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
@@ -179,10 +179,10 @@ class Forecaster:
         return config
 
     def _known_columns(self, table: pd.DataFrame) -> pd.DataFrame:
-        known = [name for name in table.columns if field_name(str(name)) is not None]
-        aside = [str(name) for name in table.columns if name not in known]
+        known = [name for name in table.columns if isinstance(name, str) and field_name(name) is not None]
+        aside = [name if isinstance(name, str) else short(name) for name in table.columns if name not in known]
         if aside and self.strict and known:
-            self._tell([f"columns kept aside, which are no fields: {', '.join(aside)}"])
+            self._tell([f"columns kept aside, which are no fields: {one_line(', '.join(aside))}"])
             return table[known]
         return table
 
@@ -278,7 +278,7 @@ class Forecaster:
 
         check_level(level)
         base, fields = dict(by_name(self._completed(one_config(config)))), named_fields(bounds)
-        limits = search.Constraints.of(constraints)
+        limits, within = search.Constraints.of(constraints), search.check_within(within)
         axes, choices = search.axes_of(fields, limits.multiples)
         ends: dict[str, Sequence[Any]] = {axis.name: [axis.value(0), axis.value(1)] for axis in axes}
         held = search.resting(base, ends | choices, self._idle(Grid(base, ends | choices, self.strict).base))
@@ -337,12 +337,12 @@ class Forecaster:
         >>> bool(lab.predict({"source": "mine", "model size": 200, "data size": 8})["loss"].iloc[0] < 3.3)
         True
         """
-        from ncpl.own_runs import adapted, read_runs
+        from ncpl.own_runs import adapted, checked_eval, read_runs
 
-        rows = read_runs(runs, source, list((eval or {}).values()))
+        rows = read_runs(runs, source, list((further := checked_eval(eval)).values()))
         residuals = None if self.network is None else self.network.residuals
         law, calibration = adapted(self.law, self.calibration, rows, source, parent, residuals)
-        for name, column in (eval or {}).items():
+        for name, column in further.items():
             child = [{**row, "final_loss": row[column]} for row in rows if row.get(column) is not None]
             law, calibration = adapted(law, calibration, child, f"{source}/{name}", source, residuals)
         return type(self)(law, calibration, self.network, self.strict, self.folder)
@@ -424,7 +424,7 @@ class Forecaster:
         """
         from ncpl.suggest import check_budget, suggestions
 
-        check_budget(budget_flops)
+        budget_flops = check_budget(budget_flops)
         check_level(level)
         if self.calibration is None:
             raise ValueError("suggest: this checkpoint has no calibration, so no interval is known")

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,14 +10,11 @@ import numpy as np
 import pandas as pd
 
 from fields_ncpl import check_config, field_name, training_order
-from ncpl.configs import vary
+from ncpl.configs import MOST_ROWS, listed, vary
 from ncpl.errors import one_line, short
 
 MOST_COMBINATIONS = 10**10
 """Combinations of a grid, which is worked through in months; more are a slip."""
-MOST_ROWS = 5_000_000
-"""Combinations of a grid that is held in memory."""
-
 # What the number of training steps follows from.
 TOKENS = ("data size", "batch size", "seq len")
 
@@ -142,7 +139,7 @@ def named_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"fields: got {short(given)}, expected a mapping of at least one field")
     named: dict[str, Any] = {}
     for name, value in given.items():
-        known = field_name(name) or str(name)
+        known = field_name(name) or name
         if known in named:
             raise ValueError(f"{one_line(known, 60)}: given twice, the second time as {short(name)}")
         named[known] = value
@@ -150,11 +147,9 @@ def named_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(name: str, values: Any) -> list[Any]:
-    # numpy's array of no dimensions is an `Iterable` that cannot be iterated.
-    one = isinstance(values, str) or (isinstance(values, np.ndarray) and values.ndim == 0)
-    if one or not isinstance(values, Iterable):
+    several = listed(values, one_line(name, 60))
+    if several is None:
         raise ValueError(f"{one_line(name, 60)}: got {short(values)}, expected a list of values")
-    values = list(values)
-    if not values:
+    if not several:
         raise ValueError(f"{one_line(name, 60)}: got no values, expected at least one")
-    return values
+    return several

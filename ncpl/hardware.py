@@ -17,6 +17,7 @@ from typing import Any
 
 from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, known_seq_len
 from ncpl.errors import as_path, short
+from text_ncpl import as_number
 
 _FACTS = Path(__file__).with_name("hardware.toml")
 # Bytes a parameter of AdamW in mixed precision: fp32 weights and gradients, two fp32 moments (ZeRO, arXiv 1910.02054).
@@ -401,8 +402,7 @@ def cost(
     '9.72e+22 216,321 True'
     """
     hardware = hardware or read_hardware()
-    accelerator = hardware.find(gpu)
-    check_count(count)
+    accelerator, count = hardware.find(gpu), check_count(count)
     shape = shape_of(config)
     share = run_utilisation(accelerator, shape) if utilisation is None else check_utilisation(utilisation)
     flops = shape.flops_per_token() * float(config["data size"]) * 1e9
@@ -432,14 +432,17 @@ def energy_mwh(hours: float, accelerator: Accelerator, site: Site) -> float:
     return hours * accelerator.watts * site.load * (1 + site.host) * site.pue / 1e6
 
 
-def check_count(count: Any) -> None:
-    """Refuses what is no count of accelerators."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**7:
+def check_count(count: Any) -> int:
+    """A count of accelerators that is one."""
+    number = as_number(count)
+    if number is None or not 1 <= number <= 10**7 or number != int(number):
         raise ValueError(f"count: got {short(count)}, expected a whole number of accelerators, 1 to 10 million")
+    return int(number)
 
 
 def check_utilisation(utilisation: Any) -> float:
     """A utilisation that is one."""
-    if isinstance(utilisation, bool) or not isinstance(utilisation, int | float) or not 0 < utilisation <= 1:
+    number = as_number(utilisation)
+    if number is None or not 0 < number <= 1:
         raise ValueError(f"utilisation: got {short(utilisation)}, expected a share of the peak, above 0 and at most 1")
-    return float(utilisation)
+    return float(number)

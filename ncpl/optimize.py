@@ -13,8 +13,9 @@ import pandas as pd
 from scipy.optimize import differential_evolution, minimize_scalar
 
 from fields_ncpl import FIELDS, field_name, sequence_length
+from ncpl.configs import listed
 from ncpl.errors import one_line, short
-from text_ncpl import did_you_mean, parse_count, read_number
+from text_ncpl import as_number, did_you_mean, parse_count, read_number
 
 # More free fields than this need more forecasts than anyone waits for.
 FREE_FIELDS = 6
@@ -95,12 +96,12 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
             continue
         if known is None or known.kind in ("text", "flag"):
             raise ValueError(f"{shown}: not a number, expected a numeric field, or a list of choices")
-        try:
-            low, high = (float(limit) for limit in given)
-        except (ArithmeticError, TypeError, ValueError):
-            raise ValueError(f"{shown}: got {short(given)}, expected two finite numbers, the lower first") from None
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        pair = listed(given, shown) or []
+        read = [read_number(end) if isinstance(end, str) else as_number(end) for end in pair]
+        ends = [float(end) for end in read if end is not None and math.isfinite(end)]
+        if not len(ends) == len(read) == 2 or not ends[0] < ends[1]:
             raise ValueError(f"{shown}: got {short(given)}, expected two finite numbers, the lower first")
+        low, high = ends
         multiple = int(multiples.get(name, 1 if known.kind == "count" else 0))
         if multiple and math.ceil(low / multiple) > math.floor(high / multiple):
             raise ValueError(f"{name}: no multiple of {multiple} between {low:g} and {high:g}")
@@ -108,6 +109,18 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
     if len(bounds) > FREE_FIELDS:
         raise ValueError(f"fields: got {len(bounds)} to optimise, expected at most {FREE_FIELDS} at a time")
     return axes, choices
+
+
+def check_within(within: object) -> float:
+    """Nats over the lowest loss, checked.
+
+    >>> check_within(0.002)
+    0.002
+    """
+    number = as_number(within)
+    if number is None or not 0 <= number < math.inf:
+        raise ValueError(f"within: got {short(within)}, expected nats over the lowest loss, 0 or more")
+    return float(number)
 
 
 def resting(start: Mapping[str, Any], fields: Mapping[str, Sequence[Any]], idle: Collection[str]) -> Point:
@@ -163,10 +176,13 @@ class Constraints:
         {'batch size': 64}
         """
         limits, multiples = {"divergence": MOST_DIVERGENCE, "batch tokens": math.inf}, {}
-        for stated, value in (given or {}).items():
-            name = stated if stated in limits else (field_name(stated) or str(stated))
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"constraints: {name}: got {short(value)}, expected a number")
+        if not isinstance(given, Mapping | None):
+            raise ValueError(f"constraints: got {short(given)}, expected a mapping of their names to numbers")
+        for stated, asked in (given or {}).items():
+            name = stated if stated in limits else (field_name(stated) or stated)
+            value = as_number(asked)
+            if value is None or math.isnan(value):
+                raise ValueError(f"constraints: {one_line(name, 60)}: got {short(asked)}, expected a number")
             if name == "divergence" and not 0 < value <= 1:
                 raise ValueError(
                     f"constraints: divergence: got {short(value)}, expected a probability above 0, at most 1"
@@ -176,7 +192,7 @@ class Constraints:
             if name in limits:
                 limits[name] = float(value)
             elif name in FIELDS and FIELDS[name].kind == "count":
-                if value < 1 or value != int(value):
+                if not 1 <= value <= FIELDS[name].high or value != int(value):
                     raise ValueError(
                         f"constraints: {name}: got {short(value)}, expected the whole number it is a multiple of"
                     )

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fields_ncpl import FIELDS, check_config, field_name, training_order
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, with_earlier
 from ncpl.configs import as_configs
-from ncpl.errors import short
+from ncpl.errors import one_line, short
 from ncpl.logs.importer import import_runs, sizes_left_out
 from ncpl.trust import NO_METHOD, in_words, report
 from text_ncpl import warn_user
@@ -62,9 +63,11 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
         if loss is None or str(row.get("status", "")).lower() not in FINISHED:
             aside += 1
             continue
-        fields = {name: value for name, value in row.items() if field_name(str(name)) and value is not None}
+        texts = {name: value for name, value in row.items() if isinstance(name, str)}
+        fields = {name: value for name, value in texts.items() if field_name(name) and value is not None}
         known = {*fields, *LOSS_NAMES, *KEPT, *losses, "status", "source"}
-        unknown |= dict.fromkeys(str(name) for name in row if name not in known)
+        unknown |= dict.fromkeys(short(name) for name in row if name not in texts)
+        unknown |= dict.fromkeys(one_line(name, 60) for name in texts if name not in known)
         try:
             checked = check_config({**fields, "source": source}, strict=False)
             _check_units(checked)
@@ -83,6 +86,22 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
     return found
 
 
+def checked_eval(given: Any) -> dict[str, str]:
+    """Names of evaluation sets and the columns of their losses, checked.
+
+    Raises:
+        ValueError: no mapping of text to text.
+
+    >>> checked_eval({"c4": "loss on c4"}), checked_eval(None)
+    ({'c4': 'loss on c4'}, {})
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(part, str) and part for part in chain(*given.items())):
+        raise ValueError(f"eval: got {short(given)}, expected a mapping of evaluation sets' names to columns")
+    return dict(given)
+
+
 def _check_units(config: Mapping[str, Any]) -> None:
     """Plain parameters or tokens in the place of millions or billions of them would be believed."""
     for name in ("model size", "data size", "learning rate", "batch size"):
@@ -96,7 +115,7 @@ def _number(value: Any, i: int, name: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):
         raise ValueError(f"runs[{i}]: {name}: got {short(value)}, expected a loss in nats per token") from None
     if number <= 0:
         raise ValueError(f"runs[{i}]: {name}: got {number:g}, expected a loss in nats per token, above 0")
@@ -129,7 +148,7 @@ def adapted(
     known = law.adapted if isinstance(law, AdaptedLaw) else {}
     if source in law.sources:
         raise ValueError(f"source: {short(source)} is known to this checkpoint already; give your lab another name")
-    if parent is not None and parent not in known:
+    if not isinstance(parent, str | None) or (parent is not None and parent not in known):
         raise ValueError(f"parent: {short(parent)} was not adapted to, known: {', '.join(known) or 'none'}")
     if not runs:
         raise ValueError(f"runs: none of {short(source)} has a final_loss (nats per token), expected at least one")

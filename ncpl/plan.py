@@ -23,6 +23,7 @@ from ncpl.errors import short
 from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
 from ncpl.hardware import shape_of as model_shape
 from ncpl.plan_search import SHAPE_FIELDS, SIZES, TOKENS, Config, Losses, Run, Search, active_share, lowest_between
+from text_ncpl import as_number
 
 if TYPE_CHECKING:
     from ncpl.drawing import Picture
@@ -188,13 +189,22 @@ def plan(
     hardware = hardware or read_hardware()
     asked, base = base or {}, _checked_base(base or {}, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
-    given = {name: value for name, value in limits.items() if value is not None}
-    constraints = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
-    _check(given, constraints, inference_tokens, count)
-    accelerator = hardware.find(gpu)
+    given = {name: _above_0(name, value) for name, value in limits.items() if value is not None}
+    if len(given) != 1:
+        came = ", ".join(given) or "none"
+        raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
+    fixed = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
+    params, tokens_per_param, unique_tokens = (
+        None if value is None else _above_0(name, value) for name, value in fixed.items()
+    )
+    _check_params(params, tokens_per_param)
+    served = as_number(inference_tokens)
+    if served is None or not 0 <= served < LARGEST:
+        raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")
+    accelerator, count = hardware.find(gpu), check_count(count)
     warmups = (envelope or {}).get(str(base["source"]), {}).get("warmup")
     rates = _flops_per_token(base)
-    search = Search(losses, base, rates, params, tokens_per_param, unique_tokens, inference_tokens, warmups)
+    search = Search(losses, base, rates, params, tokens_per_param, unique_tokens, served, warmups)
     unit, value = next(iter(given.items()))
     if unit in ("gpu_hours", "cost", "days"):
         hours = value * {"gpu_hours": 1, "cost": 1 / accelerator.price_usd_h, "days": 24 * count}[unit]
@@ -254,26 +264,21 @@ LARGEST = 1e300
 """Of a budget or constraint: what it is multiplied with leaves the range of a float."""
 
 
-def _check(given: Mapping[str, Any], constraints: Mapping[str, Any], served: object, count: int) -> None:
-    if len(given) != 1:
-        came = ", ".join(given) or "none"
-        raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
-    for name, value in {**given, **constraints}.items():
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        # A whole number may be larger than any float.
-        if value is not None and not (numeric and 0 < value < LARGEST):
-            raise ValueError(f"{name}: got {short(value)}, expected a number above 0")
-    if constraints["params"] is not None and constraints["tokens_per_param"] is not None:
+def _above_0(name: str, value: object) -> float:
+    number = as_number(value)
+    if number is None or not 0 < number < LARGEST:
+        raise ValueError(f"{name}: got {short(value)}, expected a number above 0")
+    return float(number)
+
+
+def _check_params(params: float | None, tokens_per_param: float | None) -> None:
+    if params is not None and tokens_per_param is not None:
         raise ValueError(
             "tokens_per_param: given with params, which together leave a budget nothing to decide; give one of them, "
             "or ask cost what the run costs"
         )
-    params = constraints["params"]
     if params is not None and not SIZES[0] <= params <= SIZES[1]:
         raise ValueError(f"params: got {params:g}, expected {SIZES[0]:g} to {SIZES[1]:g} non-embedding parameters")
-    check_count(count)
-    if not (isinstance(served, int | float) and 0 <= served < LARGEST):
-        raise ValueError(f"inference_tokens: got {short(served)}, expected a number of tokens, at least 0")
 
 
 def _checked_base(base: Config, strict: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from adapted_ncpl import flops
 from calibration_ncpl import Calibration
-from text_ncpl import short
+from text_ncpl import as_number, short
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,19 @@ def choose(
     return steps
 
 
-def check_budget(budget: float) -> None:
-    """Raises a ValueError where a budget is no positive number of FLOPs.
+def check_budget(budget: object) -> float:
+    """A budget in FLOPs, checked.
 
-    >>> check_budget(1e20)
+    Raises:
+        ValueError: no positive number.
+
+    >>> check_budget(10**20)
+    1e+20
     """
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+    number = as_number(budget)
+    if number is None or not 0 < number < math.inf:
         raise ValueError(f"budget_flops: got {short(budget)}, expected FLOPs (6ND) above 0, such as 1e20")
+    return float(number)
 
 
 def suggestions(

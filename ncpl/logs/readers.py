@@ -7,6 +7,7 @@ read in bounded memory.
 import functools
 import itertools
 import json
+import os
 import re
 import sqlite3
 from collections import Counter
@@ -40,8 +41,13 @@ def read_runs(path: str | Path) -> Iterator[Logged]:
                 logged.origin = STANDARD_INPUT
                 yield logged
         return
-    if Path(path).is_dir():
-        yield from _folder(Path(path))
+    # `Path.is_dir` raises where a name is longer than a file's may be.
+    if os.path.isdir(path):  # noqa: PTH112
+        try:
+            yield from _folder(Path(path))
+        except OSError as error:
+            at = one_line(error.filename or path, 150)
+            raise ValueError(f"{at}: cannot be read ({error.strerror or error})") from None
         return
     kind = kind_of(path)
     if kind == "sqlite":

@@ -405,10 +405,17 @@ def _facts_of(
 def _assign(facts: Facts, assigned: Mapping[str, Any]) -> None:
     """What the user adds, in place: fields of the registry, or quantities such as `devices`."""
     for name, value in assigned.items():
-        if field_name(name) is None and name in QUANTITIES:
+        known = field_name(name)
+        if known is None and name in QUANTITIES:
             facts[name] = number_of(value, name in COUNTED) if name not in TEXTS else value
+            accepted = None if facts[name] is not None else "a number"
         else:
-            _set_field(facts, field_name(name) or name, value)
+            field = FIELDS.get(known or name)
+            numeric = field is not None and field.kind in ("number", "count") and not isinstance(value, list)
+            accepted = None if field is None or not numeric or number_of(value, True) is not None else field.accepted
+            _set_field(facts, known or name, value)
+        if accepted is not None:
+            raise ValueError(f"{one_line(name, 60)}: got {short(value)}, expected {accepted}")
 
 
 def _derived(facts: Facts, told: dict[str, str], defaulted: Iterable[str], reading: Reading) -> Translation:

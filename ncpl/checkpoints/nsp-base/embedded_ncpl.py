@@ -4,6 +4,7 @@ A package announces them: it puts its folders into `EMBEDDED` when it is importe
 in its entry points of the group `ncpl.checkpoints`. A frozen copy of this file beside a checkpoint works without any.
 """
 
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,8 @@ def resolve(name: Any) -> Any:
     >>> resolve("owner/repository")
     'owner/repository'
     """
-    if not isinstance(name, str) or "/" in name or Path(name).exists():
+    # `Path.exists` raises where a name is longer than a file's may be.
+    if not isinstance(name, str) or "/" in name or os.path.exists(name):  # noqa: PTH110
         return name
     if name not in EMBEDDED:
         for package in entry_points(group="ncpl.checkpoints"):

@@ -8,19 +8,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from difflib import get_close_matches
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 
 try:
     from .names_ncpl import WITHOUT_DECAY, optimizer_name, schedule_name, shape_name
-    from .text_ncpl import one_line, parse_count, read_number, short, warn_user
+    from .text_ncpl import as_number, one_line, parse_count, read_number, short, warn_user
 except ImportError:
     from names_ncpl import WITHOUT_DECAY, optimizer_name, schedule_name, shape_name
-    from text_ncpl import one_line, parse_count, read_number, short, warn_user
+    from text_ncpl import as_number, one_line, parse_count, read_number, short, warn_user
 
 Config = Mapping[str, Any]
 
@@ -256,7 +254,7 @@ MOST_TEXT = 200  # characters of a text value
 
 
 def _plain(name: str) -> str:
-    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 _NAMES = {_plain(alias): f.name for f in FIELDS.values() for alias in (f.name, *f.aliases)}
@@ -268,6 +266,8 @@ def field_name(name: str) -> str | None:
     >>> field_name("Learning_Rate"), field_name("lr"), field_name("colour")
     ('learning rate', 'learning rate', None)
     """
+    if not isinstance(name, str):
+        raise ValueError(f"field: got {short(name)} as a name, expected text")
     return _NAMES.get(_plain(name))
 
 
@@ -300,7 +300,7 @@ def _check_config(config: Config, strict: bool) -> dict[str, Any]:
         if name is None:
             if strict:
                 raise ValueError(unknown_field(given))
-            checked[str(given)] = value
+            checked[given] = value
             continue
         if name in checked:
             raise ValueError(f"{name}: given twice, the second time as {short(given)}")
@@ -342,13 +342,13 @@ _OTHERS = {
 }
 
 
-def unknown_field(given: object) -> str:
+def unknown_field(given: str) -> str:
     """The message about a name that is no field: the nearest field if one is near, never one of another quantity.
 
     >>> unknown_field("learning rat")[:65]
     "learning rat: not a known field, did you mean 'learning rate'? kn"
     """
-    plain = _plain(str(given))
+    plain = _plain(given)
     near = get_close_matches(plain, _NAMES, 1, 0.8)
     hint = f"did you mean {_NAMES[near[0]]!r}? " if near else ""
     if plain in _OTHERS:
@@ -432,13 +432,8 @@ def _number(field: Field, value: Any, refused: str) -> int | float:
             # "302M" counts parameters or tokens themselves.
             number = float(f"{counted / unit:.12g}")
             number = int(number) if number.is_integer() else number
-    elif isinstance(value, Real | Decimal) and not isinstance(value, bool):
-        try:
-            number = value if isinstance(value, int) else float(value)
-            float(number)
-        except (ArithmeticError, ValueError):
-            # A whole number, fraction or decimal that no float holds.
-            number = None
+    else:
+        number = as_number(value)
     if number is None or not math.isfinite(number):
         raise ValueError(refused)
     return number
