@@ -404,6 +404,9 @@ def _check_text(field: Field, value: Any, refused: str, strict: bool) -> Any:
         if word not in ("true", "false", "0", "1", "0.0", "1.0"):
             raise ValueError(refused)
         return word in ("true", "1", "1.0")
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, str | int | float | list | tuple | Mapping):
+        raise ValueError(refused)
     if isinstance(value, str):
         if len(value) > MOST_TEXT:
             raise ValueError(f"{field.name}: got {len(value)} characters, expected at most {MOST_TEXT} ({field.unit})")

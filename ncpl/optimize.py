@@ -90,9 +90,9 @@ def axes_of(bounds: Mapping[str, Any], multiples: Mapping[str, Any]) -> tuple[li
             and not isinstance(given, str | tuple)
             and (len(given) != 2 or known is None or known.kind in ("text", "flag"))
         ):
-            if not given:
+            choices[name] = listed(given, shown) or []
+            if not choices[name]:
                 raise ValueError(f"{shown}: got no choices, expected a list of values")
-            choices[name] = list(given)
             continue
         if known is None or known.kind in ("text", "flag"):
             raise ValueError(f"{shown}: not a number, expected a numeric field, or a list of choices")
@@ -210,7 +210,7 @@ class Constraints:
         over = np.maximum(np.nan_to_num(divergence) - self.divergence, 0)
         if math.isfinite(self.batch_tokens):
             tokens = np.array([float(config["batch size"]) * sequence_length(config) for config in configs])
-            over = over + np.maximum(np.log(tokens / self.batch_tokens), 0)
+            over = over + np.maximum(np.log(tokens) - math.log(self.batch_tokens), 0)
         return over
 
 

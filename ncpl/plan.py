@@ -189,23 +189,12 @@ def plan(
     hardware = hardware or read_hardware()
     asked, base = base or {}, _checked_base(base or {}, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
-    given = {name: _above_0(name, value) for name, value in limits.items() if value is not None}
-    if len(given) != 1:
-        came = ", ".join(given) or "none"
-        raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
-    fixed = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
-    params, tokens_per_param, unique_tokens = (
-        None if value is None else _above_0(name, value) for name, value in fixed.items()
-    )
-    _check_params(params, tokens_per_param)
-    served = as_number(inference_tokens)
-    if served is None or not 0 <= served < LARGEST:
-        raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")
+    constraints = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
+    unit, value = _budget(limits)
+    fixed = _fixed(constraints, inference_tokens)
     accelerator, count = hardware.find(gpu), check_count(count)
     warmups = (envelope or {}).get(str(base["source"]), {}).get("warmup")
-    rates = _flops_per_token(base)
-    search = Search(losses, base, rates, params, tokens_per_param, unique_tokens, served, warmups)
-    unit, value = next(iter(given.items()))
+    search = Search(losses, base, _flops_per_token(base), **fixed, warmups=warmups)
     if unit in ("gpu_hours", "cost", "days"):
         hours = value * {"gpu_hours": 1, "cost": 1 / accelerator.price_usd_h, "days": 24 * count}[unit]
         search, budget = replace(search, per_token=_hours_per_token(base, accelerator, utilisation)), hours
@@ -271,14 +260,31 @@ def _above_0(name: str, value: object) -> float:
     return float(number)
 
 
-def _check_params(params: float | None, tokens_per_param: float | None) -> None:
-    if params is not None and tokens_per_param is not None:
+def _budget(limits: Mapping[str, Any]) -> tuple[str, float]:
+    """The one limit that is given, and its value."""
+    given = {name: value for name, value in limits.items() if value is not None}
+    if len(given) != 1:
+        came = ", ".join(given) or "none"
+        raise ValueError(f"budget: got {came}, expected exactly one of flops, gpu_hours, cost, days and target_loss")
+    ((name, value),) = given.items()
+    return name, _above_0(name, value)
+
+
+def _fixed(constraints: Mapping[str, Any], inference_tokens: object) -> dict[str, Any]:
+    """What holds whatever the budget, checked."""
+    fixed = {name: None if value is None else _above_0(name, value) for name, value in constraints.items()}
+    params = fixed["params"]
+    if params is not None and fixed["tokens_per_param"] is not None:
         raise ValueError(
             "tokens_per_param: given with params, which together leave a budget nothing to decide; give one of them, "
             "or ask cost what the run costs"
         )
     if params is not None and not SIZES[0] <= params <= SIZES[1]:
         raise ValueError(f"params: got {params:g}, expected {SIZES[0]:g} to {SIZES[1]:g} non-embedding parameters")
+    served = as_number(inference_tokens)
+    if served is None or not 0 <= served < LARGEST:
+        raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")
+    return {**fixed, "inference_tokens": float(served)}
 
 
 def _checked_base(base: Config, strict: bool) -> dict[str, Any]:

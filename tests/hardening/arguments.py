@@ -184,158 +184,176 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 
 
+Call = tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]
+"""A callable, right arguments by name, and those that are tried beside them."""
+
+
+def forecasts(folder: Path, forecaster: Forecaster, lab: Forecaster) -> dict[str, Call]:
+    """Name -> call, of what forecasts."""
+    comparison = forecaster.compare(ADAMW, ADAMW)
+    steps = {"step": [400, 500], "loss": [4.0, 3.9]}
+    return {
+        "from_pretrained": (Forecaster.from_pretrained, {"path_or_repo": None}, ()),
+        "save_pretrained": (forecaster.save_pretrained, {"folder": folder / "saved"}, ()),
+        "predict": (forecaster.predict, {"configs": ADAMW, "level": 0.9}, ()),
+        "lab predict": (lab.predict, {"configs": {**ADAMW, "source": "mine"}}, ()),
+        "sweep": (forecaster.sweep, {"config": ADAMW, "grid": {"learning rate": [1e-3]}, "level": 0.9}, ()),
+        "sweep values": (lambda v: forecaster.sweep(ADAMW, {"learning rate": v}), {"v": [1e-3]}, ()),
+        "sweep value": (lambda v: forecaster.sweep(ADAMW, {"learning rate": [1e-3, v]}), {"v": 2e-3}, ()),
+        "compare": (forecaster.compare, {"config_a": ADAMW, "config_b": ADAMW, "level": 0.9}, ()),
+        "comparison plot": (comparison.plot, {"names": ("A", "B")}, ()),
+        "cost": (forecaster.cost, {"config": ADAMW, "gpu": "h100", "count": 8}, ("utilisation", "hardware")),
+        "benchmarks": (forecaster.benchmarks, {"models": MODEL, "level": 0.9}, ("like", "model")),
+        "benchmarks configuration": (forecaster.benchmarks, {"models": ADAMW}, ("like", "level", "model")),
+        "curve": (forecaster.curve, {"config": ADAMW, "points": 3, "level": 0.9}, ("observed", "window")),
+        "curve steps": (lambda v: forecaster.curve(ADAMW, 3, {**steps, "step": v}), {"v": [400, 500]}, ()),
+        "curve losses": (lambda v: forecaster.curve(ADAMW, 3, {**steps, "loss": v}), {"v": [9, 8.9]}, ()),
+        "curve loss": (lambda v: forecaster.curve(ADAMW, 3, {**steps, "loss": [9, v]}), {"v": 8.9}, ()),
+        "curve step": (lambda v: forecaster.curve(ADAMW, 3, {**steps, "step": [4, v]}), {"v": 5}, ()),
+        "curve window": (lambda v: forecaster.curve(ADAMW, 3, steps, window=v), {"v": 1}, ()),
+        "curve plot": (forecaster.curve(ADAMW, 3).plot, {"observed": None}, ()),
+        "forecast_final": (
+            forecast_final,
+            {"config": ADAMW, "steps": [400, 500], "losses": [4.0, 3.9], "level": 0.9, "window": 1},
+            ("forecaster",),
+        ),
+        "ForecastCallback": (ForecastCallback, {"config": ADAMW}, ("forecaster", "level")),
+    }
+
+
+def searches(forecaster: Forecaster) -> dict[str, Call]:
+    """Name -> call, of what searches. A search takes a good part of a second."""
+    bounds = {"learning rate": (1e-3, 2e-3), "batch size": (64, 128)}
+    planned = forecaster.plan(flops=1e20)
+
+    def within(limits: Any) -> Any:
+        return forecaster.optimize(ADAMW, bounds, constraints=limits)
+
+    return {
+        "optimize": (
+            forecaster.optimize,
+            {"config": ADAMW, "bounds": {"learning rate": (1e-3, 2e-3)}, "level": 0.9},
+            ("constraints", "within"),
+        ),
+        "optimize bounds": (lambda v: forecaster.optimize(ADAMW, {"learning rate": v}), {"v": (1e-3, 2e-3)}, ()),
+        "optimize bound": (lambda v: forecaster.optimize(ADAMW, {"learning rate": (1e-3, v)}), {"v": 2e-3}, ()),
+        "optimize choices": (lambda v: forecaster.optimize(ADAMW, {"optimizer": v}), {"v": ["muon", "lion"]}, ()),
+        "optimize choice": (lambda v: forecaster.optimize(ADAMW, {"optimizer": ["muon", v]}), {"v": "lion"}, ()),
+        "optimize divergence": (lambda v: within({"divergence": v}), {"v": 0.5}, ()),
+        "optimize batch tokens": (lambda v: within({"batch tokens": v}), {"v": 1e6}, ()),
+        "optimize batch size": (lambda v: within({"batch size": v}), {"v": 8}, ()),
+        "plan": (
+            forecaster.plan,
+            {"flops": 1e20},
+            (
+                *("base", "gpu", "count", "hardware", "level", "utilisation", "params", "tokens_per_param"),
+                *("optimizers", "inference_tokens", "unique_tokens"),
+            ),
+        ),
+        "plan gpu_hours": (forecaster.plan, {"gpu_hours": 1e3}, ()),
+        "plan cost": (forecaster.plan, {"cost": 1e4}, ()),
+        "plan days": (forecaster.plan, {"days": 3}, ()),
+        "plan target_loss": (forecaster.plan, {"target_loss": 3.0}, ()),
+        "plan optimizer": (lambda v: forecaster.plan(flops=1e20, optimizers=["adamw", v]), {"v": "muon"}, ()),
+        "plan scores": (planned.scores, {"like": None, "level": 0.9}, ()),
+        "plan to_dict": (planned.to_dict, {"curves": False}, ()),
+    }
+
+
+def of_runs(folder: Path, forecaster: Forecaster) -> dict[str, Call]:
+    """Name -> call, of what reads a lab's own runs."""
+    file = folder / "runs.csv"
+    file.write_text("name,model size,data size,final_loss\na,50,1,3.8\nb,100,2,3.4\nc,100,4,3.3\n")
+
+    def changed(**changes: Any) -> Any:
+        return forecaster.adapt([{**row, **changes} for row in RUNS], "mine")
+
+    def evaluated(column: Any) -> Any:
+        return forecaster.adapt([{**row, "c4": 3.0} for row in RUNS], "mine", eval={"c4": column})
+
+    return {
+        "import_runs": (import_runs, {"path": file, "map": None, "eval": None}, ()),
+        "import_runs map": (lambda v: import_runs(file, map={"model size": v}), {"v": "model size"}, ()),
+        "adapt": (forecaster.adapt, {"runs": RUNS, "source": "mine"}, ("parent", "eval")),
+        "adapt loss": (lambda v: changed(final_loss=v), {"v": 3.0}, ()),
+        "adapt field": (lambda v: changed(optimizer=v), {"v": "adamw"}, ()),
+        "adapt status": (lambda v: changed(status=v), {"v": "finished"}, ()),
+        "adapt size": (lambda v: forecaster.adapt([*RUNS, {**RUNS[0], "model size": v}], "mine"), {"v": 70}, ()),
+        "adapt eval": (evaluated, {"column": "c4"}, ()),
+        "suggest": (
+            forecaster.suggest,
+            {"candidates": [ADAMW, {**ADAMW, "model size": 200}], "budget_flops": 1e20, "target": ADAMW},
+            ("level",),
+        ),
+    }
+
+
+def of_networks(folder: Path) -> dict[str, Call]:
+    """Name -> call, of what a network forecasts."""
+    save_tiny(folder / "tiny")
+    forecaster = Forecaster.from_pretrained(folder / "tiny")
+    assert forecaster.network is not None
+    processor = forecaster.network.processor
+    pipeline = ScalingForecastPipeline(model=forecaster.network.model, processor=processor)
+    several = {"configs": [ADAMW, ADAMW], "final_loss": [3.0, 3.0], "steps": [[1], [2]], "curve": [[4.0], [4.0]]}
+    return {
+        "network predict": (forecaster.predict, {"configs": ADAMW}, ()),
+        "network sweep value": (lambda v: forecaster.sweep(ADAMW, {"learning rate": [1e-3, v]}), {"v": 2e-3}, ()),
+        "processor": (processor, {"configs": ADAMW}, ("final_loss", "steps", "curve", "return_tensors")),
+        "processor batch": (processor, several, ()),
+        "processor loss": (lambda v: processor([ADAMW], [v]), {"v": 3.0}, ()),
+        "processor step": (lambda v: processor(ADAMW, steps=[v]), {"v": 3}, ()),
+        "pipeline": (pipeline, {"inputs": ADAMW}, ("level", "batch_size")),
+    }
+
+
+def of_scores() -> dict[str, Call]:
+    """Name -> call, of what forecasts benchmark scores."""
+    nsp = load_predictor("nsp-base")
+    ensemble = NSPEnsemble.from_members([nsp, nsp]).eval()
+    fields: dict[str, Any] = {
+        "params": 7e9,
+        "tokens": 2e12,
+        "flops": None,
+        "domain": "code",
+        "moe": True,
+        "like": None,
+        "name": "x",
+    }
+    fields |= {"scores": {"hellaswag": 0.8}, "siblings": [{**MODEL, "hellaswag": 0.8}], "hellaswag": 0.8}
+    return {
+        "NSP": (nsp, {"features": MODEL}, ()),
+        "NSP ensemble": (ensemble, {"features": MODEL}, ()),
+        "NSP extractor": (nsp.extractor, {"models": MODEL}, ("return_tensors",)),
+        "NSP interval": (partial(nsp.interval, nsp(MODEL)), {"level": 0.9}, ()),
+        "NSP ensemble of": (NSPEnsemble.from_members, {"members": [nsp], "weights": [1.0]}, ()),
+        "NSP config": (lambda v: nsp({"config": v, "tokens": 2e12}), {"v": {"model_type": "gpt2"}}, ()),
+        "NSP config kind": (lambda v: nsp({"config": {"model_type": v}, "tokens": 2e12}), {"v": "gpt2"}, ()),
+        "NSP load": (NSPModel.from_pretrained, {"pretrained_model_name_or_path": "nsp-base"}, ()),
+        **{
+            f"NSP {name}": (lambda v, name=name: nsp({**MODEL, name: v}), {"v": good}, ())
+            for name, good in fields.items()
+        },
+    }
+
+
 class Matrix:
     """Calls that are right, and which of their arguments are tried."""
 
     def __init__(self, folder: Path) -> None:
-        save_tiny(folder / "tiny")
-        (folder / "runs.csv").write_text("name,model size,data size,final_loss\na,50,1,3.8\nb,100,2,3.4\nc,100,4,3.3\n")
         forecaster = Forecaster.from_pretrained()
-        network = Forecaster.from_pretrained(folder / "tiny")
-        lab = forecaster.adapt(RUNS, source="mine")
-        assert network.network is not None
-        model, processor = network.network.model, network.network.processor
-        pipeline = ScalingForecastPipeline(model=model, processor=processor)
-        nsp = load_predictor("nsp-base")
-        ensemble = NSPEnsemble.from_members([nsp, nsp]).eval()
-        output = nsp(MODEL)
-        curve, swept = forecaster.curve(ADAMW, 3), {"learning rate": [1e-3, 2e-3]}
-        planned = forecaster.plan(flops=1e20)
-        # Name -> the callable, right arguments by name, and those that are tried beside them.
-        self.calls: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] = {
-            "from_pretrained": (Forecaster.from_pretrained, {"path_or_repo": None}, ()),
-            "save_pretrained": (forecaster.save_pretrained, {"folder": folder / "saved"}, ()),
-            "predict": (forecaster.predict, {"configs": ADAMW, "level": 0.9}, ()),
-            "network predict": (network.predict, {"configs": ADAMW}, ()),
-            "lab predict": (lab.predict, {"configs": {**ADAMW, "source": "mine"}}, ()),
-            "sweep": (forecaster.sweep, {"config": ADAMW, "grid": swept, "level": 0.9}, ()),
-            "sweep values": (lambda v: forecaster.sweep(ADAMW, {"learning rate": v}), {"v": [1e-3]}, ()),
-            "sweep value": (lambda v: forecaster.sweep(ADAMW, {"learning rate": [1e-3, v]}), {"v": 2e-3}, ()),
-            "network sweep value": (lambda v: network.sweep(ADAMW, {"learning rate": [1e-3, v]}), {"v": 2e-3}, ()),
-            "optimize": (
-                forecaster.optimize,
-                {"config": ADAMW, "bounds": {"learning rate": (1e-3, 2e-3)}, "level": 0.9},
-                ("constraints", "within"),
-            ),
-            "optimize bounds": (lambda v: forecaster.optimize(ADAMW, {"learning rate": v}), {"v": (1e-3, 2e-3)}, ()),
-            "optimize bound": (lambda v: forecaster.optimize(ADAMW, {"learning rate": (1e-3, v)}), {"v": 2e-3}, ()),
-            "optimize choice": (lambda v: forecaster.optimize(ADAMW, {"optimizer": ["muon", v]}), {"v": "lion"}, ()),
-            **{
-                f"optimize {name}": (
-                    lambda v, name=name: forecaster.optimize(
-                        ADAMW, {"learning rate": (1e-3, 2e-3), "batch size": (64, 128)}, constraints={name: v}
-                    ),
-                    {"v": good},
-                    (),
-                )
-                for name, good in (("divergence", 0.5), ("batch tokens", 1e6), ("batch size", 8))
-            },
-            "adapt": (forecaster.adapt, {"runs": RUNS, "source": "mine"}, ("parent", "eval")),
-            "adapt loss": (
-                lambda v: forecaster.adapt([{**row, "final_loss": v} for row in RUNS], "mine"),
-                {"v": 3.0},
-                (),
-            ),
-            "adapt field": (
-                lambda v: forecaster.adapt([*RUNS, {"model size": v, "data size": 1, "final_loss": 3}], "mine"),
-                {"v": 70},
-                (),
-            ),
-            "adapt eval": (
-                lambda v: forecaster.adapt([{**row, "c4": 3.0} for row in RUNS], "mine", eval={"c4": v}),
-                {"v": "c4"},
-                (),
-            ),
-            "compare": (
-                forecaster.compare,
-                {"config_a": ADAMW, "config_b": {**ADAMW, "optimizer": "muon"}, "level": 0.9},
-                (),
-            ),
-            "suggest": (
-                forecaster.suggest,
-                {"candidates": [ADAMW, {**ADAMW, "model size": 200}], "budget_flops": 1e20, "target": ADAMW},
-                ("level",),
-            ),
-            "plan": (
-                forecaster.plan,
-                {"flops": 1e20},
-                (
-                    *("base", "gpu", "count", "hardware", "level", "utilisation", "params", "tokens_per_param"),
-                    *("optimizers", "inference_tokens", "unique_tokens"),
-                ),
-            ),
-            **{
-                f"plan {name}": (forecaster.plan, {name: good}, ())
-                for name, good in (("gpu_hours", 1e3), ("cost", 1e4), ("days", 3), ("target_loss", 3.0))
-            },
-            "plan optimizer": (lambda v: forecaster.plan(flops=1e20, optimizers=["adamw", v]), {"v": "muon"}, ()),
-            "plan scores": (planned.scores, {"like": None, "level": 0.9}, ()),
-            "plan to_dict": (planned.to_dict, {"curves": False}, ()),
-            "cost": (forecaster.cost, {"config": ADAMW, "gpu": "h100", "count": 8}, ("utilisation", "hardware")),
-            "benchmarks": (forecaster.benchmarks, {"models": MODEL, "level": 0.9}, ("like", "model")),
-            "benchmarks configuration": (forecaster.benchmarks, {"models": ADAMW}, ("like", "level", "model")),
-            "curve": (forecaster.curve, {"config": ADAMW, "points": 3, "level": 0.9, "window": 1}, ("observed",)),
-            "curve steps": (lambda v: forecaster.curve(ADAMW, 3, {"step": v, "loss": [4, 3.9]}), {"v": [400, 500]}, ()),
-            "curve losses": (lambda v: forecaster.curve(ADAMW, 3, {"step": [4, 5], "loss": v}), {"v": [9, 8.9]}, ()),
-            "curve loss": (lambda v: forecaster.curve(ADAMW, 3, {"step": [4, 5], "loss": [9, v]}), {"v": 8.9}, ()),
-            "curve step": (lambda v: forecaster.curve(ADAMW, 3, {"step": [4, v], "loss": [9, 8]}), {"v": 5}, ()),
-            "curve window": (
-                lambda v: forecaster.curve(ADAMW, 3, {"step": [4, 5], "loss": [9, 8.9]}, window=v),
-                {"v": 1},
-                (),
-            ),
-            "curve plot": (curve.plot, {"observed": None}, ()),
-            "comparison plot": (
-                lambda v: forecaster.compare(ADAMW, ADAMW).plot(v),
-                {"v": ("A", "B")},
-                (),
-            ),
-            "import_runs": (import_runs, {"path": folder / "runs.csv", "map": None, "eval": None}, ()),
-            "import_runs map": (
-                lambda v: import_runs(folder / "runs.csv", map={"model size": v}),
-                {"v": "model size"},
-                (),
-            ),
-            "forecast_final": (
-                forecast_final,
-                {"config": ADAMW, "steps": [400, 500], "losses": [4.0, 3.9], "level": 0.9, "window": 1},
-                ("forecaster",),
-            ),
-            "ForecastCallback": (ForecastCallback, {"config": ADAMW}, ("forecaster", "level")),
-            "processor": (processor, {"configs": ADAMW}, ("final_loss", "steps", "curve", "return_tensors")),
-            "processor batch": (
-                processor,
-                {"configs": [ADAMW, ADAMW], "final_loss": [3.0, 3.0], "steps": [[1], [2]], "curve": [[4.0], [4.0]]},
-                (),
-            ),
-            "processor loss": (lambda v: processor([ADAMW], [v]), {"v": 3.0}, ()),
-            "processor step": (lambda v: processor(ADAMW, steps=[v]), {"v": 3}, ()),
-            "pipeline": (pipeline, {"inputs": ADAMW}, ("level", "batch_size")),
-            "NSP": (nsp, {"features": MODEL}, ()),
-            "NSP ensemble": (ensemble, {"features": MODEL}, ()),
-            "NSP extractor": (nsp.extractor, {"models": MODEL}, ("return_tensors",)),
-            "NSP interval": (nsp.interval, {"output": output, "level": 0.9}, ()),
-            "NSP ensemble of": (NSPEnsemble.from_members, {"members": [nsp], "weights": [1.0]}, ()),
-            **{
-                f"NSP {name}": (lambda v, name=name: nsp({**MODEL, name: v}), {"v": good}, ())
-                for name, good in (
-                    *(("params", 7e9), ("tokens", 2e12), ("flops", None), ("domain", "code"), ("moe", True)),
-                    *(("like", None), ("scores", {"hellaswag": 0.8}), ("siblings", [{**MODEL, "hellaswag": 0.8}])),
-                    *(("name", "x"), ("hellaswag", 0.8)),
-                )
-            },
-            "NSP config": (lambda v: nsp({"config": v, "tokens": 2e12}), {"v": {"model_type": "gpt2"}}, ()),
-            "NSP config kind": (lambda v: nsp({"config": {"model_type": v}, "tokens": 2e12}), {"v": "gpt2"}, ()),
-            **{
-                f"{kind.__name__} from_pretrained": (kind.from_pretrained, {"pretrained_model_name_or_path": name}, ())
-                for kind, name in ((NSPModel, "nsp-base"), (type(nsp.extractor), "nsp-base"))
-            },
+        self.calls = {
+            **forecasts(folder, forecaster, forecaster.adapt(RUNS, source="mine")),
+            **of_runs(folder, forecaster),
+            **of_networks(folder),
+            **of_scores(),
+            **searches(forecaster),
         }
 
-    def cells(self, only: str | None = None) -> Iterator[tuple[str, str, str]]:
+    def cells(self, only: str = "") -> Iterator[tuple[str, str, str]]:
         """The call, the argument and the value of each case."""
         for name, (_, good, more) in self.calls.items():
-            if only in (None, name):
+            if name.startswith(only):
                 for argument in (*good, *more):
                     for value in VALUES:
                         yield name, argument, value
@@ -349,7 +367,7 @@ class Matrix:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="one call")
+    parser.add_argument("--only", default="", help="calls that begin so")
     given = parser.parse_args()
     # What takes all memory fails alone.
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
