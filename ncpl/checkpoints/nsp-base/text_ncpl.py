@@ -4,7 +4,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from decimal import Decimal
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 # How people write counts of parameters and tokens: "302M", "7B", "15T".
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -97,6 +99,21 @@ def read_scalar(text: str) -> bool | int | float | str:
     return text if number is None else number
 
 
+def as_number(value: object) -> int | float | None:
+    """A number as Python's own int or float, whatever its type; None where it is none, or more than a float holds.
+
+    >>> as_number(3), as_number(0.5), as_number("3"), as_number(True), as_number(10**400)
+    (3, 0.5, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return None
+    try:
+        number = float(value)
+        return int(value) if isinstance(value, Integral) else number
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+
+
 def parse_count(text: str) -> float | None:
     """A count with a suffix as a plain number; None where it is none.
 
@@ -125,9 +142,10 @@ def check_level(level: object) -> float:
     >>> check_level(0.9)
     0.9
     """
-    if isinstance(level, bool) or not isinstance(level, int | float) or not LEAST_LEVEL <= level <= MOST_LEVEL:
+    number = as_number(level)
+    if number is None or not LEAST_LEVEL <= number <= MOST_LEVEL:
         raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
-    return float(level)
+    return float(number)
 
 
 def parse_level(text: str) -> float:
