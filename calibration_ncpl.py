@@ -10,14 +10,14 @@ import numpy as np
 
 try:
     from .adapted_ncpl import AdaptedLaw
-    from .fields_ncpl import sequence_length
+    from .fields_ncpl import FIELDS, sequence_length
     from .forms_ncpl import REFERENCE
     from .laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
     from .residual_ncpl import COORDINATES
     from .text_ncpl import check_level
 except ImportError:
     from adapted_ncpl import AdaptedLaw
-    from fields_ncpl import sequence_length
+    from fields_ncpl import FIELDS, sequence_length
     from forms_ncpl import REFERENCE
     from laws_ncpl import ConfigurationLaw, Evaluation, law_from_dict
     from residual_ncpl import COORDINATES
@@ -302,7 +302,9 @@ class Calibration:
                     value = config["batch size"] * sequence_length(config)
                 if value is None or float(value) <= 0:
                     continue
-                distance = max(math.log(low / float(value)), math.log(float(value) / high), 0.0)
+                # Towards a value of 0, which has no logarithm and counts as inside, nothing lies outside.
+                below = 0.0 if name in FIELDS and FIELDS[name].zero else math.log(low / float(value))
+                distance = max(below, math.log(float(value) / high), 0.0)
                 if distance > 1e-6:
                     far["batch size" if name == "batch tokens" else name] = distance
             distances.append(far)

@@ -89,8 +89,19 @@ def test_a_shorter_decay_ends_nearer_to_a_constant_rate(default, optimizer):
     forecasts = default.predict([config | {"lr schedule": "wsd", "decay": decay} for decay in decays])
     assert (np.diff(forecasts["loss"]) < 0).all()
     assert forecasts["loss"].iloc[3] - forecasts["loss"].iloc[4] < 0.002
+    # Trees know of no decay shorter than the runs'.
+    assert forecasts["divergence"].iloc[:5].nunique() == 1
     constant = default.predict(config | {"lr schedule": "constant"}).iloc[0]
+    none = default.predict(config | {"lr schedule": "wsd", "decay": 0}).iloc[0]
+    assert abs(none["loss"] - constant["loss"]) < 1e-3
     gains = constant["loss"] - forecasts["loss"]
     assert 0 < gains.iloc[0] < 0.2 * gains.iloc[-1]
     width = forecasts["upper"] - forecasts["lower"]
     assert width.iloc[0] > 2 * width.iloc[-1]
+
+
+@pytest.mark.parametrize(("name", "little"), [("weight decay", 1e-6), ("warmup", 1)])
+def test_a_small_value_of_a_field_lies_as_near_as_none(default, name, little):
+    found = default.predict([MARIN | {name: 0}, MARIN | {name: little}])
+    assert found["extrapolation"].nunique() == 1
+    assert (found["upper"] - found["lower"]).diff().abs().iloc[1] < 1e-3

@@ -210,6 +210,34 @@ def test_every_field_moves_some_forecast_or_is_said_to_have_no_effect(source):
     assert set(names) - moving - idle == set()
 
 
+# Fields that a sweep moves through. Two take no step from 0 here: a clip of 0 is none at all, and of a decay shorter
+# than a step the sum over falls of the rate is no limit (`test_limits` has that of 0).
+CONTINUOUS: tuple[str, ...] = (
+    "model size",
+    "data size",
+    "batch size",
+    "learning rate",
+    "weight decay",
+    "warmup",
+    "decay",
+)
+CONTINUOUS += ("beta1", "beta2", "epsilon", "max_grad_norm", "min_lr", "min_lr_ratio", "adam_lr", "momentum")
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+@given(configurations(), st.floats(0, 1), st.sampled_from(["cosine", "linear", "wsd"]))
+def test_a_small_step_in_a_field_is_a_small_step_in_loss_and_interval(name, config, share, schedule):
+    field = FIELDS[name]
+    low, high = math.log(max(field.low, 1e-9)), math.log(min(field.high, 1e4))
+    value = config.get(name, math.exp(low + share * (high - low)))
+    pairs = [(value, value * (1 - 1e-5))]
+    if name not in ("max_grad_norm", "decay") and (field.zero or field.low == 0):
+        pairs.append((0.0, max(field.low, 1e-9)))
+    rows = [{**config, "lr_schedule": schedule, name: at} for pair in pairs for at in pair]
+    found = FORECASTER.predict_checked(rows)[["loss", "lower", "upper"]].to_numpy().reshape(-1, 2, 3)
+    assert np.abs(np.diff(found, axis=1)).max() < 2e-3
+
+
 @settings(max_examples=max(CASES // 50, 3))
 @given(configurations(), st.integers(0, 2**32 - 1))
 def test_optimize_is_never_worse_than_any_forecast_within_its_bounds(config, seed):

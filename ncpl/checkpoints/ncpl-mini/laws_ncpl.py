@@ -194,7 +194,7 @@ class ConfigurationLaw:
             own = stated_schedule(config, usual, read)
             known = [name for name in ("warmup", "decay") if name in read and name not in own]
             kept = {name: config.get(name, usual.get(name)) for name in known}
-            if kept.get("decay") and kept["decay"] < self.residuals[source].shortest_decay:
+            if kept.get("decay") is not None and kept["decay"] < self.residuals[source].shortest_decay:
                 own["decay"], kept["decay"] = kept["decay"], self.residuals[source].shortest_decay
             if all(own[name] == usual.get(name) for name in own):
                 continue
@@ -442,6 +442,10 @@ class ConfigurationLaw:
         own = self.residuals.get(str(config.get("source")))
         varied = own.fields if own else COORDINATES
         fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in varied}
+        if "decay" in fields and "decay" in read:
+            # What is shorter than any run's, or of an optimizer whose runs never had one, `schedule_effect` adds.
+            known, least = usual.get("decay") is not None, own.shortest_decay if own else 0.0
+            fields["decay"] = COORDINATES["decay"](max(float(read["decay"]), least)) if known else 0.0
         if "warmup" in fields:
             steps = float(read.get("warmup", usual.get("warmup", 0)))
             # Left out, it is the usual share of the run, whatever the batch.

@@ -343,11 +343,7 @@ class KernelResidual:
         columns = [list(COORDINATES).index(name) for name in self.fields]
         places = {name: i for i, name in enumerate(self.optimizers)}
         optimizers = np.array([places.get(name, -1) for name in points["optimizer"].tolist()])
-        fields = points["fields"][:, columns]
-        if "decay" in self.fields:
-            decay = fields[:, list(self.fields).index("decay")]
-            decay[decay > 0] = np.maximum(decay[decay > 0], COORDINATES["decay"](self.shortest_decay))
-        return {**points, "optimizer": optimizers, "fields": fields}
+        return {**points, "optimizer": optimizers, "fields": points["fields"][:, columns]}
 
     @cached_property
     def shortest_decay(self) -> float:
