@@ -49,7 +49,7 @@ def read_law(folder: Path) -> tuple[Any, Calibration | None]:
     return law, None if calibration is None else Calibration.from_dict(join_arrays(calibration, arrays), law)
 
 
-def is_silent(folder: Path) -> bool:
+def head_is_zero(folder: Path) -> bool:
     """Whether the head of a checkpoint's network is zero, so that it adds nothing to the law.
 
     Raises:

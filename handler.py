@@ -21,12 +21,12 @@ from typing import Any, Self
 
 try:
     from .calibration_ncpl import forecast_columns
-    from .checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
+    from .checkpoint_ncpl import SETTINGS, head_is_zero, read_json, read_law
     from .fields_ncpl import check_config, training_order
     from .text_ncpl import check_level, one_line, short
 except ImportError:
     from calibration_ncpl import forecast_columns
-    from checkpoint_ncpl import SETTINGS, is_silent, read_json, read_law
+    from checkpoint_ncpl import SETTINGS, head_is_zero, read_json, read_law
     from fields_ncpl import check_config, training_order
     from text_ncpl import check_level, one_line, short
 
@@ -57,7 +57,7 @@ _log = logging.getLogger("ncpl.serving")
 class EndpointHandler:
     """Forecasts for requests to an endpoint.
 
-    Where the network is silent (its head is zero) the law forecasts alone, without torch and transformers.
+    Where the network has no effect (its head is zero), forecasts are the law's, without torch and transformers.
 
     Args:
         path: folder of a checkpoint.
@@ -195,8 +195,8 @@ def _batches(configs: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 def _law_forecast(folder: Path) -> Forecast | None:
-    """The law of a checkpoint whose network adds zero; None where it speaks."""
-    if not is_silent(folder):
+    """The law of a checkpoint whose network has no effect; None where it has one."""
+    if not head_is_zero(folder):
         return None
     law, calibration = read_law(folder)
 

@@ -124,7 +124,7 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def without(law: ConfigurationLaw, source: str, folder: Path) -> ConfigurationLaw:
-    """The hierarchy refitted without a source and its kin, on about 300 runs of each other one."""
+    """The hierarchy refitted without a source and the others of its lab, on about 300 runs of each other one."""
     rows: list[Row] = []
     for name in law.sources:
         if name != source and law.parents.get(name) != source:
@@ -140,7 +140,7 @@ def lab_shape(law: ConfigurationLaw, rows: Sequence[Row]) -> np.ndarray:
 
 
 def moments(shapes: Mapping[str, np.ndarray], left_out: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of the shape over laboratories, one voice each: the median of its recipes'."""
+    """Mean and covariance of the shape over laboratories, each counted once: the median of its recipes'."""
     laboratories: dict[str, list[np.ndarray]] = {}
     for lab, shape in shapes.items():
         if group(lab) != left_out:
@@ -356,7 +356,7 @@ def averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def pooled_quantiles(cells: Sequence[Mapping[str, Any]], name: str, levels: np.ndarray) -> np.ndarray:
-    """Quantiles of |error| / standard deviation over laboratories, each with one voice however many cells it has."""
+    """Quantiles of |error| / standard deviation over laboratories, each counted once however many cells it has."""
     ratios, grid = np.linspace(0, 50, 20001), np.linspace(0, 1, 41)
     shares: dict[str, list[np.ndarray]] = {}
     for cell in cells:

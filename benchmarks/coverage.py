@@ -179,11 +179,11 @@ def coverage(cases: Sequence[Mapping[str, Any]], drift: float | np.ndarray) -> d
             continue
         names = [group(name[0]) for name in bands[band]]
         inside, errors, halves = np.array([np.mean(own, axis=0) for own in bands[band].values()]).T
-        voices = [inside[[name == one for name in names]].mean() for one in sorted(set(names))]
+        shares = [inside[[name == one for name in names]].mean() for one in sorted(set(names))]
         found[band] = {
             "cells": round(float(inside.mean()), 3),
-            "laboratories": round(float(np.mean(voices)), 3),
-            "lowest laboratory": round(float(min(voices)), 3),
+            "laboratories": round(float(np.mean(shares)), 3),
+            "lowest laboratory": round(float(min(shares)), 3),
             "number of cells": len(inside),
             "mae": round(float(errors.mean()), 4),
             "half_width": round(float(halves.mean()), 4),

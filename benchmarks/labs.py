@@ -36,7 +36,7 @@ def home_labs(folder: Path) -> dict[str, list[Row]]:
 
 
 def group(lab: str) -> str:
-    """The laboratory behind a lab's name: its data mixes and recipes are never independent witnesses."""
+    """The laboratory behind a lab's name: its data mixes and recipes are never counted as independent."""
     return lab.split(" ")[0]
 
 

@@ -5,7 +5,7 @@
 Final losses of groups of runs alike but for their schedule: nine schedules of three sizes (Luo et al. 2025), Marin's
 ablations of decay and of the final rate by optimizer. A group's level is left open. The annealing's speed, exponents
 and growth with size are common; its height is each lab's and optimizer's own around a common one. Labs whose runs share
-one schedule speak by the height that their curves have (`curves_ncpl`), relative to the first lab's.
+one schedule are weighed by the height that their curves have (`curves_ncpl`), relative to the first lab's.
 """
 
 import argparse

@@ -89,7 +89,7 @@ def adapt_law(
         runs: checked configurations with `final_loss`, nats per token.
         source: the name that forecasts will use.
         parent: an adapted source of the same lab (other data or another evaluation set), from whose posterior the new
-            one deviates less than from a stranger's.
+            one deviates less than from another lab's.
         beliefs: what other labs say; the shipped ones when absent.
         offsets: what else of the forecast is not the law's (a network's part), in nats, one for each run.
 
@@ -223,10 +223,10 @@ class _State:
     ) -> "_State":
         deviating = [name for name, prior in base.priors.items() if prior.optimizer]
         runs = [{**run, "optimizer": run.get("optimizer") or DEFAULT_OPTIMIZER} for run in runs]
-        strange = {str(run["optimizer"]) for run in runs} - set(base.optimizers)
+        unknown = {str(run["optimizer"]) for run in runs} - set(base.optimizers)
         law = replace(
             base,
-            optimizers={**base.optimizers, **{name: dict.fromkeys(deviating, 0.0) for name in sorted(strange)}},
+            optimizers={**base.optimizers, **{name: dict.fromkeys(deviating, 0.0) for name in sorted(unknown)}},
             sources={source: {}},
             parents={},
             typical={source: {"": _typical(runs, unread)}},
@@ -360,7 +360,7 @@ def _with_block(
 def _priors_of_parent(
     base: ConfigurationLaw, parent: AdaptedSource, state: _State
 ) -> dict[Any, tuple[np.ndarray, np.ndarray, float]]:
-    """The posterior of each of the parent's laws, widened by how far kin deviate."""
+    """The posterior of each of the parent's laws, widened by how far a source deviates from its parent."""
     _, _, between = _common_block(base, state)
     priors: dict[Any, tuple[np.ndarray, np.ndarray, float]] = {}
     for law, weight, label in zip(parent.laws, parent.weights, parent.labels, strict=True):
@@ -376,15 +376,15 @@ def _priors_of_parent(
                 for kind, group, coefficient in state.law.columns
             ]
         )
-        kin = KINSHIP * between
-        kin[state.law.columns.index(("common", "common", "E"))] = between.max()
-        priors[name] = mean, rows @ rows.T + np.diag(kin**2 + 1e-10), math.log(weight)
+        own = DEVIATION_FROM_PARENT * between
+        own[state.law.columns.index(("common", "common", "E"))] = between.max()
+        priors[name] = mean, rows @ rows.T + np.diag(own**2 + 1e-10), math.log(weight)
     return priors
 
 
-# How much closer a source stays to its parent than to a stranger, but for its level: another tokenizer or evaluation
-# set moves that freely.
-KINSHIP = 0.3
+# Standard deviation of a source from its parent, as a share of that from other labs; its level's is not reduced, since
+# another tokenizer or evaluation set moves it freely.
+DEVIATION_FROM_PARENT = 0.3
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from calibration_ncpl import Calibration
-from checkpoint_ncpl import ARRAYS, SETTINGS, is_silent, read_json, read_law
+from checkpoint_ncpl import ARRAYS, SETTINGS, head_is_zero, read_json, read_law
 from embedded_ncpl import EMBEDDED, resolve
 from ncpl.errors import CheckpointError
 from text_ncpl import one_line, short
@@ -38,14 +38,14 @@ class Checkpoint:
         law: the prior law; configurations -> losses in nats per token.
         calibration: None where it has none.
         strict: whether unknown fields and implausible values are errors (`fields_ncpl.check_config`).
-        silent: whether its network adds nothing to the law.
+        law_alone: whether forecasts are the law's alone, because its network adds nothing.
     """
 
     folder: Path
     law: Any
     calibration: Calibration | None
     strict: bool
-    silent: bool
+    law_alone: bool
 
 
 def find(path_or_repo: str | Path | None = None, **hub: Any) -> Path:
@@ -90,7 +90,7 @@ def read(folder: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: it is incomplete, damaged, or of another kind of model.
 
-    >>> read(DEFAULT).silent
+    >>> read(DEFAULT).law_alone
     True
     """
     folder = Path(folder)
@@ -107,8 +107,8 @@ def read(folder: str | Path) -> Checkpoint:
     with errors(f"{folder}: its law"):
         law, calibration = read_law(folder)
     with errors(f"{folder}: its weights"):
-        silent = is_silent(folder)
-    return Checkpoint(folder, law, calibration, bool(state.get("strict", True)), silent)
+        law_alone = head_is_zero(folder)
+    return Checkpoint(folder, law, calibration, bool(state.get("strict", True)), law_alone)
 
 
 def save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration | None) -> None:

@@ -56,8 +56,8 @@ def forecast_runs(
         A row for each run, losses in nats per token: `source`, `split`, `name`, `observed`; `model`, its `prior`, and
         `ncpl_1p7b` and `chinchilla`, NaN where the paper's predictions are not at hand; and `lower`, `upper`,
         `divergence` and `extrapolation` as `predict` gives them; `model size` and, of mixtures of experts, `active
-        size` in million parameters; and `reached`, the coverage of the narrowest interval that holds the observed
-        loss, NaN without calibration.
+        size` in million parameters; and `narrowest_level`, the coverage of the narrowest interval that holds
+        the observed loss, NaN without calibration.
 
     Raises:
         ValueError: an unknown split, no source to judge by, or logs that are malformed or lack a file.
@@ -108,12 +108,12 @@ def _judged(
             "prior": forecaster.law(configs),
             "model size": [config["model size"] for config in configs],
             "active size": [config.get("active size", np.nan) for config in configs],
-            "reached": np.nan,
+            "narrowest_level": np.nan,
         }
     )
     if forecaster.calibration is not None:
         losses, observed = forecast["model"].to_numpy(), logged["observed"].to_numpy()
-        logged["reached"] = forecaster.calibration.level(configs, losses, observed)
+        logged["narrowest_level"] = forecaster.calibration.level(configs, losses, observed)
     paper = _paper_predictions(source, data_dir)
     return pd.concat([logged, forecast], axis=1).merge(paper, how="left", on=["name", "split"])
 

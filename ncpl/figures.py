@@ -94,7 +94,7 @@ def reliability(runs: pd.DataFrame) -> Picture:
     Raises:
         ValueError: the checkpoint is not calibrated.
     """
-    if runs["reached"].isna().all():
+    if runs["narrowest_level"].isna().all():
         raise ValueError("calibration: this checkpoint has no calibration, expected one with intervals")
     levels = np.linspace(0, 1, 101)
     # A source has a colour, a split a dash.
@@ -103,7 +103,7 @@ def reliability(runs: pd.DataFrame) -> Picture:
 
     def draw(axes: Any, theme: Theme) -> None:
         for (source, split), own in runs.groupby(["source", "split"], sort=False):
-            share = [(own["reached"] <= level).mean() for level in levels]
+            share = [(own["narrowest_level"] <= level).mean() for level in levels]
             axes.plot(levels, share, label=f"{source} {split}", color=colours[source], linestyle=dashes[split], lw=1.4)
         axes.axline((0, 0), slope=1, color=theme["ink"], linewidth=0.8, zorder=0)
         axes.set(xlabel="asked coverage", ylabel="share of runs inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")

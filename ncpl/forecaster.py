@@ -74,7 +74,7 @@ class Forecaster:
         """
         read = checkpoint.read(checkpoint.find(path_or_repo, **hub))
         network = None
-        if not read.silent:
+        if not read.law_alone:
             from ncpl.inference import Network
 
             network = Network.load(read.folder, device)
@@ -107,7 +107,7 @@ class Forecaster:
             write_card(self.law, folder)
 
     def __repr__(self) -> str:
-        network = "is silent: forecasts are the law's alone" if self.network is None else "adds to the law"
+        network = "has no effect: forecasts are the law's alone" if self.network is None else "adds to the law"
         known = ", ".join(self.sources) or "none"
         return f"{type(self).__name__}({self.folder.name}; sources: {known}; the network {network})"
 

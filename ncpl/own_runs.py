@@ -138,7 +138,7 @@ def adapted(
         runs: `read_runs`.
         source: the name by which forecasts ask for it.
         parent: an adapted source, or None.
-        network: what it adds to the law's forecasts, in nats: the law is fitted to the rest. None where it is silent.
+        network: what it adds to the law's forecasts, in nats: the law is fitted to the rest. None for nothing.
 
     Raises:
         ValueError: another law, no runs, or a parent that was not adapted to.

@@ -53,7 +53,7 @@ class ModelBlock(Block):
             training split, or the path of a law's JSON.
         one_standard_error: keep the network only if it beats the prior alone on every source of the split `select` by
             more than a standard error (Hastie et al., The Elements of Statistical Learning, 7.10); else its head is
-            set to zero, and the law speaks alone.
+            set to zero, so that it has no effect and forecasts are the law's alone.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2` or `flex_attention`.
     """
 

@@ -164,8 +164,8 @@ def test_the_report_says_what_is_learnt_and_how_far_to_believe_it(adapted):
 
 
 def test_runs_that_do_not_say_their_optimizer_are_forecast_like_those_that_do(shipped):
-    silent = [{name: value for name, value in run.items() if name != "optimizer"} for run in lab_runs()]
-    lab = shipped.adapt(silent, source="acme")
+    unsaid = [{name: value for name, value in run.items() if name != "optimizer"} for run in lab_runs()]
+    lab = shipped.adapt(unsaid, source="acme")
     for row in lab.report["fitted"]:
         assert row["after"] == pytest.approx(row["observed"], abs=0.01)
     assert lab.report["largest_size_out"]["adapted"] < 0.03

@@ -83,7 +83,7 @@ def test_help_waits_for_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_a_silent_networks_forecasts_import_no_torch():
+def test_forecasts_of_the_law_alone_import_no_torch():
     """From the shell and from Python: forecast, sweep, optimum, curve and comparison."""
     code = """
 import sys, warnings

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ncpl.metrics import regression_metrics
 
-evaluate = pytest.importorskip("evaluate")
+evaluate = pytest.importorskip("evaluate", reason="evaluate is not installed")
 FOLDER = Path(__file__).parent.parent / "metrics" / "scaling_forecast"
 
 

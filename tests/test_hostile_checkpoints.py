@@ -97,7 +97,7 @@ SPOILS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A tiny network that speaks, with the default's calibrated law."""
+    """A tiny network that has an effect, with the default's calibrated law."""
     folder = tmp_path_factory.mktemp("hostile") / "whole"
     save_tiny(folder)
     shutil.copyfile(CHECKPOINTS / "ncpl-mini" / "law.safetensors", folder / "law.safetensors")

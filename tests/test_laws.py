@@ -148,7 +148,7 @@ def test_fit_extrapolates_the_truth(law):
     np.testing.assert_allclose(law(far), truth(far), atol=0.02)
 
 
-def test_errors_of_parameters_shrink_where_data_speak(law):
+def test_errors_of_parameters_shrink_where_there_are_data(law):
     errors = law.standard_errors["common"]
     assert errors.keys() == forms.PRIORS.keys()
     assert all(0 < errors[name] <= forms.PRIORS[name].sd * 1.001 for name in errors)
@@ -228,7 +228,7 @@ def test_mixtures_of_experts_are_worth_what_their_idle_experts_add(sparse):
     np.testing.assert_allclose(law.closed_form(confs(sparse)), expected, atol=1e-12)
 
 
-def test_mixtures_of_experts_borrow_and_lend_nothing(rows, sparse):
+def test_mixtures_of_experts_do_not_move_the_shared_coefficients(rows, sparse):
     poisoned = [row | {"final_loss": row["final_loss"] + 0.3} for row in sparse]
     law, other = (fitting.fit([*rows, *mixed]).law() for mixed in (sparse, poisoned))
     assert {**law.common, "experts": 0} == {**other.common, "experts": 0}
@@ -240,14 +240,14 @@ def test_mixtures_of_experts_borrow_and_lend_nothing(rows, sparse):
     assert np.abs(alone(confs(sparse)) - [row["final_loss"] for row in sparse]).mean() < 0.003
 
 
-def test_a_source_of_the_same_lab_starts_from_its_kin(rows, sparse):
-    """With few runs of its own it is forecast as its kin is, not as a stranger."""
-    kin = [row | {"source": "steplaw", "conf": row["conf"] | {"source": "steplaw"}} for row in rows]
-    shifted = [row | {"final_loss": row["final_loss"] + 0.5} for row in kin]
-    stranger = [row | {"source": "marin", "conf": row["conf"] | {"source": "marin"}} for row in rows]
+def test_a_source_of_the_same_lab_starts_from_its_parent(rows, sparse):
+    """With few runs of its own it is forecast as its parent is, not as another lab."""
+    parent = [row | {"source": "steplaw", "conf": row["conf"] | {"source": "steplaw"}} for row in rows]
+    shifted = [row | {"final_loss": row["final_loss"] + 0.5} for row in parent]
+    other = [row | {"source": "marin", "conf": row["conf"] | {"source": "marin"}} for row in rows]
     few = [row | {"source": "steplaw_moe", "conf": row["conf"] | {"source": "steplaw_moe"}} for row in sparse[:1]]
     few = [row | {"final_loss": row["final_loss"] + 0.5} for row in few]
-    law = fitting.fit([*shifted, *stranger, *few]).law()
+    law = fitting.fit([*shifted, *other, *few]).law()
     assert law.sources["steplaw_moe"]["E"] == pytest.approx(law.sources["steplaw"]["E"], abs=0.05)
     assert law.sources["steplaw_moe"]["E"] > law.sources["marin"]["E"] + 0.3
 
@@ -302,11 +302,11 @@ def test_missing_sizes_are_named(missing):
 
 
 def test_unknown_source_and_optimizer_fall_back_and_say_so(law):
-    strange = CONFIG | {"source": "yours", "optimizer": "sgdx"}
-    assert [note.split(":")[0] for note in law.fallbacks(strange)] == ["source", "optimizer"]
+    unknown = CONFIG | {"source": "yours", "optimizer": "sgdx"}
+    assert [note.split(":")[0] for note in law.fallbacks(unknown)] == ["source", "optimizer"]
     with pytest.warns(UserWarning, match="'yours' is not among the fitted"):
-        loss = law([strange])
-    assert loss == pytest.approx(law.closed_form([strange]), abs=1e-12)
+        loss = law([unknown])
+    assert loss == pytest.approx(law.closed_form([unknown]), abs=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert law.fallbacks(CONFIG) == []
@@ -377,9 +377,9 @@ def test_deviation_is_universal_kriging(fit, law, rows):
     )
 
 
-def test_a_strangers_deviation_is_as_wide_as_its_prior(law):
-    strange = [CONFIG, CONFIG | {"source": "yours"}, CONFIG | {"optimizer": "sgdx"}]
-    known, source, optimizer = law.uncertainty(strange)["known"]
+def test_an_unknown_sources_deviation_is_as_wide_as_its_prior(law):
+    unknown = [CONFIG, CONFIG | {"source": "yours"}, CONFIG | {"optimizer": "sgdx"}]
+    known, source, optimizer = law.uncertainty(unknown)["known"]
     assert known < 0.02
     assert source > forms.PRIORS["E"].source
     assert known < optimizer < source

@@ -246,7 +246,7 @@ print(json.dumps([forecast, sorted(heavy)]))
 """
 
 
-def test_a_silent_network_is_served_without_torch():
+def test_a_network_without_effect_is_served_without_torch():
     from ncpl import Forecaster
 
     done = subprocess.run(

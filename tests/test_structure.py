@@ -22,7 +22,7 @@ COPIES = (
 MOST_FILE_LINES = 600
 MOST_FUNCTION_LINES = 60
 
-# What a checkpoint forecasts with where its network is silent: numpy alone, each only what stands before it.
+# What a checkpoint forecasts with where its network has no effect: numpy alone, each only what stands before it.
 NUMPY_ALONE = (
     "text_ncpl",
     "names_ncpl",

@@ -206,7 +206,7 @@ def test_fitted_prior(tiny_recipe, tmp_path):
     assert not (tmp_path / "out" / "stages").exists()
 
 
-def test_a_network_that_gains_nothing_is_silent(tiny_recipe, tmp_path, capsys):
+def test_a_network_that_gains_nothing_has_no_effect(tiny_recipe, tmp_path, capsys):
     """One standard error: three steps at a tiny rate beat no law, and then the law's forecasts are what is saved."""
     rule = {"model__one_standard_error": "true", "stages__frozen": "null"}
     run_train.main(tiny_recipe("still", **rule, stages__full__learning_rate=1e-9))

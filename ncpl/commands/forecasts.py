@@ -203,7 +203,7 @@ def sweep(
 
         shown = write_sweep(forecaster, config, grid, output, level, ROWS)
         if os.environ.get("RANK", "0") != "0":
-            # `accelerate launch` runs several processes; one of them speaks.
+            # `accelerate launch` runs several processes; one of them prints.
             return
         note(f"all rows are in {output}; these are the lowest losses")
     if as_json:

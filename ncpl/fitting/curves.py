@@ -65,8 +65,8 @@ LEVELS: dict[str, Prior] = {
 }
 # Points of a run in the fit, evenly in log step, from this share and step on.
 _POINTS, _FIRST_SHARE, _FIRST_STEP = 14, 0.03, 100
-# A run's points err together: it counts as so many witnesses.
-_WITNESSES = 3.0
+# A run's points err together: they weigh as so many independent ones.
+_RUN_WEIGHT = 3.0
 # Student-t degrees of freedom of losses around the law, their scale in nats, and that of the end.
 _FREEDOM, _SPREAD, _END_SPREAD = 4.0, 0.004, 0.003
 # Scale of final losses around the law's own level, in nats.
@@ -205,7 +205,7 @@ class _Problem:
         self.moves = np.column_stack([(source == own) | (not own) for own, _ in self.columns]).astype(float)
         steps = np.concatenate([run.shares * run.shape.steps for run in runs])
         self.end = np.append(np.diff(self.run) > 0, True)
-        share = np.sqrt(np.minimum(_WITNESSES / np.bincount(self.run)[self.run], 1.0))
+        share = np.sqrt(np.minimum(_RUN_WEIGHT / np.bincount(self.run)[self.run], 1.0))
         self.spread = np.append(_SPREAD * early(steps), np.full(self.end.sum(), _LEVEL_SPREAD))
         inner = np.where(self.end, 1 / _END_SPREAD, share / (_SPREAD * early(steps)))
         self.weights = np.append(inner, np.full(self.end.sum(), 1 / _LEVEL_SPREAD))

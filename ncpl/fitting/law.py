@@ -453,7 +453,7 @@ def _precision_root(residuals: np.ndarray, variance: np.ndarray, optimizers: np.
 def _fit_level(found: Fit, mine: np.ndarray, free: np.ndarray) -> None:
     """Moves the free coefficients to their maximum a posteriori given some runs, all else in `found` held.
 
-    A cell is one witness of its level; what `_fit_shape` found stands beside the prior. Reweighted least squares
+    A cell counts as one run for its level; what `_fit_shape` found stands beside the prior. Reweighted least squares
     (Holland & Welsch 1977).
     """
     precision = found.shape[0][np.ix_(free, free)]

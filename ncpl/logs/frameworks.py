@@ -105,7 +105,7 @@ class Framework:
         marks: names that tell it from the others.
         names: quantity -> names, separated by spaces; a dotted name has its section in front.
         defaults: quantity -> value where no name of it is present.
-        loss: names of logged losses, the best witness of the final loss first.
+        loss: names of logged losses, the most reliable source of the final loss first.
         weak: marks that other frameworks' files have too, and that tell nothing on their own.
         rules: what names alone cannot say; changes the facts, given all values under their plain names, and returns
             what it did, quantity -> sentence.

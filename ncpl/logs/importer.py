@@ -365,7 +365,7 @@ def _kind(plain: str) -> str:
 def _loss_columns(
     names: list[str], reading: Reading, given: Mapping[str, str], chosen: str | None
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """The columns of the final loss, the best witness first, with what they hold; and other evaluation sets' losses."""
+    """The columns of the final loss, the most reliable first, with what they hold, and other sets' losses."""
     if given:
         wanted = {plain_name(name) for name in given}
         found = [name for name in {*names, *(n for n, _ in reading.names.values())} if plain_name(name) in wanted]

@@ -447,12 +447,12 @@ def _defaults(facts: Facts, framework: Framework) -> list[str]:
     )
     filled = []
     for name, value in framework.defaults.items():
-        kin = next((group for group in alike if name in group), {name})
+        same = next((group for group in alike if name in group), {name})
         if name in ("beta1", "beta2"):
-            kin = {name, "betas"}
+            same = {name, "betas"}
         if name == "betas":
-            kin = {"betas", "beta1", "beta2"}
-        if not kin & given:
+            same = {"betas", "beta1", "beta2"}
+        if not same & given:
             facts[name] = value
             filled.append(name)
     return filled

@@ -324,8 +324,8 @@ PRIORS: dict[str, Prior] = {
     "crit": Prior(1.5, 0.7, 0.7, 0.4),
     "crit_d": Prior(0.3, 0.15, 0.15),
 }
-# What the shape over learning rate and batch hangs on. Within a cell it varies from run to run, so that all runs speak
-# of it; all other coefficients set a cell's level, which its runs share.
+# What the shape over learning rate and batch hangs on. Within a cell it varies from run to run, so that all runs count
+# for it; all other coefficients set a cell's level, which its runs share.
 SHAPE = frozenset(
     name
     for name in PRIORS
