@@ -53,7 +53,7 @@ def head_is_zero(folder: Path) -> bool:
     """Whether the head of a checkpoint's network is zero, so that it adds nothing to the law.
 
     Raises:
-        ValueError: there are no weights.
+        ValueError: there are no weights, or none of the head.
     """
     weights = folder / "model.safetensors"
     if (index := folder / "model.safetensors.index.json").is_file():
@@ -62,6 +62,9 @@ def head_is_zero(folder: Path) -> bool:
         raise ValueError(f"no {weights.name} there")
     with safe_open(weights, "numpy") as tensors:
         names = [name for name in ("head.weight", "head.bias") if name in tensors.keys()]  # noqa: SIM118 (no mapping)
+        # Loading would fill what is missing with random numbers, and not stop.
+        if "head.weight" not in names:
+            raise ValueError(f"{weights.name}: head.weight is missing")
         # numpy has no 16-bit brain floats.
         if len(names) < 2 or any(tensors.get_slice(name).get_dtype() not in ("F32", "F64") for name in names):
             return False
