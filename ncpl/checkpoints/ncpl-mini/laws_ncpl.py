@@ -289,9 +289,9 @@ class ConfigurationLaw:
             ("source", at.sources, self.sources),
             ("optimizer", at.optimizers, self.optimizers),
         ):
-            strange = np.array([group not in known for group in names], dtype=bool)
+            unknown = np.array([group not in known for group in names], dtype=bool)
             spread = np.array([getattr(self.priors[coefficient], name) for coefficient in self.common])
-            variance += strange * ((by_coefficient * spread) ** 2).sum(1)
+            variance += unknown * ((by_coefficient * spread) ** 2).sum(1)
         for rows, residual, own in self._by_source(at):
             fitted = self._fitted_slopes[str(at.sources[rows[0]])]
             for some, gain, left in residual.gains(own):
@@ -315,9 +315,9 @@ class ConfigurationLaw:
             ("source", at.sources, self.sources),
             ("optimizer", at.optimizers, self.optimizers),
         ):
-            strange = np.array([group not in known for group in names], dtype=bool)
+            unknown = np.array([group not in known for group in names], dtype=bool)
             spread = np.array([getattr(self.priors[coefficient], name) for coefficient in self.common])
-            moved = strange[:, None] * by_coefficient * spread
+            moved = unknown[:, None] * by_coefficient * spread
             total += (names[:, None] == names[None]) * (moved @ moved.T)
         for rows, residual, own in self._by_source(at):
             gain, left = residual.joint(own)

@@ -104,7 +104,7 @@ FIELD_SCALES: dict[str, Scale] = {
 }
 
 # Scales that are not fitted: over how many log units of size and data the shared surface fades, so that far from the
-# runs the closed form speaks alone; and how far the interaction reaches over the learning rate (everywhere: all that
+# runs the closed form alone is left; and how far the interaction reaches over the learning rate (everywhere: all that
 # the kernel says of the rate is in the surface, which `one_valley` can see whole).
 FIXED_SCALES = {"wide": 1.5, "lux": 1e9}
 # Scale of an adapted source alone (`ncpl.adapt`): growth of its cells' common height with the reducible loss.
