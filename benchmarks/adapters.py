@@ -3,15 +3,14 @@
     NCPL_DATA_DIR=logs python benchmarks/adapters.py
 
 A small forecaster is trained on Marin's runs, then goes on with StepLaw's train split in each way, same epochs and
-learning rate; the epoch is chosen on in_val. Sizes are those of the files that a push sends. The table in
-docs/deployment.md is written from the result.
+learning rate; the epoch is chosen on in_val. Sizes are those of the files that a push sends. `benchmarks/tables.py`
+writes the table in docs/deployment.md from the result.
 """
 
 import contextlib
 import io
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +22,6 @@ sys.path.insert(0, str(ROOT))
 
 import run_train
 
-DOCS = ROOT / "docs" / "deployment.md"
-BLOCK = re.compile(r"(<!-- generated:adapters -->\n).*?(<!-- /generated:adapters -->)", re.DOTALL)
 RECIPE = str(ROOT / "recipes" / "ncpl-mini.yaml")
 WAYS = {"every weight": "null", "LoRA, rank 16": "{r: 16, alpha: 32}", "LoRA, rank 4": "{r: 4, alpha: 8}"}
 
@@ -61,26 +58,6 @@ def adapt(output: Path, base: Path, data_dir: str, seed: int, epochs: int, rate:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The ways side by side, losses in nats per token."""
-    lines = [
-        "| adapted by | trained parameters | weights, MB | in_val MAE | ood_val MAE |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {way} | {m['trained_parameters']:,} | {m['weights_mb']:.2f} "
-            f"| {m['in_val_mae']:.4f} | {m['ood_val_mae']:.4f} |"
-            for way, m in result["ways"].items()
-        ),
-        f"| not adapted (prior alone) | 0 | 0 | {result['prior']['in_val']:.4f} | {result['prior']['ood_val']:.4f} |",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def write_docs(result: dict[str, Any]) -> None:
-    """Puts the table where docs/deployment.md has a place for it."""
-    DOCS.write_text(BLOCK.sub(lambda match: match[1] + table(result) + match[2], DOCS.read_text()))
-
-
 def main() -> None:
     made = parser(str(__doc__), "adapters")
     made.add_argument("--data-dir", default=os.environ.get("NCPL_DATA_DIR", str(ROOT.parent / "shared" / "data")))
@@ -104,7 +81,6 @@ def main() -> None:
         for name in full
     ]
     report(given.output, [given.seed], rows, **result)
-    write_docs(result)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python benchmarks/tables.py
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def number(value: Any) -> str:
 
 def table(name: str) -> str:
     """One benchmark's rows as Markdown, with what they were measured on."""
-    result = json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    result = read(name)
     hardware, versions = result["hardware"], result["versions"]
     lines = [
         f"## {name.replace('_', ' ').capitalize()}",
@@ -60,6 +60,42 @@ def table(name: str) -> str:
     return "\n".join([*lines, "", "; ".join(text for text in about if text) + ".", ""])
 
 
+def read(name: str) -> Any:
+    """A result file of `results/`."""
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def provenance_note(result: Mapping[str, Any]) -> str:
+    """What is said below a table of figures that no commit gives: measured with changes, or not recorded.
+
+    >>> provenance_note({"commit": "9f33cb69672bfbca", "dirty": True})
+    'Measured with changes that were not committed (9f33cb69672b).'
+    >>> provenance_note({"kills": {"commit": None, "dirty": None}, "parity": {"commit": "9f33cb", "dirty": False}})
+    'Not recorded whether all changes were committed (kills).'
+    """
+    parts = {"": result} if "commit" in result else {name: part for name, part in result.items() if "commit" in part}
+    said = []
+    for what, state in (
+        ("Measured with changes that were not committed", True),
+        ("Not recorded whether all changes were committed", None),
+    ):
+        if of := [name or str(part["commit"])[:12] for name, part in parts.items() if part.get("dirty") is state]:
+            said.append(f"{what} ({', '.join(of)}).".replace("_", " "))
+    return " ".join(said)
+
+
+def adapters_table() -> str:
+    """Ways to adapt a network side by side."""
+    result = read("adapters")
+    lines = ["| adapted by | trained parameters | weights, MB | in_val MAE | ood_val MAE |", "|---" * 5 + "|"]
+    for way, m in result["ways"].items():
+        errors = f"{m['in_val_mae']:.4f} | {m['ood_val_mae']:.4f}"
+        lines.append(f"| {way} | {m['trained_parameters']:,} | {m['weights_mb']:.2f} | {errors} |")
+    prior = result["prior"]
+    lines.append(f"| not adapted (prior alone) | 0 | 0 | {prior['in_val']:.4f} | {prior['ood_val']:.4f} |")
+    return "\n".join(lines)
+
+
 CELLS = tuple(f"{source} {split}" for source in ("steplaw", "marin", "steplaw_moe") for split in ("in_val", "ood_val"))
 SHOWN = {
     "NCPL-1.7B, published": "NCPL-1.7B, as published",
@@ -74,7 +110,7 @@ SHOWN = {
 
 def accuracy_table() -> str:
     """Error of the final loss by method and cell, then what the shipped model's intervals hold."""
-    result = json.loads((FOLDER / "results" / "accuracy.json").read_text(encoding="utf-8"))
+    result = read("accuracy")
     lines = [f"| MAE, nats per token | {' | '.join(CELLS)} |", "|---" * (len(CELLS) + 1) + "|"]
     for name, shown in SHOWN.items():
         if name in result["methods"]:
@@ -101,7 +137,7 @@ def _with_spread(figure: dict[str, float]) -> str:
 
 def choice_table() -> str:
     """Mean regret of the run that is chosen among the logged ones, by who chooses."""
-    result = json.loads((FOLDER / "results" / "choice.json").read_text(encoding="utf-8"))
+    result = read("choice")
     found = {
         f"{source} {split}": own for source in ("steplaw", "marin") for split, own in result[source]["regret"].items()
     }
@@ -121,7 +157,7 @@ def choice_table() -> str:
 
 def scores_table() -> str:
     """Error of benchmark scores of held-out families, by what is known of the model."""
-    result = json.loads((FOLDER / "results" / "nsp.json").read_text(encoding="utf-8"))
+    result = read("nsp")
     protocols = {
         "size": "size and tokens",
         "sibling": "and a smaller sibling's scores",
@@ -151,7 +187,7 @@ def coverage_table() -> str:
 
 def curves_table() -> str:
     """Errors of forecast loss curves, before a run and from its first part."""
-    result = json.loads((FOLDER / "results" / "curves.json").read_text(encoding="utf-8"))
+    result = read("curves")
     lines = ["| figure | plain | ours | target |", "|---" * 4 + "|"]
     for row in result["rows"]:
         target = row.get("target", "")
@@ -161,7 +197,7 @@ def curves_table() -> str:
 
 def tools_table() -> str:
     """What planners answer to the three questions of docs/other-tools.md."""
-    found = json.loads((FOLDER / "results" / "tools.json").read_text(encoding="utf-8"))
+    found = read("tools")
 
     def cell(answer: dict[str, float] | None) -> str:
         if answer is None:
@@ -195,7 +231,7 @@ def tools_table() -> str:
 
 def reliability_table() -> str:
     """What was tried to break, how often, and how often it broke."""
-    result = json.loads((FOLDER / "results" / "reliability.json").read_text(encoding="utf-8"))
+    result = read("reliability")
     kills, parity, doors = result["training_kills"], result["batch_parity"], result["doors"]
     ways = kills["one_process"], kills["two_processes"]
     clients = result["serving"]["clients"]
@@ -255,8 +291,19 @@ TABLES: dict[str, Callable[[], str]] = {
     "scales": scales_table,
     "curve coefficients": curve_coefficients_table,
     "tools": tools_table,
+    "adapters": adapters_table,
 }
 """Name of a page's generated part -> what writes it."""
+MEASURED = {"scores": "nsp"} | {
+    name: name for name in ("accuracy", "choice", "curves", "reliability", "tools", "adapters")
+}
+"""Name of a generated part -> the result file whose provenance is said below it where no commit gives its figures."""
+
+
+def generated(name: str) -> str:
+    """A generated part: its table and, where no commit gives the figures, a sentence that says so."""
+    note = provenance_note(read(MEASURED[name])) if name in MEASURED else ""
+    return TABLES[name]() + (f"\n\n{note}" if note else "")
 
 
 def speed_page() -> str:
@@ -271,9 +318,9 @@ def pages() -> dict[Path, str]:
     made = {}
     for page in [FOLDER.parent / "README.md", *sorted((FOLDER.parent / "docs").rglob("*.md"))]:
         text = whole = page.read_text(encoding="utf-8")
-        for name, generate in TABLES.items():
+        for name in TABLES:
             if f"<!-- generated:{name} -->" in text:
-                whole = fill(whole, name, generate())
+                whole = fill(whole, name, generated(name))
         if "<!-- generated:" in text:
             made[page] = whole
     return made
