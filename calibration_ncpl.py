@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +27,9 @@ except ImportError:
 # labs, each judged by the drift of the others (`benchmarks/coverage.py`). The last run of that gives 0.010; the 0.015
 # of the run before it is kept, which is on the wide side.
 DRIFT = 0.015
+# Deviation between labs of the log odds to diverge, by the likelihood of 12 runs of each of Marin's optimizers under
+# trees fitted to Step Law's, and the other way round: 1 and 1.5 are within a nat, 0.5 and 2 worse by 3 and 5.
+LAB_ODDS = 1.5
 # From this probability to diverge, and this many times the best learning rate, a forecast is spoken of with a warning.
 _RISKY, _FAR_OFF = 0.5, 4.0
 # Distance from the training runs, in log units, up to which a forecast is called so.
@@ -120,14 +123,18 @@ class Trees:
     right: np.ndarray
     value: np.ndarray
 
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Probabilities, one for each row of features."""
+    def log_odds(self, features: np.ndarray) -> np.ndarray:
+        """Logarithms of the odds, one for each row of features."""
         rows = np.arange(len(features))[:, None]
         node = np.tile(self.roots, (len(features), 1))
         while (inner := self.feature[node] >= 0).any():
             yes = features[rows, np.maximum(self.feature[node], 0)] <= self.threshold[node]
             node = np.where(inner, np.where(yes, self.left[node], self.right[node]), node)
-        return 1 / (1 + np.exp(-self.start - self.value[node].sum(1)))
+        return np.asarray(self.start + self.value[node].sum(1))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities, one for each row of features."""
+        return 1 / (1 + np.exp(-self.log_odds(features)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +156,8 @@ class Calibration:
         scores: source -> ascending quantiles of |error| / standard deviation, evenly spaced from 0 to 1.
         trees: divergence, over `divergence_features`.
         optimizers: optimizer -> its usual learning rate's logarithm.
+        shifts: adapted source -> optimizer -> mean and deviation of the lab's shift of the log odds to diverge, after
+            its own runs; 0 and `LAB_ODDS` before them.
 
     `source` `""` stands in for any other source.
     """
@@ -159,6 +168,7 @@ class Calibration:
     scores: Mapping[str, Sequence[float]]
     trees: Trees
     optimizers: Mapping[str, float]
+    shifts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def interval(
         self, configs: Sequence[Mapping[str, Any]] | Evaluation, loss: np.ndarray, level: float = 0.9
@@ -277,8 +287,19 @@ class Calibration:
         return np.array([scale.get(name, 0.0) for scale in scales])
 
     def divergence(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
-        """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size."""
-        return self.trees(divergence_features(self.law, configs, self.optimizers))
+        """Probabilities to end without a loss, or more than 0.3 nats above the best run of that size and data size.
+
+        Of an adapted source, the log odds are a lab's at its shift's mean and deviation, `shifts`, averaged over the
+        shift (MacKay 1992, The evidence framework applied to classification networks, equation 13).
+        """
+        evaluation = self.law.evaluate(configs)
+        odds = self.trees.log_odds(divergence_features(self.law, evaluation, self.optimizers))
+        if self.shifts:
+            names = zip(evaluation.sources.tolist(), evaluation.optimizers.tolist(), strict=True)
+            before = 0.0, LAB_ODDS
+            mean, deviation = np.array([self.shifts.get(source, {}).get(name, before) for source, name in names]).T
+            odds = (widened(odds) + mean) / np.sqrt(1 + np.pi / 8 * deviation**2)
+        return np.asarray(1 / (1 + np.exp(-odds)))
 
     def extrapolation(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Distances from the training runs' envelope, 0 inside: the norm of `extrapolation_by_field`."""
@@ -362,6 +383,7 @@ class Calibration:
     def to_dict(self, with_law: bool = True) -> dict[str, Any]:
         """Its state, which `from_dict` reads; without the law where that is kept elsewhere."""
         state = {name: getattr(self, name) for name in ("envelope", "scale", "scores", "optimizers")}
+        state |= {"shifts": self.shifts} if self.shifts else {}
         return {**state, "trees": asdict(self.trees)} | ({"law": self.law.to_dict()} if with_law else {})
 
     @classmethod
@@ -370,6 +392,11 @@ class Calibration:
         own = law_from_dict(state["law"]) if "law" in state else law
         trees = Trees(**{name: np.asarray(value) for name, value in state["trees"].items()})
         return cls(**{**state, "law": own, "trees": trees})
+
+
+def widened(odds: np.ndarray) -> np.ndarray:
+    """A lab's log odds at its shift 0; averaged over labs, whose shifts are normal, they give all labs' `odds`."""
+    return np.asarray(odds * math.sqrt(1 + math.pi / 8 * LAB_ODDS**2))
 
 
 def divergence_features(

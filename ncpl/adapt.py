@@ -169,10 +169,9 @@ def single_lab_shape(law: ConfigurationLaw, runs: Sequence[Run]) -> np.ndarray:
     return found.values[block]
 
 
-def with_earlier(law: Any, runs: Sequence[Run], source: str) -> list[Run]:
+def all_of(earlier: Sequence[Run], runs: Sequence[Run], source: str) -> list[Run]:
     """All runs of a source, those of an earlier adaptation first; a run that comes again counts once."""
-    known = law.adapted.get(source) if isinstance(law, AdaptedLaw) else None
-    runs = [*(known.runs if known else ()), *({**run, "source": source} for run in runs)]
+    runs = [*earlier, *({**run, "source": source} for run in runs)]
     return list({json.dumps(dict(run), sort_keys=True, default=str): run for run in runs}.values())
 
 

@@ -339,12 +339,12 @@ class Forecaster:
         """
         from ncpl.own_runs import adapted, checked_eval, read_runs
 
-        rows = read_runs(runs, source, list((further := checked_eval(eval)).values()))
+        rows, diverged = read_runs(runs, source, list((further := checked_eval(eval)).values()))
         residuals = None if self.network is None else self.network.residuals
-        law, calibration = adapted(self.law, self.calibration, rows, source, parent, residuals)
+        law, calibration = adapted(self.law, self.calibration, rows, source, parent, residuals, diverged)
         for name, column in further.items():
             child = [{**row, "final_loss": row[column]} for row in rows if row.get(column) is not None]
-            law, calibration = adapted(law, calibration, child, f"{source}/{name}", source, residuals)
+            law, calibration = adapted(law, calibration, child, f"{source}/{name}", source, residuals, diverged)
         return type(self)(law, calibration, self.network, self.strict, self.folder)
 
     @property
@@ -417,7 +417,8 @@ class Forecaster:
 
         Returns:
             A row for each suggested run in the order to make them, under its candidate's index: its fields, `flops`,
-            `interval` (the half-width of the target's interval once it is made, nats per token), and `why`.
+            `interval` (the half-width of the target's interval once it is made, nats per token), and `why`. They end
+            where no candidate narrows the interval by 1 %; `.attrs["notes"]` names the target and says so.
 
         Raises:
             ValueError: a budget that no candidate fits into, and what `predict` refuses.

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw
-from calibration_ncpl import DRIFT, Calibration, envelope
+from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw, AdaptedSource
+from calibration_ncpl import DRIFT, LAB_ODDS, Calibration, divergence_features, envelope, widened
+from datasets_scripts.divergence import diverged as which_diverged
 from fields_ncpl import FIELDS, check_config, field_name, training_order
 from laws_ncpl import ConfigurationLaw
-from ncpl.adapt import Beliefs, adapt_law, with_earlier
+from ncpl.adapt import Beliefs, adapt_law, all_of
 from ncpl.configs import as_configs
 from ncpl.errors import one_line, short
 from ncpl.logs.importer import import_runs, sizes_left_out
@@ -29,11 +31,11 @@ KEPT = ("name", "schedule")
 FINISHED = ("finished", "completed", "success", "ok", "")
 
 
-def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
-    """Finished runs, checked: the registry's fields and `final_loss` in nats per token.
+def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[Run], list[Run]]:
+    """Finished runs, checked: the registry's fields and `final_loss` in nats per token. Second, the runs that diverged.
 
-    Runs without a finite loss, or whose `status` says that they did not finish, are put aside with a warning, and so
-    are columns that are no field.
+    Other runs without a finite loss, or whose `status` says that they did not finish, are put aside with a warning, and
+    so are columns that are no field.
 
     Args:
         runs: a DataFrame, an iterable of mappings, or a file or folder as `import_runs` takes it.
@@ -44,23 +46,26 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
         ValueError: no finished run, or one that is not accepted; says which.
 
     >>> read_runs([{"model size": 50, "data size": 1, "final_loss": 3.5}], "mine")
-    [{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}]
+    ([{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}], [])
     """
     if isinstance(runs, str | os.PathLike):
         path = Path(runs)
         table = import_runs(path)
         others = {name: import_runs(path, eval=name).set_index("name")["final_loss"] for name in losses}
-        if "model size" not in table and (unsized := sizes_left_out(table.attrs["report"])):
-            raise ValueError(f"{short(str(path))}: {unsized}, and adapt to what it writes")
-        runs = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
+        named = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
+        named.attrs = table.attrs
+        runs = named
+    report = runs.attrs.get("report") if isinstance(runs, pd.DataFrame) and "model size" not in runs else None
+    if report and (unsized := sizes_left_out(report)):
+        raise ValueError(f"runs: {unsized}, and adapt to what it writes")
     rows = as_configs(runs, "runs")[0]
-    found, aside, unknown = [], 0, dict[str, None]()
+    found, lost, aside, unknown = [], [], 0, dict[str, None]()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(f"runs[{i}]: got {short(row)}, expected a mapping of fields to values")
         given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
-        loss = _number(given, i, "final_loss")
-        if loss is None or str(row.get("status", "")).lower() not in FINISHED:
+        loss, status = _number(given, i, "final_loss"), str(row.get("status", "")).lower()
+        if status != "diverged" and (loss is None or status not in FINISHED):
             aside += 1
             continue
         texts = {name: value for name, value in row.items() if isinstance(name, str)}
@@ -68,22 +73,22 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> list[Run]:
         known = {*fields, *LOSS_NAMES, *KEPT, *losses, "status", "source"}
         unknown |= dict.fromkeys(short(name) for name in row if name not in texts)
         unknown |= dict.fromkeys(one_line(name, 60) for name in texts if name not in known)
-        try:
-            checked = check_config({**fields, "source": source}, strict=False)
-            _check_units(checked)
-        except ValueError as error:
-            raise ValueError(f"runs[{i}]: {error}") from None
-        kept = {name: row[name] for name in KEPT if row.get(name) is not None and name not in checked}
+        kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+        run = {"source": source, **kept, **_checked(fields, i, source)}
+        if status == "diverged":
+            lost.append(run)
+            continue
         more = {name: _number(row.get(name), i, name) for name in losses}
-        run = {**checked, **kept, "final_loss": loss, **{name: value for name, value in more.items() if value}}
-        found.append({"source": source, **{name: value for name, value in run.items() if name != "source"}})
+        found.append({**run, "final_loss": loss, **{name: value for name, value in more.items() if value}})
     if aside:
         warn_user(f"{aside} of {len(rows)} runs have no final loss or did not finish and are left out")
+    if lost:
+        warn_user(f"{len(lost)} of {len(rows)} runs diverged: only the probability to diverge learns from them")
     if unknown:
         warn_user(f"columns that are no field are left out: {', '.join(unknown)}"[:300])
     if not found:
         raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
-    return found
+    return found, lost
 
 
 def checked_eval(given: Any) -> dict[str, str]:
@@ -102,11 +107,17 @@ def checked_eval(given: Any) -> dict[str, str]:
     return dict(given)
 
 
-def _check_units(config: Mapping[str, Any]) -> None:
-    """Plain parameters or tokens in the place of millions or billions of them would be believed."""
-    for name in ("model size", "data size", "learning rate", "batch size"):
-        if name in config and config[name] > FIELDS[name].high:
-            raise ValueError(f"{name}: got {config[name]:g}, expected {FIELDS[name].accepted}; check the unit")
+def _checked(fields: Mapping[str, Any], i: int, source: str) -> Run:
+    """The fields of run `i`; plain parameters or tokens in the place of millions or billions of them are refused."""
+    try:
+        checked = check_config({**fields, "source": source}, strict=False)
+        for name in ("model size", "data size", "learning rate", "batch size"):
+            if name in checked and checked[name] > FIELDS[name].high:
+                raise ValueError(f"{name}: got {checked[name]:g}, expected {FIELDS[name].accepted}; check the unit")
+    except ValueError as error:
+        hint = " (of a log: ncpl import --map names its column)" if "model size: missing" in str(error) else ""
+        raise ValueError(f"runs[{i}]: {error}{hint}") from None
+    return checked
 
 
 def _number(value: Any, i: int, name: str) -> float | None:
@@ -129,16 +140,18 @@ def adapted(
     source: str,
     parent: str | None,
     network: Callable[[Sequence[Mapping[str, Any]]], np.ndarray] | None,
+    diverged: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[AdaptedLaw, Calibration | None]:
     """A law and its calibration that know the source from these runs and those of earlier adaptations.
 
     Args:
         law: a `ConfigurationLaw`, adapted or not.
         calibration: of the checkpoint, or None.
-        runs: `read_runs`.
+        runs: `read_runs`, the finished ones.
         source: the name by which forecasts ask for it.
         parent: an adapted source, or None.
         network: what it adds to the law's forecasts, in nats: the law is fitted to the rest. None for nothing.
+        diverged: `read_runs`, the others.
 
     Raises:
         ValueError: another law, no runs, or a parent that was not adapted to.
@@ -152,10 +165,12 @@ def adapted(
         raise ValueError(f"parent: {short(parent)} was not adapted to, known: {', '.join(known) or 'none'}")
     if not runs:
         raise ValueError(f"runs: none of {short(source)} has a final_loss (nats per token), expected at least one")
-    runs = with_earlier(law, runs, source)
+    diverged = all_of(known[source].diverged if source in known else (), diverged, source)
+    runs = all_of(known[source].runs if source in known else (), runs, source)
     parent = parent or (known[source].parent if source in known else None)
     offsets = 0.0 if network is None else network([training_order({**DEFAULTS, **_conf(run)}) for run in runs])
     new = adapt_law(law, runs, source, parent=parent, offsets=offsets)
+    new = new.with_source(source, replace(new.adapted[source], diverged=diverged))
     return new, None if calibration is None else _calibrated(calibration, new, source)
 
 
@@ -177,7 +192,31 @@ def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibr
         envelope={**calibrator.envelope, source: envelope(known.read(known.runs))},
         scale={**calibrator.scale, source: scale},
         scores={**calibrator.scores, source: Beliefs.shipped().scores},
+        shifts={**calibrator.shifts, source: _divergence_shifts(calibrator, known)},
     )
+
+
+def _divergence_shifts(calibrator: Calibration, known: AdaptedSource) -> dict[str, list[float]]:
+    """Optimizer -> mean and deviation of the lab's shift of the log odds to diverge, after its own runs.
+
+    Each run is a Bernoulli trial; the lab's runs with one optimizer share the shift, which is normal around 0 with the
+    deviation `LAB_ODDS` before the first of them.
+    """
+    runs = [*known.runs, *known.diverged]
+    failed = np.array(
+        which_diverged([{"source": "", "conf": run, "final_loss": run.get("final_loss")} for run in runs])
+    )
+    at = calibrator.law.evaluate([{**run, "optimizer": run.get("optimizer") or DEFAULT_OPTIMIZER} for run in runs])
+    odds = widened(calibrator.trees.log_odds(divergence_features(calibrator.law, at, calibrator.optimizers)))
+    shift, found = np.linspace(-6 * LAB_ODDS, 6 * LAB_ODDS, 401), {}
+    for name in sorted(set(at.optimizers.tolist())):
+        own = at.optimizers == name
+        against = np.where(failed[own], -1.0, 1.0) * (odds[own] + shift[:, None])
+        logs = -np.logaddexp(0.0, against).sum(1) - 0.5 * (shift / LAB_ODDS) ** 2
+        weights = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
+        mean = float(weights @ shift)
+        found[name] = [mean, math.sqrt(weights @ (shift - mean) ** 2)]
+    return found
 
 
 def write_card(law: AdaptedLaw, folder: Path) -> None:

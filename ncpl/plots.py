@@ -171,15 +171,16 @@ def suggested(table: pd.DataFrame) -> Picture:
     Args:
         table: what `Forecaster.suggest` gave.
     """
-    spent = table["flops"].cumsum().to_numpy()
-    words = f"Half-width of the target's interval: {table['interval'].iloc[-1]:.4f} nats after {spent[-1]:.3g} FLOPs."
+    spent = [0.0, *table["flops"].cumsum()]
+    widths = [table.attrs["interval_before"], *table["interval"]]
+    words = f"Half-width of the target's interval: {widths[-1]:.4f} nats after {spent[-1]:.3g} FLOPs."
 
     def draw(axes: Any, theme: Theme) -> None:
-        axes.plot(spent, table["interval"], "o-", color=theme["main"], lw=1.8)
-        for at, width, name in zip(spent, table["interval"], table.index, strict=True):
+        axes.plot(spent, widths, "o-", color=theme["main"], lw=1.8)
+        for at, width, name in zip(spent, widths, ["now", *table.index], strict=True):
             axes.annotate(str(name), (at, width), (5, 5), textcoords="offset points", fontsize=9)
         axes.set(xlabel="FLOPs of the suggested runs together (6ND)", ylabel="half-width (nats)")
-        axes.set(xlim=(0, 1.15 * spent[-1]), ylim=(0, 1.1 * table["interval"].max()))
+        axes.set(xlim=(0, 1.15 * spent[-1] or 1.0), ylim=(0, 1.1 * max(widths)))
         axes.xaxis.set_major_formatter(lambda flops, _: f"{flops:.2g}")
 
     return Picture(words, (draw,))

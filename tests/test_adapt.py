@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 import run_train
 from adapted_ncpl import AdaptedLaw
 from laws_ncpl import ConfigurationLaw, law_from_dict
-from ncpl import Forecaster, plots
+from ncpl import Forecaster, import_runs, plots
 from ncpl.adapt import adapt_law, unread_fields
 from ncpl.own_fits import chinchilla, constant_exponents
 from ncpl.own_runs import read_runs
@@ -240,6 +240,60 @@ def test_the_suggested_run_is_the_one_that_tells_most(adapted):
         adapted.suggest(pool, budget_flops=1.0)
 
 
+def test_suggestions_end_where_no_candidate_narrows_the_interval_and_say_so(adapted, tmp_path):
+    pool = pd.DataFrame({"source": "acme", "model size": [60.0, 120.0, 480.0] * 20, "data size": 10.0})
+    target = {"source": "acme", "model size": 2000.0, "data size": 40.0}
+    found = adapted.suggest(pool, budget_flops=1e23, target=target)
+    widths = np.array([found.attrs["interval_before"], *found["interval"]])
+    assert 0 < len(found) < len(pool)
+    assert (widths[1:] <= 0.99 * widths[:-1] + 1e-12).all()
+    predicted = adapted.predict(target).iloc[0]
+    assert widths[0] == pytest.approx((predicted["upper"] - predicted["lower"]) / 2, rel=0.05)
+    assert "the target is 2000M parameters on 40B tokens" in found.attrs["notes"][0]
+    assert "no further candidate, of " in found.attrs["notes"][1]
+    none = adapted.suggest(pool[:1].assign(**{"model size": 1.0, "data size": 0.01}), 1e23, target)
+    assert none.empty
+    assert "no candidate, of 1 within the budget" in none.attrs["notes"][1]
+    none.plot().save(tmp_path / "none.svg")
+
+
+def test_a_labs_own_finished_and_diverged_runs_move_its_probability_to_diverge(shipped, tmp_path):
+    rates = {"learning rate": 8e-3, "batch size": 128, "warmup": 100}
+    runs = lab_runs(**rates)
+    asked = {"source": "acme", "model size": 300.0, "data size": 6.0, "optimizer": "adamw", **rates}
+
+    def probability(forecaster, **changes):
+        return forecaster.predict({**asked, **changes})["divergence"].iloc[0]
+
+    before, finished = probability(shipped), shipped.adapt(runs, "acme")
+    assert before > 0.5
+    assert probability(finished) < 0.15
+    assert probability(shipped.adapt(runs[:1], "acme")) > 2 * probability(finished)
+    assert probability(finished, optimizer="muon") == pytest.approx(probability(shipped, optimizer="muon"))
+    assert probability(finished, source="other") == before
+    lost = [{**run, "data size": 4.0, "final_loss": None, "status": "diverged"} for run in runs[:4]]
+    with pytest.warns(UserWarning, match="4 of 13 runs diverged"):
+        both = shipped.adapt([*runs, *lost], "acme")
+    assert probability(both) > 2 * probability(finished)
+    both.save_pretrained(tmp_path)
+    again = Forecaster.from_pretrained(tmp_path)
+    assert probability(again) == pytest.approx(probability(both))
+    more = again.adapt([{**runs[0], "data size": 3.0, "final_loss": lab_loss(60, 3)}], "acme")
+    assert len(more.law.adapted["acme"].diverged) == 4
+
+
+def test_an_imported_table_without_sizes_says_how_to_map_them(shipped, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("name,config.model.n_params,config.tokens,summary.loss\na,50000000,1000000000,3.5\n")
+    for runs in (path, import_runs(path)):
+        with pytest.raises(ValueError, match=r'--map "model\.n_params=model size"'):
+            shipped.adapt(runs, "acme")
+    written = tmp_path / "out.csv"
+    import_runs(path).to_csv(written, index=False)
+    with pytest.raises(ValueError, match=r"model size: missing.*import --map"):
+        shipped.adapt(written, "acme")
+
+
 def test_choosing_follows_the_posterior_after_each_run():
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
@@ -307,7 +361,7 @@ def test_unfinished_runs_and_other_columns_are_put_aside_and_told():
         {**lab_runs()[2], "final_loss": None},
     ]
     with pytest.warns(UserWarning, match="2 of 3 runs"), pytest.warns(UserWarning, match="mood"):
-        assert len(read_runs(runs, "acme")) == 1
+        assert len(read_runs(runs, "acme")[0]) == 1
 
 
 def test_a_log_of_another_framework_is_adapted_to_as_it_is(shipped, tmp_path):

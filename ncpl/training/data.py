@@ -84,7 +84,7 @@ def own_log(data: DataBlock) -> dict[str, list[dict[str, Any]]]:
     from ncpl.own_runs import DEFAULTS
     from ncpl.own_runs import read_runs as read_own_runs
 
-    rows = sorted(read_own_runs(Path(str(data.runs)), data.sources[0]), key=flops)
+    rows = sorted(read_own_runs(Path(str(data.runs)), data.sources[0])[0], key=flops)
     if len(rows) < 4:
         raise ValueError(f"data.runs: got {len(rows)} finished runs, expected at least 4")
     log: dict[str, list[dict[str, Any]]] = {data.splits.train: [], data.splits.select: []}

@@ -61,6 +61,7 @@ class AdaptedSource:
         runs: the runs themselves, configurations with `final_loss` in nats per token: with more runs the source is
             adapted anew from all of them.
         parent: source whose posterior was the prior, None where that was the base law's.
+        diverged: configurations of its runs that ended without a loss: the probability to diverge learns from them.
     """
 
     laws: Sequence[ConfigurationLaw]
@@ -72,6 +73,7 @@ class AdaptedSource:
     usual: Mapping[str, Any]
     runs: Sequence[Mapping[str, Any]]
     parent: str | None = None
+    diverged: Sequence[Mapping[str, Any]] = ()
 
     def read(self, configs: Configs) -> list[dict[str, Any]]:
         """Configurations without the unread fields; one without an optimizer gets the source's own."""
@@ -147,6 +149,7 @@ class AdaptedSource:
             "usual": dict(self.usual),
             "runs": [dict(run) for run in self.runs],
             "parent": self.parent,
+            "diverged": [dict(run) for run in self.diverged],
         }
 
     @classmethod
