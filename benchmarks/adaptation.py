@@ -5,6 +5,7 @@
     python benchmarks/adaptation.py --beliefs                   # renews ncpl/adaptation.json too, after all labs' cells
     python benchmarks/adaptation.py --suggest                   # the protocol of suggested runs alone
     python benchmarks/adaptation.py --compare                   # differences in labs that are not adapted to alone
+    python benchmarks/adaptation.py --packages PYTHON           # the packages of adaptation_packages.py alone
 
 A cell is a lab, k runs and a design: the k cheapest by 6ND, or k at random of the cheaper half (mean over draws). The
 targets are all runs of at least twice the FLOPs of the dearest chosen one. A lab is never in its own prior: the labs'
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 import math
+import subprocess
 import sys
 import time
 import warnings
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json")
     parser.add_argument("--suggest", action="store_true", help="suggested runs against random ones alone")
     parser.add_argument("--compare", action="store_true", help="differences in labs that are not adapted to alone")
+    parser.add_argument("--packages", metavar="PYTHON", help="a Python that has the packages: they alone, one draw")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     forecaster = Forecaster.from_pretrained()
@@ -79,6 +82,11 @@ def main() -> None:
             found[lab] = suggested(bases.get(lab, law), beliefs_without(shapes, group(lab)), rows, args.draws)
             print(lab, found[lab], flush=True)
         write(args.output, read(args.output) | {"suggest": of_labs(found)})
+        return
+    if args.packages:
+        part = {"packages": by_packages(args.packages, law, asked, bases, shapes)}
+        write(args.output, read(args.output) | part)
+        print(json.dumps({**part["packages"], "cells": None}, indent=1))
         return
     cells = all_cells(law, asked, bases, shapes, args.draws)
     result = {
@@ -331,6 +339,60 @@ def of_labs(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, Any]:
     known = {lab: value for lab, value in found.items() if value}
     median = float(np.median([value["suggested_over_random"] for value in known.values()]))
     return {"median_over_labs": round(median, 3), "labs": known}
+
+
+def by_packages(
+    python: str,
+    law: ConfigurationLaw,
+    labs: Mapping[str, Sequence[Row]],
+    bases: Mapping[str, ConfigurationLaw],
+    shapes: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Errors of the packages that `python` has, and of the adapted law beside them, on the first draw of every cell."""
+    script = [python, str(Path(__file__).parent / "adaptation_packages.py")]
+    cells: list[dict[str, Any]] = []
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for lab, rows in labs.items():
+            believed = beliefs_without(shapes, group(lab))
+            for k, design, choices in designs(rows, 1):
+                runs, held = ([as_run(rows[int(i)]) for i in index] for index in choices[0])
+                observed = np.array([run["final_loss"] for run in held])
+                sizes = [[[1e6 * run["model size"], 1e9 * run["data size"]] for run in some] for some in (runs, held)]
+                own = [[*size, run["final_loss"]] for size, run in zip(sizes[0], runs, strict=True)]
+                process.stdin.write(json.dumps({"runs": own, "held": sizes[1]}) + "\n")
+                process.stdin.flush()
+                adapted = adapt_law(bases.get(lab, law), runs, "new lab", beliefs=believed)
+                found = {"adapted": adapted([{**run, "source": "new lab"} for run in held]).tolist()}
+                found |= json.loads(process.stdout.readline())
+                errors = {
+                    name: float(np.abs(np.array(losses) - observed).mean()) if isinstance(losses, list) else losses
+                    for name, losses in found.items()
+                }
+                cells.append({"lab": lab, "k": k, "design": design, "mae": errors})
+                print(lab, k, design, errors, flush=True)
+    return {**(git_state() or {"commit": None, "dirty": None}), "packages": of_packages(cells), "cells": cells}
+
+
+def of_packages(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Package -> the adapted law's error over its own, geometric mean over the cells that it forecasts; or why not."""
+    found: dict[str, Any] = {}
+    for name in (name for name in cells[0]["mae"] if name != "adapted"):
+        pairs = [(cell["mae"]["adapted"], cell["mae"][name]) for cell in cells if isinstance(cell["mae"][name], float)]
+        refused = [cell["mae"][name] for cell in cells if isinstance(cell["mae"][name], str)]
+        if not pairs:
+            found[name] = {"measured": refused[0] if refused else "not measured"}
+            continue
+        mine, theirs = np.array(pairs).T
+        found[name] = {
+            "cells": len(pairs),
+            "refused": len(refused),
+            "adapted_over": round(float(np.exp(np.log(mine / theirs).mean())), 3),
+            "adapted_better": round(float((mine < theirs).mean()), 3),
+            "median_error": round(float(np.median(theirs)), 4),
+        }
+    return found
 
 
 def averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
