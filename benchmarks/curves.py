@@ -17,9 +17,10 @@ from scipy.optimize import least_squares
 
 from benchmarks.common import data_folder, parser, report
 from benchmarks.lab_curves import curve_run, multipowerlaw, olmo, with_forecasts, xlstm
-from curves_ncpl import CurveLaw, Observed, forecast
+from curves_ncpl import CurveLaw
 from ncpl.fitting import fit
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_residuals, fit_shape
+from observed_ncpl import Observed, forecast
 
 FRACTIONS = np.arange(1, 11) / 10
 PREFIXES = (0.05, 0.1, 0.3, 0.5, 0.8)

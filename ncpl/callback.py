@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from fields_ncpl import max_step
-from ncpl.curves import read_log
+from ncpl.curves import read_log, spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,8 @@ class ForecastCallback(TrainerCallback):
         # Says at once what is wrong with a configuration.
         self.before = self.forecaster.predict(self.config, level).iloc[0]
         self._line: tqdm | None = None
-        self._spent, self._began, self._told = 0.0, 0.0, ""
+        self._spent, self._began = 0.0, 0.0
+        self._told: tuple[str, bool] = ("on course", False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the run is the configuration's.
@@ -139,7 +140,7 @@ class ForecastCallback(TrainerCallback):
         self._began = time.perf_counter()
         if state.is_world_process_zero:
             self._line = tqdm(total=0, position=1, bar_format="{desc}", disable=None, leave=False)
-            self._show({str(name): value for name, value in self.before.items()}, "")
+            self._show({str(name): value for name, value in self.before.items()}, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Takes a logged loss, and forecasts."""
@@ -153,7 +154,8 @@ class ForecastCallback(TrainerCallback):
             self.latest = forecast_final(
                 self.config, self.steps, self.losses, forecaster=self.forecaster, level=self.level, window=window or 1
             )
-            self._show(self.latest, self.latest["advice"] or "")
+            self._show(self.latest, self.latest["advice"])
+            self._tell(self.latest)
             self._spent += time.perf_counter() - started
         if self.latest is not None:
             said = {f"forecast_{name}": round(self.latest[name], 4) for name in ("loss", "lower", "upper")}
@@ -166,12 +168,16 @@ class ForecastCallback(TrainerCallback):
         if self._line is not None:
             self._line.close()
 
-    def _show(self, forecast: Mapping[str, Any], advice: str) -> None:
+    def _show(self, forecast: Mapping[str, Any], advice: str | None) -> None:
         if self._line is None:
             return
         text = f"final loss {forecast['loss']:.3f} ({forecast['lower']:.3f} to {forecast['upper']:.3f})"
         self._line.set_description_str(f"{text}; {advice}" if advice else text)
-        if advice and advice != self._told:
-            # Said once where it can be read again.
-            self._told = advice
-            tqdm.write(f"ncpl: {advice}")
+
+    def _tell(self, report: Mapping[str, Any]) -> None:
+        """Says once where it can be read again how the run does, and again when that changes in kind."""
+        kind = report["status"], report["advice"] is not None
+        if self._line is not None and kind != self._told:
+            self._told = kind
+            if words := spoken(report):
+                tqdm.write(f"ncpl: {words}")

@@ -16,8 +16,9 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from curves_ncpl import CurveLaw, Observed, RunShape, forecast
+from curves_ncpl import CurveLaw, RunShape
 from ncpl.errors import short
+from observed_ncpl import Curve, Observed, forecast
 from text_ncpl import as_number
 from upgrade_ncpl import join_arrays, split_arrays
 
@@ -29,6 +30,8 @@ EMBEDDED = Path(__file__).parent / "checkpoints" / "ncpl-mini"
 _UNKNOWN = 0.05
 # A run is failing this far above its forecast, in nats and in standard deviations of it, from this step on.
 _FAILING_NATS, _FAILING_DEVIATIONS, _FAILING_STEP = 0.3, 4.0, 100
+# It is off course so many standard deviations from its forecast.
+_OFF_DEVIATIONS = 3.0
 # A run is advised against if it ends this far above its forecast, in nats, with 95 % probability.
 _WORSE = 0.02
 # The 95th percentile of the normal law.
@@ -76,11 +79,11 @@ class Final:
         half = (self.upper - self.lower) / 2
         return half / float(np.interp(self.level, np.linspace(0, 1, len(scores)), scores))
 
-    def skewed(self, loss: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Symmetric bands around `loss`, made as lopsided as this interval, which is bounded on both sides."""
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Its lower and its upper part over half its width: it is bounded on both sides and so lopsided."""
         half = (self.upper - self.lower) / 2
-        below, above = (self.loss - self.lower) / half, (self.upper - self.loss) / half
-        return loss - below * (loss - lower), loss + above * (upper - loss)
+        return (self.loss - self.lower) / half, (self.upper - self.loss) / half
 
 
 def curve(
@@ -104,8 +107,8 @@ def curve(
         window: steps that each observed loss is the mean of, ending at its step.
 
     Returns:
-        A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token). With `observed`,
-        `.attrs["report"]` is what `report` says of the run.
+        A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token), all of the loss
+        without a log's noise. With `observed`, `.attrs["report"]` is what `report` says of the run.
 
     Raises:
         ValueError: no such points, or an observed part without steps and losses.
@@ -122,7 +125,7 @@ def curve(
     read = None if observed is None else read_observed(observed, run.steps)
     seen = None if read is None else Observed.of(*read, run, steps_seen)
     found = forecast(law, run, steps / run.steps, final.loss, deviation if known else _UNKNOWN, seen)
-    lower, upper = final.skewed(found.loss, *found.interval(level)) if known else (np.nan * steps, np.nan * steps)
+    lower, upper = found.interval(level, *final.sides) if known else (np.nan * steps, np.nan * steps)
     table = pd.DataFrame(
         {"step": steps, "tokens": run.tokens * steps / run.steps, "loss": found.loss, "lower": lower, "upper": upper}
     )
@@ -196,8 +199,8 @@ def report(
         loss, deviation: its final loss as forecast now, and the standard deviation of that.
 
     Returns:
-        `status`: `"on course"`, `"failing"` or `"nan"`; `reason`; `recovers`, the probability that a failing run ends
-        within 0.3 nats of its forecast; and `advice`, None or one sentence.
+        `status`: `"on course"`, `"off course"` (far from its forecast), `"failing"` or `"nan"`; `reason`; `recovers`,
+        the probability that a failing run ends within 0.3 nats of its forecast; and `advice`, None or one sentence.
     """
     order = np.argsort(steps, kind="stable")
     steps, losses = steps[order], losses[order]
@@ -213,20 +216,40 @@ def report(
         }
     finite = np.isfinite(losses)
     steps, losses = steps[finite], losses[finite]
-    last = losses[-min(5, len(losses)) :]
-    share = np.array([max(steps[-1], 1.0) / run.steps])
-    before = forecast(law, run, share, final.loss, _UNKNOWN)
-    above = float(np.median(last) - before.loss[0])
-    if steps[-1] >= _FAILING_STEP and above > max(_FAILING_NATS, _FAILING_DEVIATIONS * float(before.deviation[0])):
+    above, before, _ = _off(law, run, final.loss, _UNKNOWN, steps, losses)
+    if steps[-1] >= _FAILING_STEP and above > max(_FAILING_NATS, _FAILING_DEVIATIONS * float(before.deviation[-1])):
         reason = f"the loss stands {above:.2f} nats above its forecast at step {steps[-1]:g}"
         return said | _failing(law, reason, above)
     risen = _risen(losses)
     if risen > 0:
         return said | _failing(law, f"the loss has risen by {risen:.2f} nats", max(above, risen))
+    deviation_before = final.deviation(before.scores)
+    said |= _off_course(*_off(law, run, final.loss, deviation_before, steps, losses))
     surely = loss - _ONE_SIDED * deviation - final.loss
     if surely > _WORSE:
         said["advice"] = f"this run ends {surely:.2f} nats or more above its forecast with 95 %; consider to stop it"
     return said
+
+
+def _off(
+    law: CurveLaw, run: RunShape, final: float, deviation: float, steps: np.ndarray, losses: np.ndarray
+) -> tuple[float, Curve, float]:
+    """How far the last losses of a log lie above their forecast before the run, that, and their own noise."""
+    last = slice(-min(9, len(losses)), None)
+    expected = forecast(law, run, steps[last] / run.steps, final, deviation if math.isfinite(deviation) else _UNKNOWN)
+    off = losses[last] - expected.loss
+    noise = 1.48 * float(np.median(np.abs(off - np.median(off)))) / math.sqrt(len(off))
+    return float(np.median(off)), expected, noise
+
+
+def _off_course(off: float, expected: Curve, noise: float) -> dict[str, Any]:
+    """What is said where the end of a log lies further from its forecast than forecasts err; nothing elsewhere."""
+    scores = abs(off) / math.hypot(expected.score(0.9) / _ONE_SIDED * float(expected.deviation[-1]), noise)
+    if scores < _OFF_DEVIATIONS or abs(off) < _WORSE:
+        return {}
+    where = "above" if off > 0 else "below"
+    reason = f"the log lies {abs(off):.2f} {where} its forecast ({scores:.1f} standard deviations)"
+    return {"status": "off course", "reason": reason}
 
 
 def spoken(said: Mapping[str, Any] | None) -> str:

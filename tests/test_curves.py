@@ -1,6 +1,7 @@
 """Loss curves: the law along a run, its fit, forecasts before and during a run, and what is said of failing runs."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from curves_ncpl import KNOTS, CurveLaw, Observed, RunShape, forecast, places, shape_terms
+from curves_ncpl import KNOTS, CurveLaw, RunShape, early, places, shape_terms
 from fields_ncpl import check_config
 from ncpl import Forecaster
 from ncpl.callback import follow
@@ -16,6 +17,7 @@ from ncpl.commands import forecasts  # noqa: F401 (adds `curve` to the app)
 from ncpl.commands.shared import app
 from ncpl.curves import EMBEDDED, Final, read_law, read_log, report, save_law
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
+from observed_ncpl import Observed, forecast
 
 CONFIG = {
     "source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
@@ -174,11 +176,98 @@ def test_the_band_covers_the_observed_part_as_logged(fitted, noise):
     seen = np.linspace(0.02, 0.6, 800)
     losses = run.at(seen) + noise * np.random.default_rng(2).normal(size=len(seen))
     observed = Observed.of(seen * run.shape.steps, losses, run.shape)
-    lower, upper = forecast(fitted, run.shape, seen, run.losses[-1], 0.02, observed).interval(0.9)
+    lower, upper = forecast(fitted, run.shape, seen, run.losses[-1], 0.02, observed).logged(0.9)
     assert 0.85 < ((lower <= losses) & (losses <= upper)).mean() < 0.97
     # Ahead it is of the loss without its noise.
     ahead = forecast(fitted, run.shape, np.array([0.9, 1.0]), run.losses[-1], 0.02, observed)
     assert (np.asarray(ahead.noise) == 0).all()
+
+
+SEEN = {
+    "source": "marin", "model size": 300, "data size": 6, "batch size": 128, "seq len": 4096, "learning rate": 4e-3,
+    "warmup": 1000, "max step": 11444,
+}  # fmt: skip
+
+
+def logged(law, run, final, part, offset=0.0, noise=0.01, seed=0):
+    """A log with a point each 20 steps of a run that lies `offset` over its forecast."""
+    steps = np.arange(20, int(run.steps * part) + 1, 20)
+    truth = final + law.shape(run, steps / run.steps, final) + offset
+    return steps, truth, truth + noise * np.random.default_rng(seed).normal(size=len(steps))
+
+
+@pytest.mark.parametrize("source", ["marin", "mine", "xlstm_llama"])
+@pytest.mark.parametrize("part", [0.05, 0.1, 0.3, 0.5, 0.8])
+def test_a_curve_passes_through_its_log_wherever_that_lies(source, part):
+    """And its band is no wider over the log's later part than just beyond the log."""
+    law, run = read_law(EMBEDDED), RunShape.of(SEEN | {"source": source})
+    deviation = 0.3 if source == "mine" else 0.008
+    for offset in (-0.2, 0.0, 0.03, 0.08, 0.2, 0.5):
+        for noise in (0.002, 0.02):
+            steps, truth, losses = logged(law, run, 3.27, part, offset, noise)
+            observed = Observed.of(steps, losses, run)
+            last = steps[-1] / run.steps
+            shares = np.append(last * np.array([0.5, 0.7, 0.8, 0.9, 1.0, 1.03]), 1.0)
+            curve = forecast(law, run, shares, 3.27, deviation, observed)
+            # Where the loss falls steeply, a bin's median is known less well.
+            assert abs(curve.loss[4] - truth[-1]) < max(noise, 0.008) + 0.003 * early(steps[-1])
+            width = np.subtract(*curve.interval(0.9)[::-1])
+            # Bins of equal width in log steps hold fewer points, and losses scatter more, the earlier they lie.
+            assert width[3] < 1.1 * width[5]
+            assert width[:3].max() < 1.5 * width[5]
+
+
+@pytest.mark.parametrize("source", ["marin", "xlstm_llama"])
+def test_the_further_a_log_lies_off_the_less_sure_is_its_end(source):
+    law, run = read_law(EMBEDDED), RunShape.of(SEEN | {"source": source})
+    ends = []
+    for offset in (0.0, 0.05, 0.1, 0.2, 0.4):
+        steps, _, losses = logged(law, run, 3.27, 0.3, offset)
+        curve = forecast(law, run, np.array([1.0]), 3.27, 0.008, Observed.of(steps, losses, run))
+        ends.append((curve.loss[0] - 3.27, curve.deviation[0]))
+    moved, deviation = np.array(ends).T
+    assert (np.diff(moved) > 0).all()
+    assert deviation[1:].min() >= deviation[0]
+    assert deviation[2:].min() > 1.5 * deviation[0]
+    # By no more than the offset, which the interval holds.
+    assert (moved < np.array([0.001, 0.05, 0.1, 0.2, 0.4])).all()
+
+
+def test_a_spike_that_decays_slowly_lowers_no_forecast_and_narrows_none():
+    law, run = read_law(EMBEDDED), RunShape.of(SEEN)
+    for part in (0.3, 0.6):
+        steps, _, losses = logged(law, run, 3.27, part)
+        peak = 0.6 * steps[-1]
+        spiked = losses + np.where(steps > peak, 1.5 * np.exp((peak - steps) / (0.15 * steps[-1])), 0.0)
+        plain, hurt = (
+            forecast(law, run, np.array([1.0]), 3.27, 0.008, Observed.of(steps, some, run)) for some in (losses, spiked)
+        )
+        assert plain.loss[0] - 0.002 < hurt.loss[0] < plain.loss[0] + 0.03
+        assert hurt.deviation[0] >= plain.deviation[0]
+
+
+def test_no_loss_of_a_curve_nor_its_band_lies_above_chance(forecaster):
+    chance = np.log(128_256)
+    before = forecaster.curve(CONFIG, 1000)
+    assert before["loss"].max() <= chance
+    assert before["upper"].max() <= chance + 1e-9
+    assert before["loss"].iloc[0] > 8
+    seen = {"step": [2, 5, 10, 20, 40, 80], "loss": [11.9, 11.7, 11.2, 10.2, 9.0, 8.0]}
+    during = forecaster.curve(CONFIG, 1000, observed=seen)
+    assert during[["loss", "upper"]].max().max() <= chance + 1e-9
+
+
+def test_a_log_far_from_its_forecast_is_said_so(forecaster):
+    plain = forecaster.curve(CONFIG, 100)
+    said = {}
+    for offset in (-0.15, 0.0, 0.15):
+        seen = {"step": plain["step"][:60], "loss": plain["loss"][:60] + offset}
+        said[offset] = forecaster.curve(CONFIG, 100, observed=seen).attrs["report"]
+    assert [report["status"] for report in said.values()] == ["off course", "on course", "off course"]
+    assert re.match(r"the log lies 0\.15 above its forecast \(\d+\.\d standard deviations\)", said[0.15]["reason"])
+    assert "0.15 below its forecast" in said[-0.15]["reason"]
+    assert "above its forecast with 95 %" in said[0.15]["advice"]
+    assert said[-0.15]["advice"] is None
 
 
 def test_nothing_finite_observed_is_nothing_observed():

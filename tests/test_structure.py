@@ -37,6 +37,7 @@ NUMPY_ALONE = (
     "adapted_ncpl",
     "calibration_ncpl",
     "curves_ncpl",
+    "observed_ncpl",
 )
 BUNDLE_LIBRARIES = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors"}
 

@@ -17,15 +17,14 @@ from curves_ncpl import (
     KNOTS,
     CurveLaw,
     CurveResidual,
-    Observed,
     RunShape,
     early,
-    forecast,
     places,
     resemblance,
     shape_terms,
 )
 from fields_ncpl import SOURCES
+from observed_ncpl import Observed, forecast
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ def _table(law: CurveLaw, runs: Sequence[CurveRun]) -> np.ndarray:
     knots = np.array(KNOTS)
     rows = []
     for run in runs:
-        differs = run.losses - run.losses[-1] - bare.shape(run.shape, run.shares)
+        differs = run.losses - run.losses[-1] - bare.shape(run.shape, run.shares, run.losses[-1])
         row = np.interp(np.log(knots), np.log(run.shares), differs)
         rows.append(np.where(knots >= 0.75 * run.shares[0], row / early(knots * run.shape.steps), np.nan))
     return np.array(rows)
@@ -323,7 +322,7 @@ def held_out(law: CurveLaw, runs: Sequence[CurveRun], folds: int = 5, seed: int 
 def _errors(law: CurveLaw, run: CurveRun) -> np.ndarray:
     """Observed less forecast shape at `KNOTS`; NaN before the curve's start."""
     knots = np.array(KNOTS)
-    errors = run.at(knots) - run.losses[-1] - law.shape(run.shape, knots)
+    errors = run.at(knots) - run.losses[-1] - law.shape(run.shape, knots, run.losses[-1])
     return np.where(knots >= 0.75 * run.shares[0], errors, np.nan)
 
 
@@ -388,7 +387,7 @@ def _recovered(held: Sequence[Held]) -> list[list[float]]:
     counts = np.zeros(len(_ABOVE))
     for law, run, _, _ in held:
         late = run.shares * run.shape.steps >= 250
-        above = (run.losses - run.losses[-1] - law.shape(run.shape, run.shares))[late]
+        above = (run.losses - run.losses[-1] - law.shape(run.shape, run.shares, run.losses[-1]))[late]
         passed = [i for i, limit in enumerate(_ABOVE) if above.max(initial=0.0) >= limit]
         if passed:
             counts[passed[-1]] += 1
