@@ -1,4 +1,4 @@
-"""The loss along a run: its shape under any learning-rate schedule, its bands, and what a run's first part tells.
+"""The loss along a run: its shape under any learning-rate schedule, and how uncertain that is.
 
 A curve is `final loss + shape(share) - shape(1)`: the configuration law forecasts the end, this module the way there,
 so that its last point is the forecast final loss. Shares of the run go from 0 to 1. numpy alone.
@@ -47,8 +47,7 @@ class RunShape:
         steps: of the whole run.
         seq_len: tokens a sequence.
         schedule: of its learning rate.
-        ceiling: nats over the final loss that no loss of the run exceeds: an untrained model gives every token of the
-            vocabulary the same probability.
+        chance: nats per token of a model that gives every token of the vocabulary the same probability.
     """
 
     source: str
@@ -59,7 +58,7 @@ class RunShape:
     steps: int
     seq_len: float
     schedule: Schedule
-    ceiling: float
+    chance: float
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -86,8 +85,12 @@ class RunShape:
             steps=steps,
             seq_len=sequence_length(config),
             schedule=Schedule.of(config, steps),
-            ceiling=math.log(vocabulary) - 2.0,
+            chance=math.log(vocabulary),
         )
+
+    def below_chance(self, losses: np.ndarray) -> np.ndarray:
+        """Losses no higher than those of a model that knows nothing."""
+        return np.minimum(losses, self.chance)
 
     @property
     def coordinates(self) -> list[float]:
@@ -275,16 +278,22 @@ class CurveLaw:
         parent = SOURCES[source].parent if source in SOURCES else None
         return next((name for name in (source, parent) if name in self.sources), None)
 
-    def shape(self, run: RunShape, shares: Any) -> np.ndarray:
-        """Losses over the final one at shares of a run, in nats per token; 0 at its end."""
-        return np.minimum(self.path(run, shares).with_residual(self.residual(run)), run.ceiling)
+    def shape(self, run: RunShape, shares: Any, final: float = 2.0) -> np.ndarray:
+        """Losses over the final one at shares of a run, in nats per token; 0 at its end.
 
-    def path(self, run: RunShape, shares: Any) -> "Path":
-        """The law's own losses at shares of a run, without residuals."""
-        x = np.asarray(shares, dtype=float)
-        losses, _ = shape_terms(self.coefficients(run.source), places([run], [np.append(x, KNOTS)]))
+        Args:
+            run: which run.
+            shares: of it.
+            final: loss at its end, over which no loss lies by more than `RunShape.chance` does.
+        """
+        return run.below_chance(final + self.path(run, shares).with_residual(self.residual(run))) - final
+
+    def path(self, run: RunShape, shares: Any, knots: Sequence[float] | np.ndarray = KNOTS) -> "Path":
+        """The law's own losses at shares of a run, without residuals, and at knots of residuals, whose last is 1."""
+        x, at = np.asarray(shares, dtype=float), np.asarray(knots, dtype=float)
+        losses, _ = shape_terms(self.coefficients(run.source), places([run], [np.append(x, at)]))
         losses -= losses[-1]
-        return Path(losses[: len(x)], losses[len(x) :], run.schedule.falls(KNOTS), x)
+        return Path(losses[: len(x)], losses[len(x) :], run.schedule.falls(at), x, at)
 
     def residual(self, run: RunShape) -> np.ndarray:
         """What the run's source differs by from the law at `KNOTS`, in nats; 0 at the end."""
@@ -342,43 +351,45 @@ _EXAMPLE = {
 
 @dataclass(frozen=True)
 class Path:
-    """The law's losses along one run over its final one, and how residuals at `KNOTS` are added to them.
+    """The law's losses along one run over its final one, and how residuals at knots are added to them.
 
     Between two knots a residual goes along with the law's own fall: the sum is a linear function of the law's loss
     there. So it never rises where the law falls and the sums at the knots do not rise.
 
     Args:
         losses: at `shares`, in nats per token over the final loss.
-        knots: at `KNOTS`; the last is 0.
+        knots: at the knots; the last is 0.
         falls: for each pair of neighbouring knots, whether the learning rate never rises between them.
         shares: of the run.
+        at: the knots' shares of the run, ascending, the last is 1.
     """
 
     losses: np.ndarray
     knots: np.ndarray
     falls: np.ndarray
     shares: np.ndarray
+    at: np.ndarray
 
     @cached_property
     def weights(self) -> np.ndarray:
         """Of each knot's residual at each share, (shares, knots)."""
-        at = np.clip(np.searchsorted(KNOTS, self.shares, side="right") - 1, 0, len(KNOTS) - 2)
-        logs, drop = np.log(KNOTS), self.knots[at] - self.knots[at + 1]
-        in_log = (np.log(np.maximum(self.shares, KNOTS[0])) - logs[at]) / np.diff(logs)[at]
+        at = np.clip(np.searchsorted(self.at, self.shares, side="right") - 1, 0, len(self.at) - 2)
+        logs, drop = np.log(self.at), self.knots[at] - self.knots[at + 1]
+        in_log = (np.log(np.maximum(self.shares, self.at[0])) - logs[at]) / np.diff(logs)[at]
         along = self.falls[at] & (drop > 1e-9)
         part = np.where(along, (self.knots[at] - self.losses) / np.where(along, drop, 1.0), in_log)
         part = np.clip(part, 0.0, 1.0)
-        weights = np.zeros((len(self.shares), len(KNOTS)))
+        weights = np.zeros((len(self.shares), len(self.at)))
         rows = np.arange(len(at))
         weights[rows, at], weights[rows, at + 1] = 1 - part, part
         return weights
 
     def with_residual(self, residual: np.ndarray, precision: np.ndarray | None = None) -> np.ndarray:
-        """Losses at `shares` with residuals at `KNOTS`, which do not rise where the learning rate does not.
+        """Losses at `shares` with residuals at the knots, which do not rise where the learning rate does not.
 
         Where the sums at the knots rise, they become their mean by `precision`; without one the end is certain.
         """
-        certain = np.append(np.zeros(len(KNOTS) - 1), np.inf)
+        certain = np.append(np.zeros(len(self.at) - 1), np.inf)
         level = never_rising(self.knots + residual, self.falls, certain if precision is None else precision)
         return self.losses + self.weights @ (level - self.knots)
 
@@ -408,148 +419,3 @@ def _prior_errors(height: float) -> np.ndarray:
     logs = -np.log(KNOTS)
     deviation = height * logs
     return np.outer(deviation, deviation) * np.exp(-np.abs(logs[:, None] - logs) / 2)
-
-
-@dataclass(frozen=True)
-class Observed:
-    """The first part of a real run, as `forecast` reads it: few bins, each with its noise, and the log itself.
-
-    Args:
-        shares: of the run, ascending, (bins,).
-        losses: the bins' medians, (bins,).
-        variance: of each bin's own noise, in squared nats.
-        logged: share and loss of every logged point, (2, points), ascending.
-    """
-
-    shares: np.ndarray
-    losses: np.ndarray
-    variance: np.ndarray
-    logged: np.ndarray
-
-    @classmethod
-    def of(cls, steps: Any, losses: Any, run: RunShape, window: float = 1.0, bins: int = 40) -> Self | None:
-        """Bins of equal width in log steps; None where no finite loss lies within the run.
-
-        Medians, and the spread within a bin as its noise, keep a spike from dragging the curve: it widens the band.
-
-        Args:
-            steps, losses: of the run.
-            run: its shape.
-            window: steps that each loss is the mean of, ending at its step.
-            bins: at most so many.
-        """
-        s, y = np.asarray(steps, dtype=float) - (window - 1) / 2, np.asarray(losses, dtype=float)
-        keep = np.isfinite(y) & (s > 0) & (s <= run.steps)
-        if not keep.any():
-            return None
-        order = np.argsort(s[keep], kind="stable")
-        x, y = s[keep][order] / run.steps, y[keep][order]
-        edges = np.geomspace(x.min() * (1 - 1e-9), x.max() * (1 + 1e-9), bins + 1)
-        at = np.clip(np.searchsorted(edges, x) - 1, 0, bins - 1)
-        rows = []
-        for i in np.unique(at):
-            mine, own = x[at == i], y[at == i]
-            spread = 1.48 * np.median(np.abs(own - np.median(own))) if len(own) > 3 else 0.0
-            rows.append((np.median(mine), np.median(own), spread**2 * 1.6 / len(own)))
-        shares, medians, noise = np.array(rows).T
-        # How far each bin lies off the line through its neighbours says what noise is left.
-        rough = _roughness(np.log(shares), medians)
-        least = 0.0017 * early(shares * run.steps)
-        return cls(shares, medians, noise + rough**2 + least**2, np.array([x, y]))
-
-    def noise(self, mean: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Standard deviation of logged losses around a curve at shares of the run, robust, in nats; 0 ahead.
-
-        Where the curve misses a bin's median, as in the steep first steps, that counts too.
-
-        Args:
-            mean: of the curve at the bins.
-            shares: where.
-        """
-        x, y = self.logged
-        off = np.abs(y - np.interp(np.log(x), np.log(self.shares), mean))
-        width = min(len(x), max(9, len(x) // 20))
-        first = np.clip(np.searchsorted(x, self.shares) - width // 2, 0, len(x) - width)
-        around = 1.48 * np.median(off[first[:, None] + np.arange(width)], axis=1)
-        around = np.maximum(around, np.abs(self.losses - mean) / _NORMAL[9])
-        found = np.interp(np.log(shares), np.log(self.shares), around)
-        return np.where(shares <= x[-1], found, 0.0)
-
-
-def _roughness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance of each point from the line through its neighbours, less what is usual; 0 where there are too few."""
-    if len(x) < 5:
-        return np.zeros(len(x))
-    part = (x[1:-1] - x[:-2]) / np.maximum(x[2:] - x[:-2], 1e-12)
-    off = np.abs(y[1:-1] - (1 - part) * y[:-2] - part * y[2:])
-    usual = float(np.median(off))
-    off = np.concatenate([[off[0]], off, [off[-1]]])
-    # A point next to a spike looks rough too, and is not believed much either.
-    return np.where(off > 5 * usual + 1e-3, off, 0.5 * usual)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A forecast curve.
-
-    Args:
-        loss: in nats per token.
-        deviation: its standard deviation.
-        scores: quantiles of |error| over `deviation`.
-        noise: standard deviation of logged losses around it, over the observed part; 0 ahead.
-    """
-
-    loss: np.ndarray
-    deviation: np.ndarray
-    scores: Sequence[float]
-    noise: np.ndarray | float = 0.0
-
-    def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """The lower and upper ends of the interval around each loss that covers `level` of such runs."""
-        of_mean, of_noise = (np.interp(level, np.linspace(0, 1, len(q)), q) for q in (self.scores, _NORMAL))
-        half = np.hypot(of_mean * self.deviation, of_noise * self.noise)
-        return self.loss - half, self.loss + half
-
-
-# Quantiles of |error| / standard deviation of the normal law, where none were measured.
-_NORMAL = (0.0, 0.126, 0.253, 0.385, 0.524, 0.674, 0.842, 1.036, 1.282, 1.645, 3.3)
-
-
-def forecast(
-    law: CurveLaw, run: RunShape, shares: Any, final: float, deviation: float, observed: Observed | None = None
-) -> Curve:
-    """The loss at shares of a run, given its first part if there is one.
-
-    Errors of the final loss and of the shape are jointly normal; the observed part conditions them (Rasmussen &
-    Williams 2006, eq. 2.23). Bins far off are down-weighted as under Student's t.
-
-    Args:
-        law: of the shape.
-        run: of which run.
-        shares: where, ascending.
-        final: forecast final loss, in nats per token.
-        deviation: its standard deviation.
-        observed: the run's first part.
-    """
-    x = np.asarray(shares, dtype=float)
-    path, covariance, residual = law.path(run, x), law.covariance(run, deviation), law.residual(run)
-    weights = path.weights
-    if observed is None:
-        mean = final + np.minimum(path.with_residual(residual), run.ceiling)
-        spread = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", weights, covariance, weights), 0))
-        return Curve(mean, spread, law.scores.get("before", _NORMAL))
-    past = law.path(run, observed.shares)
-    error = observed.losses - final - np.minimum(past.with_residual(residual), run.ceiling)
-    seen = past.weights
-    prior, noise = seen @ covariance @ seen.T, observed.variance.copy()
-    for _ in range(5):
-        solved = np.linalg.solve(prior + np.diag(noise), error)
-        off = (noise * solved) ** 2 / observed.variance
-        noise = observed.variance * np.maximum((4 + off) / 5, 1.0)
-    gain = np.linalg.solve(prior + np.diag(noise), seen @ covariance)
-    trust = law.trusted(float(observed.shares[-1]), deviation)
-    after = covariance - trust * (2 - trust) * (seen @ covariance).T @ gain
-    moved, precision = residual + trust * error @ gain, 1 / np.maximum(np.diag(after), 1e-8)
-    mean, before = (final + np.minimum(p.with_residual(moved, precision), run.ceiling) for p in (path, past))
-    spread = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", weights, after, weights), 1e-6))
-    return Curve(mean, spread, law.scores.get("during", law.scores.get("before", _NORMAL)), observed.noise(before, x))
