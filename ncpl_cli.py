@@ -9,6 +9,13 @@ import typer
 from ncpl.commands import forecasts, hub, labs, page, planning, runs, scores, training  # noqa: F401 (commands)
 from ncpl.commands.shared import app, fail, forget_notes, note, show_traceback
 
+# As a user meets them: forecasts, plans, scores, a lab's own runs, the app, models.
+ORDER = (
+    *("predict", "compare", "curve", "watch", "sweep", "optimize", "plan", "cost", "report", "benchmarks"),
+    *("import", "adapt", "suggest", "fields", "app", "train", "evaluate", "convert", "card", "push", "merge"),
+)
+app.registered_commands.sort(key=lambda command: ORDER.index(command.name or getattr(command.callback, "__name__", "")))
+
 
 def main() -> None:
     """Runs the command; a user's error becomes one line and exit status 2, with the traceback under `--debug`."""

@@ -1,6 +1,7 @@
 """The `ncpl` command: what it prints for people and for machines, and how it ends."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -20,7 +21,6 @@ from tests.checkpoints import ADAMW, CONFIGS, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-COMMANDS = ("predict", "curve", "sweep", "optimize", "evaluate")
 
 
 def run(*arguments, capsys):
@@ -60,11 +60,13 @@ def records(table):
     ]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), *((command, "--help") for command in COMMANDS)])
+@pytest.mark.parametrize("arguments", [(), ("--help",), *((command, "--help") for command in ncpl_cli.ORDER)])
 def test_help_has_an_example(arguments, capsys):
     status, out, err = run(*arguments, capsys=capsys)
     assert (status, err) == (0, "")
-    assert f"\n    ncpl {arguments[0] if len(arguments) > 1 else 'predict'} " in out
+    # Each command's first sentence fits the list of commands.
+    assert "..." not in out.partition("Commands:")[2]
+    assert re.search(rf"\n    ncpl {arguments[0] if len(arguments) > 1 else 'predict'}\b", out)
 
 
 def test_version(capsys):

@@ -139,7 +139,7 @@ def watch(
     level: Level = 0.9,
     as_json: Json = False,
 ) -> None:
-    """Forecast the final loss of a run while it trains, from its growing log.
+    """Forecast the final loss of a run from its growing log.
 
     \b
     Example:
@@ -226,7 +226,7 @@ def optimize(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """Find the values with the lowest forecast loss, and what each field is worth.
+    """Find the values of some fields with the lowest loss.
 
     FIELD=LOW:HIGH makes a field free within its bounds, FIELD=A,B among choices. For each: where it starts, its best
     value, how far it goes while the loss stays within --within nats, and what it is worth: the loss given up if it

@@ -25,13 +25,15 @@ def push(
     code_only: Annotated[bool, typer.Option("--code-only", help="Renew a repository's code alone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Push a checkpoint, an adapter, a data set or the Space to the Hugging Face Hub, in one commit.
+    """Push a checkpoint, a data set or the Space to the Hub.
 
-    Example: ncpl push outputs/ncpl-mini me/ncpl-mini --tag v1
+    A checkpoint may be an adapter. Each push is one commit to the Hugging Face Hub.
 
-    Example: ncpl push --dataset marin me/ncpl-marin
-
-    Example: ncpl push --code-only me/ncpl-mini
+    \b
+    Examples:
+      ncpl push outputs/quickstart me/quickstart --tag v1
+      ncpl push --dataset marin me/ncpl-marin
+      ncpl push --code-only me/ncpl-mini
     """
     kinds = [space, dataset is not None, code_only]
     if len(names) != (1 if any(kinds) else 2) or sum(kinds) > 1:
@@ -63,12 +65,14 @@ def card(
     repo: Annotated[str, typer.Argument(help="Where it will go: owner/name.")],
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint's model card, README.md, from the result files beside it.
+    """Write a checkpoint's model card from its result files.
 
-    Those are training_record.json, evaluation.json (of ncpl evaluate --output) and widget.json, forecasts for the
-    card's examples, which is made here if there is none.
+    The card is README.md; the files beside it are training_record.json, evaluation.json (of ncpl evaluate --output)
+    and widget.json, forecasts for the card's examples, which is made here if there is none.
 
-    Example: ncpl card outputs/ncpl-mini me/ncpl-mini
+    \b
+    Example:
+      ncpl card outputs/ncpl-mini me/ncpl-mini
     """
     from ncpl.files import write_json, write_text
     from ncpl.hub import cards
@@ -96,9 +100,13 @@ def convert(
     curves: Annotated[bool, typer.Option("--curves", help="Trained on loss curves, as NCPL-intermediate.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a published NCPL checkpoint to a folder that AutoModel loads, and verify it.
+    """Convert a published NCPL checkpoint, and verify it.
 
-    Example: ncpl convert OptimizerStudy/NCPL-final ncpl-qwen3-1.7b
+    AutoModel loads the folder that is written.
+
+    \b
+    Example:
+      ncpl convert OptimizerStudy/NCPL-final ncpl-qwen3-1.7b
     """
     from ncpl.hub.convert import convert
 
@@ -115,9 +123,11 @@ def merge(
     out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """Write an adapter's changes into its base: a checkpoint without adapter.
+    """Merge an adapter into its base, as a whole checkpoint.
 
-    Example: ncpl merge me/ncpl-mini-lora merged
+    \b
+    Example:
+      ncpl merge me/ncpl-mini-lora merged
     """
     from ncpl.checkpoint import find
     from ncpl.training.model import merge_adapter

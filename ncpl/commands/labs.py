@@ -35,7 +35,9 @@ def adapt(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """Adapt the forecaster to a lab's own runs, in seconds. --save draws what was learnt and how far it reaches.
+    """Adapt the forecaster to a lab's own runs, in seconds.
+
+    --save draws what was learnt and how far it reaches.
 
     \b
     Example:
@@ -81,7 +83,9 @@ def compare(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """Forecast the difference of two configurations' losses, in which what both share cancels.
+    """Forecast the difference of two configurations' losses.
+
+    What both share cancels, so that its interval is narrower than theirs.
 
     \b
     Examples:
@@ -113,7 +117,9 @@ def suggest(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """Say which of some candidate runs to make next for a target: the candidates beyond the budget, or the dearest one.
+    """Say which of some candidate runs to make next.
+
+    They are to narrow the forecast of a target: of the candidates beyond the budget or, without any, of the dearest.
 
     \b
     Example:

@@ -14,7 +14,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
-    """Serve the app to browsers: forecasts, curves, sweeps and scores with figures.
+    """Serve the app to browsers.
+
+    It shows forecasts, curves, sweeps, plans and scores with figures.
 
     \b
     Example:

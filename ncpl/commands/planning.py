@@ -47,7 +47,7 @@ def cost(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """What runs cost: FLOPs, GPU-hours, days, money, energy, memory.
+    """Say what runs cost: GPU-hours, days, money, memory.
 
     \b
     Example:
@@ -98,7 +98,7 @@ def plan(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """From a budget or a target loss to a run: size, tokens, shape, hyperparameters, cost.
+    """Find the best run for a budget, or the cheapest for a loss.
 
     \b
     Examples:
@@ -145,7 +145,9 @@ def report(
     level: Level = 0.9,
     as_json: Json = False,
 ) -> None:
-    """Write one page for the meeting: forecast, curve, valley, plan, scores, risks, sources; it needs no network.
+    """Write one page about a run, to be shown to others.
+
+    Forecast, curve, valley, plan, scores, risks and sources are in it, and it needs no network to be read.
 
     \b
     Example:

@@ -23,7 +23,9 @@ def import_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read anyone's run logs and configurations into one table of the registry's fields.
+    """Read run logs and configurations into one table of runs.
+
+    Its columns are the registry's fields, which `ncpl fields` lists.
 
     \b
     Examples:
@@ -56,7 +58,7 @@ def import_(
 
 @app.command()
 def fields(as_json: Json = False) -> None:
-    """List the fields of a configuration with their units, ranges and aliases.
+    """List the fields of a configuration, their units and ranges.
 
     \b
     Example:

@@ -15,9 +15,10 @@ def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of one of the package's recipes.")],
 ) -> None:
-    """Train a forecaster or a score predictor by a recipe; --KEY VALUE overrides one of its keys.
+    """Train a forecaster or a score predictor by a recipe.
 
-    On several processes: accelerate launch run_train.py RECIPE, which takes the same arguments.
+    --KEY VALUE overrides one of its keys, such as --stages.full.epochs 10. On several processes: accelerate launch
+    run_train.py RECIPE, which takes the same arguments.
 
     \b
     Examples:
