@@ -16,6 +16,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from transformers import AutoModel, pipeline
 
 import ncpl_cli
@@ -249,8 +250,9 @@ def test_a_lasting_fault_fails_in_one_line_and_leaves_nothing(hub, carded, step,
 
 
 def test_an_interrupted_upload_goes_on_where_it_was(hub, carded):
-    (carded / "adapter_extra.safetensors").write_bytes(b"a second large file")
-    second = hashlib.sha256(b"a second large file").hexdigest()
+    save_file({"second": torch.ones(5)}, carded / "adapter_extra.safetensors")
+    content = (carded / "adapter_extra.safetensors").read_bytes()
+    second = hashlib.sha256(content).hexdigest()
     hub.faults.append(Fault(match=f"PUT /lfs/{second}", kind="drop", times=None))
     with pytest.raises(HubError, match="files that arrived are not sent twice"):
         push(carded, "me/tiny")
@@ -258,7 +260,7 @@ def test_an_interrupted_upload_goes_on_where_it_was(hub, carded):
     push(carded, "me/tiny")
     first = hashlib.sha256((carded / "model.safetensors").read_bytes()).hexdigest()
     assert hub.requests.count(f"PUT /lfs/{first}") == 1
-    assert hub.storage["me/tiny"].files()["adapter_extra.safetensors"] == b"a second large file"
+    assert hub.storage["me/tiny"].files()["adapter_extra.safetensors"] == content
 
 
 def test_somebody_elses_commit_is_not_overwritten(hub, carded):
@@ -457,6 +459,46 @@ def command(monkeypatch, capsys, *arguments):
     with pytest.raises(SystemExit) as end:
         ncpl_cli.main()
     return end.value.code or 0, *capsys.readouterr()
+
+
+def test_a_dry_run_checks_and_sends_nothing(hub, carded, monkeypatch, capsys):
+    run = partial(command, monkeypatch, capsys)
+    status, out, _ = run("push", carded, "me/tiny", "--dry-run")
+    assert status == 0
+    assert "nothing was sent; a push to me/tiny sends" in out
+    assert "model.safetensors" in out
+    assert not hub.requests
+    (carded / "notes.md").write_text(f"token {TOKEN}")
+    assert run("push", carded, "me/tiny", "--dry-run")[0] == 2
+
+
+def test_damaged_weights_are_not_pushed(hub, carded):
+    weights = carded / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: no whole safetensors file"):
+        push(carded, "me/tiny")
+    assert not hub.requests
+
+
+def test_a_strangers_model_is_not_pushed(hub, carded):
+    (carded / "config.json").write_text('{"model_type": "bert"}')
+    for door in (lambda: push(carded, "me/tiny"), lambda: checkpoint_card(carded, "me/tiny")):
+        with pytest.raises(CheckpointError, match=r"config\.json: model_type: got 'bert', expected ncpl or nsp"):
+            door()
+    assert not hub.requests
+
+
+def test_a_bad_name_is_refused_before_anything_is_read():
+    with pytest.raises(HubError, match=r"^repo: got 'bad name', expected owner/name"):
+        push("/nonexistent", "bad name")
+
+
+def test_a_pushed_embedded_checkpoint_goes_by_the_repositorys_name(hub, tmp_path):
+    folder = shutil.copytree(ROOT / "ncpl" / "checkpoints" / "nsp-base", tmp_path / "nsp-base")
+    push(folder, "me/scores")
+    card = hub.storage["me/scores"].files()["README.md"].decode()
+    assert 'from_pretrained("me/scores"' in card
+    assert '"nsp-base"' not in card
 
 
 def test_commands(hub, saved, carded, adapter, tmp_path, monkeypatch, capsys):

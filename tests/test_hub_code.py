@@ -6,11 +6,12 @@ import tomllib
 import warnings
 from importlib.metadata import requires
 
+import huggingface_hub.constants
 import pytest
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 
-from ncpl.errors import CheckpointError
+from ncpl.errors import CheckpointError, HubError
 from ncpl.hub import push, push_code
 from ncpl.hub.bundle import LIBRARIES, MARKS, ROOT, bundle_files, compatibility, renewed, requirements
 from ncpl.hub.embed import CHECKPOINTS, embed
@@ -87,6 +88,21 @@ def test_code_alone_needs_a_model_of_ours(hub, tmp_path):  # noqa: F811
     other.commit("main", {"config.json": Blob(b'{"model_type": "qwen3"}')}, "a language model")
     with pytest.raises(CheckpointError, match=r"me/other: expected a repository with a config\.json of model_type"):
         push_code("me/other")
+
+
+def test_code_alone_without_network_blames_the_network(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"^me/nowhere-yet: .*connection"):
+        push_code("me/nowhere-yet")
+
+
+def test_what_a_download_of_the_public_runs_needs_is_declared():
+    """datasets downloads through fsspec's HTTP file system, whose own needs datasets does not declare."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needs = map(Requirement, requires("fsspec") or [])
+    needed = {need.name for need in needs if need.marker and need.marker.evaluate({"extra": "http"})}
+    assert needed
+    assert needed <= {Requirement(text).name for text in declared}
 
 
 def test_requirements_are_the_packages_own():

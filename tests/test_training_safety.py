@@ -74,6 +74,20 @@ def test_a_running_training_names_itself(tiny_recipe, capsys, tmp_path):
         first.communicate()
 
 
+def test_a_mistake_before_the_first_checkpoint_holds_no_folder(tiny_recipe, tmp_path, capsys):
+    """A wrong recipe or data that cannot be read; the mended one goes on in the same folder."""
+    logs = tmp_path / "logs"
+    shutil.copytree(SAMPLE_DIR, logs)
+    file = logs / "steplaw_processed_data.json"
+    whole = file.read_text()
+    file.write_text("[]")
+    refused(capsys, tiny_recipe("out", data__data_dir=logs), "steplaw")
+    refused(capsys, tiny_recipe("out", data__data_dir=tmp_path / "elsewhere"), "elsewhere")
+    file.write_text(whole)
+    run_train.main(tiny_recipe("out", data__data_dir=logs, stages__full="null"))
+    assert (tmp_path / "out" / "training_record.json").exists()
+
+
 def test_a_cut_recipe_is_mended(tiny_recipe, trained, tmp_path):
     arguments = tiny_recipe("out")
     interrupted(arguments)

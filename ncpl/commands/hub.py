@@ -23,6 +23,7 @@ def push(
     message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Repo id of an adapter's base, if it names a folder.")] = None,
     code_only: Annotated[bool, typer.Option("--code-only", help="Renew a repository's code alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent; send nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Push a checkpoint, a data set or the Space to the Hub.
@@ -31,6 +32,7 @@ def push(
 
     \b
     Examples:
+      ncpl push outputs/quickstart me/quickstart --dry-run
       ncpl push outputs/quickstart me/quickstart --tag v1
       ncpl push --dataset marin me/ncpl-marin
       ncpl push --code-only me/ncpl-mini
@@ -44,7 +46,7 @@ def push(
 
     repo_id = names[-1]
     options: hub.PushOptions = {"revision": revision, "create_pr": pr, "tag": tag, "message": message}
-    options["private"] = private or None
+    options["private"], options["dry_run"] = private or None, dry_run
     if space:
         pushed = hub.push_space(repo_id, **options)
     elif code_only:

@@ -22,8 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fields_ncpl import SOURCES
 from ncpl.errors import CheckpointError
 from ncpl.evaluation import PREDICTORS
-from ncpl.hub.bundle import compatibility, model_of
-from ncpl.hub.files import figures, read_json
+from ncpl.hub.bundle import compatibility
+from ncpl.hub.files import figures, model_in, read_json
 from ncpl.resources import root_file
 
 TEMPLATES = root_file("model_cards")
@@ -88,14 +88,14 @@ def checkpoint_card(
         ValueError: not a repo id.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     files = {name: _read(folder, name) for name in ("adapter_config.json", "config.json", *RESULT_FILES)}
     adapter, config, record = files["adapter_config.json"], files["config.json"], files[RECORD]
     if not adapter and not config:
         raise CheckpointError(
             f"{folder}: no config.json and no adapter_config.json, expected a checkpoint or an adapter"
         )
-    if not adapter and model_of(config.get("model_type")) == "nsp":
+    if not adapter and model_in(folder, config) == "nsp":
         return _nsp_card(files[NSP_RECORD], repo_id)
     widget = widget if widget is not None else files[WIDGET]
     base_model = base_model or adapter.get("base_model_name_or_path") or _backbone_repo(record)
@@ -304,7 +304,8 @@ def clean(value: Any) -> Any:
     return [clean(item) for item in value] if isinstance(value, list) else value
 
 
-def _check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError where a text is no repo id."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

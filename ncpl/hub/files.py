@@ -7,9 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ncpl.errors import CheckpointError
 from ncpl.hub.bundle import CODE, ROOT, Model, bundle_files, model_of, requirements
-from text_ncpl import warn_user
+from text_ncpl import one_line, short, warn_user
 
 ACCEPTED = ("*.safetensors", "*.json", "*.yaml", "*.py", "*.md", "*.txt", "*.jinja", "*.png", "*.svg", "LICENSE")
 """What of a folder is pushed: weights, configuration, code, card, record and figures."""
@@ -51,7 +53,7 @@ def checkpoint_files(folder: Path, base_model: str | None = None) -> dict[str, P
         raise CheckpointError(f"{folder}: no such folder")
     files = folder_files(folder)
     adapter = "adapter_config.json" in files
-    model = model_of(read_json(folder, "config.json").get("model_type")) if "config.json" in files else None
+    model = model_in(folder, read_json(folder, "config.json")) if "config.json" in files and not adapter else None
     if adapter and "processor_config.json" in files:
         model = "ncpl"
     if model:
@@ -63,6 +65,20 @@ def checkpoint_files(folder: Path, base_model: str | None = None) -> dict[str, P
     elif model == "ncpl":
         files["requirements.txt"] = requirements().encode()
     return files
+
+
+def model_in(folder: Path, config: Mapping[str, Any]) -> Model:
+    """Which model of ours a checkpoint's `config.json` is of.
+
+    Raises:
+        CheckpointError: it is of none.
+    """
+    model = model_of(config.get("model_type"))
+    if model is None:
+        raise CheckpointError(
+            f"{folder}/config.json: model_type: got {short(config.get('model_type'))}, expected ncpl or nsp"
+        )
+    return model
 
 
 def folder_files(folder: Path) -> dict[str, Path | bytes]:
@@ -175,12 +191,23 @@ def _check_whole(folder: Path, files: Files) -> None:
         )
 
 
+def check_tensors(files: Files) -> None:
+    """Raises CheckpointError for a safetensors file that is not as long as its header says."""
+    for name, path in files.items():
+        if name.endswith(".safetensors") and isinstance(path, Path):
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: no whole safetensors file ({one_line(error)})") from None
+
+
 def _adapter_config(folder: Path, base_model: str | None) -> Path | bytes:
     """The adapter's settings, whose base has to be a repository that others can load too."""
     settings = read_json(folder, "adapter_config.json")
     base = str(settings.get("base_model_name_or_path"))
     if base_model is None:
-        if Path(base).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
+        if Path(base).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
             raise CheckpointError(
                 f"{folder}: the adapter's base is the local folder {base!r}, which others do not have; push it too and "
                 "give its repo id as base_model"

@@ -15,14 +15,15 @@ from typing import TypedDict, Unpack
 
 import httpx2  # huggingface_hub's own client, whose connection errors it passes on
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
+from embedded_ncpl import EMBEDDED
 from ncpl.download import HUB_ERRORS, PASSING, bounded, explain
 from ncpl.errors import CheckpointError, HubError
 from ncpl.hub.bundle import CODE, bundle_files, model_of, renewed, requirements
-from ncpl.hub.files import STALE, Files, checkpoint_files, space_files
+from ncpl.hub.files import STALE, Files, check_tensors, checkpoint_files, space_files
 from ncpl.hub.secrets import check_secrets
 
 ATTEMPTS = 4
@@ -34,9 +35,9 @@ class Pushed:
     """What a push did.
 
     Args:
-        url: of the pull request, or of the commit that the revision now points to.
-        commit: its oid.
-        changed: paths written or removed, none when the repository had all of it.
+        url: of the pull request, or of the commit that the revision now points to; the repo id after a dry run.
+        commit: its oid, empty after a dry run.
+        changed: paths written or removed, none when the repository had all of it; all of them after a dry run.
     """
 
     url: str
@@ -44,6 +45,8 @@ class Pushed:
     changed: tuple[str, ...]
 
     def __str__(self) -> str:
+        if not self.commit:
+            return "\n  ".join([f"nothing was sent; a push to {self.url} sends, where the Hub differs:", *self.changed])
         return self.url if self.changed else f"{self.url} (unchanged)"
 
 
@@ -56,6 +59,7 @@ class PushOptions(TypedDict, total=False):
         create_pr: open a pull request instead of committing to the branch.
         tag: name for the commit.
         message: the commit's title.
+        dry_run: do and check everything that comes before the Hub is asked, and send nothing.
         token: access token; the one you are logged in with when absent.
     """
 
@@ -64,6 +68,7 @@ class PushOptions(TypedDict, total=False):
     create_pr: bool
     tag: str | None
     message: str | None
+    dry_run: bool
     token: str | None
 
 
@@ -83,6 +88,12 @@ def push(folder: str | Path, repo_id: str, *, base_model: str | None = None, **o
         HubError: the Hub could not be reached, refused, or has changed meanwhile.
         ValueError: a file holds an access token, or the card's metadata are refused.
     """
+    from ncpl.hub.cards import check_repo_id
+
+    try:
+        check_repo_id(repo_id)
+    except ValueError as error:
+        raise HubError(str(error)) from None
     folder = Path(folder)
     options["message"] = options.get("message") or f"Push {folder.resolve().name}"
     files = checkpoint_files(folder, base_model)
@@ -94,6 +105,12 @@ def push(folder: str | Path, repo_id: str, *, base_model: str | None = None, **o
             widget = widget_examples(folder)
             files["widget.json"] = (json.dumps(widget, indent=2) + "\n").encode()
         files["README.md"] = checkpoint_card(folder, repo_id, base_model, widget).encode()
+    else:
+        card = (folder / "README.md").read_bytes()
+        # The checkpoints that come with the package go by bare names, which nobody else can load.
+        for name in EMBEDDED:
+            card = card.replace(f'"{name}"'.encode(), f'"{repo_id}"'.encode())
+        files["README.md"] = card
     return push_files(files, repo_id, stale=STALE, **options)
 
 
@@ -113,6 +130,9 @@ def push_code(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
     def content(name: str) -> str | None:
         try:
             file = hf_hub_download(repo_id, name, revision=options.get("revision"), token=options.get("token"))
+        except LocalEntryNotFoundError:
+            # The Hub was not reached, which says nothing of the repository.
+            raise
         except EntryNotFoundError:
             return None
         return Path(file).read_text(encoding="utf-8")
@@ -211,6 +231,9 @@ def push_files(
         ValueError: a file holds an access token, or the card's metadata are refused.
     """
     check_secrets(files, options.get("token"))
+    check_tensors(files)
+    if options.get("dry_run"):
+        return Pushed(repo_id, "", tuple(sorted(files)))
     operations = {path: CommitOperationAdd(path, content) for path, content in files.items()}
     attempt = _Push(operations, repo_id, repo_type, tuple(stale), options, HfApi(token=options.get("token")))
     size = sum(operation.upload_info.size for operation in operations.values())

@@ -29,7 +29,7 @@ DISK_ERRORS = {
 
 DESCRIPTION = """Trains a forecaster by a recipe, on one CPU or many GPUs.
 
-    accelerate launch run_train.py recipes/quickstart.yaml                # made-up runs, about a minute on a laptop
+    accelerate launch run_train.py recipes/quickstart.yaml                # made-up runs, two minutes on two CPU cores
     accelerate launch run_train.py recipes/ncpl-mini.yaml --seed 7        # any key of the recipe, by its dotted name
     accelerate launch --config_file recipes/accelerate/ddp.yaml run_train.py recipes/ncpl-final.yaml
 

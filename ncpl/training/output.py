@@ -24,7 +24,7 @@ from ncpl.training.processes import on_main_process
 
 RECORD = "training_record.json"
 LOG = "training_log.json"
-STAGES = "stages"
+STAGES, STAGE_NAMES = "stages", ("frozen", "full")
 INPUTS = f"{STAGES}/inputs.json"
 """What the training was begun with: its recipe, and the hash of each source's run logs."""
 LOCK, OWNER = ".training.lock", ".training.owner"
@@ -81,6 +81,10 @@ def open_output(recipe: Recipe) -> dict[str, Any] | None:
             missing or altered, or something else.
     """
     folder, ours = Path(recipe.output_dir), recipe.to_dict()
+    if not _begun(folder):
+        # A training that was refused, or ended before its first checkpoint, leaves nothing that another could spoil.
+        clear_stages(folder)
+        (folder / "recipe.yaml").unlink(missing_ok=True)
     theirs = _recipe_of(folder)
     for key, (old, new) in _differences(theirs, ours).items() if theirs else ():
         raise ValueError(
@@ -105,6 +109,12 @@ def open_output(recipe: Recipe) -> dict[str, Any] | None:
         (folder / STAGES).mkdir(exist_ok=True)
         write_hashed(folder / INPUTS, {"recipe": ours, "data": {name: {"sha256": h} for name, h in hashes.items()}})
     return record
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a training in this folder has something to resume from: a checkpoint, a stage that is done, or all."""
+    stages = [folder / STAGES / name for name in STAGE_NAMES]
+    return (folder / RECORD).exists() or any((stage / "stage.json").exists() or checkpoints(stage) for stage in stages)
 
 
 def check_foreign(folder: Path) -> None:
@@ -232,12 +242,12 @@ def finish(
 def clear_stages(output: Path) -> None:
     """Removes what was needed for resuming alone; anything else that somebody put there stays."""
     stages = output / STAGES
-    for stage in (stages / name for name in ("frozen", "full")):
+    for stage in (stages / name for name in STAGE_NAMES):
         for folder in (*checkpoints(stage), stage / "model"):
             shutil.rmtree(folder, ignore_errors=True)
         (stage / "stage.json").unlink(missing_ok=True)
     for name in ("prior.json", "inputs.json"):
         (stages / name).unlink(missing_ok=True)
-    for folder in (stages / "frozen", stages / "full", stages):
+    for folder in (*(stages / name for name in STAGE_NAMES), stages):
         with suppress(OSError):
             folder.rmdir()
