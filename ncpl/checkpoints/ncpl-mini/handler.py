@@ -34,6 +34,8 @@ BATCH_SIZE = 32
 """Configurations a forward pass."""
 LEVEL = 0.9
 """Coverage of the intervals where a request names none."""
+ACCEPTED = ("inputs", "parameters", "table", "options")
+"""Keys of a request; `options` is meant for the Hub's router, which passes it on."""
 MOST_CONFIGS = 256
 """Configurations in a request."""
 MOST_FIELDS = 64
@@ -98,6 +100,8 @@ class EndpointHandler:
         """A request's checked configurations, its level, and what makes the answer of their forecasts."""
         if not isinstance(data, Mapping):
             raise ValueError(f"request: got {type(data).__name__}, expected a JSON object with inputs")
+        if unknown := sorted(one_line(name, 60) for name in set(data) - set(ACCEPTED)):
+            raise ValueError(f"request: got {', '.join(unknown[:3])}, accepted: {', '.join(ACCEPTED)}")
         level = _level(data.get("parameters"))
         inputs: Any = data["inputs"] if data.get("inputs") is not None else {"table": data.get("table")}
         form: Callable[[list[dict[str, float]]], Any] = list
@@ -364,7 +368,8 @@ class App:
         if path not in ("/", "/health", "/ready", "/metrics"):
             raise RefusedError(404, "no such path, there are POST / and GET /health, /ready, /metrics")
         if method not in (("POST",) if path == "/" else ("GET", "HEAD")):
-            raise RefusedError(405, f"{method} {path}: not served", allow="POST" if path == "/" else "GET, HEAD")
+            allowed = "POST" if path == "/" else "GET, HEAD"
+            raise RefusedError(405, f"{method} {path}: not served, accepted: {allowed}", allow=allowed)
         if path == "/health":
             return 200, {"status": "ok"}
         if path == "/metrics":
@@ -404,7 +409,8 @@ class App:
         try:
             request = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise RefusedError(400, f"request: not JSON that can be read ({error})") from None
+            reason = "nested too deep" if isinstance(error, RecursionError) else error
+            raise RefusedError(400, f"request: not JSON that can be read ({reason})") from None
         try:
             configs, level, form = handler.read(request)
         except ValueError as error:
@@ -513,6 +519,8 @@ def main() -> None:
         sys.exit(f"handler.py: folder: no checkpoint at {given.folder[:200]!r}, expected a folder with config.json")
     try:
         server = serve(given.folder, given.port, given.host)
+    except ModuleNotFoundError as error:
+        sys.exit(f"handler.py: {error}; the server needs: pip install uvicorn prometheus-client")
     except (OSError, ImportError) as error:
         sys.exit(f"handler.py: {error}")
 
