@@ -18,6 +18,7 @@ except ImportError:
     from published_ncpl import ChinchillaLaw
     from upgrade_ncpl import join_arrays
 
+MODEL_TYPE = "ncpl"
 SETTINGS = "processor_config.json"
 ARRAYS = "law.safetensors"
 """File beside the weights with the large numeric parts of the law and its calibration."""
@@ -38,6 +39,25 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{file.name} holds {type(found).__name__}, expected an object")
     return found
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The processor's settings of a forecaster's folder.
+
+    Raises:
+        ValueError: the folder lacks the settings of the forecaster or of its processor, or is another model's.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != MODEL_TYPE:
+        kind = repr(config["model_type"]) if "model_type" in config else "no config.json"
+        raise ValueError(f"expected a config.json of model_type {MODEL_TYPE!r}, found {kind}")
+    # Without it the configuration would be that of a model of 1.7 billion parameters.
+    if not isinstance(config.get("text_config"), dict):
+        raise ValueError("config.json: text_config, the backbone's configuration, is missing or no object")
+    settings = read_json(folder / SETTINGS)
+    if "prompt_version" not in settings:
+        raise ValueError(f"expected the {SETTINGS} of an NCPLProcessor, found none")
+    return settings
 
 
 def read_law(folder: Path) -> tuple[Any, Calibration | None]:

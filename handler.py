@@ -21,12 +21,12 @@ from typing import Any, Self
 
 try:
     from .calibration_ncpl import forecast_columns
-    from .checkpoint_ncpl import SETTINGS, head_is_zero, read_json, read_law
+    from .checkpoint_ncpl import head_is_zero, read_law, read_settings
     from .fields_ncpl import check_config, training_order
     from .text_ncpl import check_level, one_line, short
 except ImportError:
     from calibration_ncpl import forecast_columns
-    from checkpoint_ncpl import SETTINGS, head_is_zero, read_json, read_law
+    from checkpoint_ncpl import head_is_zero, read_law, read_settings
     from fields_ncpl import check_config, training_order
     from text_ncpl import check_level, one_line, short
 
@@ -70,7 +70,7 @@ class EndpointHandler:
 
     def __init__(self, path: str = "") -> None:
         try:
-            self.strict = bool(read_json(Path(path) / SETTINGS).get("strict", True))
+            self.strict = bool(read_settings(Path(path)).get("strict", True))
             self.forecast: Forecast = _law_forecast(Path(path)) or _network_forecast(str(path))
         except Exception as error:
             # A damaged file fails wherever the damage shows, in whatever library reads it.
@@ -213,9 +213,15 @@ def _law_forecast(folder: Path) -> Forecast | None:
 
 
 def _network_forecast(path: str) -> Forecast:
-    from transformers import pipeline
+    from transformers import AutoModel, AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    pipe = pipeline("scaling-forecast", model=path, trust_remote_code=True)
+    # Not by `pipeline`, which fills tensors that are missing with random numbers and says so in a log alone.
+    model, info = AutoModel.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{len(missing)} tensors are missing, the first {missing[0]!r}")
+    made = get_class_from_dynamic_module("pipeline_ncpl.ScalingForecastPipeline", path)
+    pipe = made(model=model, processor=AutoProcessor.from_pretrained(path, trust_remote_code=True))
     return lambda configs, level: pipe(list(configs), batch_size=BATCH_SIZE, level=level)
 
 

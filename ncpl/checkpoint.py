@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from calibration_ncpl import Calibration
-from checkpoint_ncpl import ARRAYS, SETTINGS, head_is_zero, read_json, read_law
+from checkpoint_ncpl import ARRAYS, SETTINGS, head_is_zero, read_json, read_law, read_settings
 from embedded_ncpl import EMBEDDED, resolve
 from ncpl.errors import CheckpointError
 from text_ncpl import one_line, short
 from upgrade_ncpl import split_arrays
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
-MODEL_TYPE = "ncpl"
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,7 @@ def read(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     with errors(str(folder)):
-        config = read_json(folder / "config.json")
-        if config.get("model_type") != MODEL_TYPE:
-            kind = repr(config["model_type"]) if "model_type" in config else "no config.json"
-            raise ValueError(f"expected a config.json of model_type {MODEL_TYPE!r}, found {kind}")
-        if not isinstance(config.get("text_config"), dict):
-            raise ValueError("config.json: text_config, the backbone's configuration, is missing or no object")
-        state = read_json(folder / SETTINGS)
-        if "prompt_version" not in state:
-            raise ValueError(f"expected the {SETTINGS} of an NCPLProcessor, found none")
+        state = read_settings(folder)
     with errors(f"{folder}: its law"):
         law, calibration = read_law(folder)
     with errors(f"{folder}: its weights"):
