@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
 from benchmarks.definitions import coefficients_table, curve_coefficients_table, scales_table  # noqa: E402
+from calibration_ncpl import DRIFT  # noqa: E402
 
 CHECKPOINT = FOLDER.parent / "ncpl" / "checkpoints" / "ncpl-mini"
 BENCHMARKS = ("training_throughput", "sweep", "startup", "serving")
@@ -229,6 +230,31 @@ def tools_table() -> str:
     return "\n".join(lines)
 
 
+def drift_table() -> str:
+    """Coverage of the 90 % intervals of adapted laboratories by how far beyond their runs, at several drifts."""
+    result = read("coverage")
+    by_drift, fitted = result["adapted labs, by drift"], result["drift of all labs"]
+    of_others = result["drift of the other laboratories"].values()
+    rows = {
+        "none": by_drift["0"],
+        f"{fitted:.3f}, fitted to all laboratories": by_drift[f"{fitted:g}"],
+        f"**{DRIFT:.3f}**, kept": by_drift[f"{DRIFT:g}"],
+        "0.040": by_drift["0.04"],
+        f"**each laboratory by the others' drift** ({min(of_others):.3f} to {max(of_others):.3f})": result[
+            "adapted labs, each by the others' drift"
+        ],
+    }
+    distances = list(by_drift["0"])
+    lines = [
+        f"| drift, nats a log unit; cells, mean over five laboratories | {' | '.join(distances)} | half width at 10x |"
+    ]
+    lines.append("|---" * (len(distances) + 2) + "|")
+    for name, found in rows.items():
+        cells = [f"{found[x]['cells']:.3f}, {found[x]['laboratories']:.3f}" for x in distances]
+        lines.append(f"| {name} | {' | '.join(cells)} | {found['10x']['half_width']:.3f} |")
+    return "\n".join(lines)
+
+
 def reliability_table() -> str:
     """What was tried to break, how often, and how often it broke."""
     result = read("reliability")
@@ -292,9 +318,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "curve coefficients": curve_coefficients_table,
     "tools": tools_table,
     "adapters": adapters_table,
+    "drift": drift_table,
 }
 """Name of a page's generated part -> what writes it."""
-MEASURED = {"scores": "nsp"} | {
+MEASURED = {"scores": "nsp", "drift": "coverage"} | {
     name: name for name in ("accuracy", "choice", "curves", "reliability", "tools", "adapters")
 }
 """Name of a generated part -> the result file whose provenance is said below it where no commit gives its figures."""
