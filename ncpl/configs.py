@@ -234,6 +234,20 @@ def listed(given: Any, name: str) -> list[Any] | None:
     return rows
 
 
+def known_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The columns of a table that are fields, and a note of the others; the whole table where none is a field.
+
+    >>> table, notes = known_columns(pd.DataFrame({"lr": [1e-3], "who": ["me"]}))
+    >>> list(table), notes
+    (['lr'], ['columns kept aside, which are no fields: who'])
+    """
+    known = [name for name in table.columns if isinstance(name, str) and field_name(name) is not None]
+    aside = [name if isinstance(name, str) else short(name) for name in table.columns if name not in known]
+    if not aside or not known:
+        return table, []
+    return table[known], [f"columns kept aside, which are no fields: {one_line(', '.join(aside))}"]
+
+
 def one_config(config: Any) -> Config:
     """What a user gives as one configuration, unchecked.
 

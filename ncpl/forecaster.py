@@ -1,7 +1,6 @@
 """Forecasts from configurations: a checkpoint's law, its calibration and, where it adds something, its network."""
 
 import math
-import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ import pandas as pd
 
 from adapted_ncpl import AdaptedLaw
 from calibration_ncpl import Calibration, forecast_columns
-from fields_ncpl import field_name, training_order
+from fields_ncpl import training_order
 from ncpl import checkpoint
-from ncpl.configs import as_configs, by_name, check_configs, one_config, places, vary
-from ncpl.errors import CheckpointError, as_path, one_line, short
+from ncpl.configs import as_configs, by_name, check_configs, known_columns, one_config, places, vary
+from ncpl.errors import CheckpointError, as_path, short
 from ncpl.grid import Grid, Rows, check_rows, named_fields
 from ncpl.hardware import cost, read_hardware
 from ncpl.plan import Plan, plan
@@ -135,8 +134,9 @@ class Forecaster:
             ValueError: no configurations, or one that is not accepted; says which, the field and what is accepted.
         """
         check_level(level)
-        if isinstance(configs, pd.DataFrame):
-            configs = self._known_columns(configs)
+        if self.strict and isinstance(configs, pd.DataFrame):
+            configs, aside = known_columns(configs)
+            self._tell(aside)
         rows, index = self._given(configs)
         return self.predict_checked(rows, level).set_index(index)
 
@@ -178,14 +178,6 @@ class Forecaster:
             return config if known is None else {**known.usual, **by_name(config)}
         return config
 
-    def _known_columns(self, table: pd.DataFrame) -> pd.DataFrame:
-        known = [name for name in table.columns if isinstance(name, str) and field_name(name) is not None]
-        aside = [name if isinstance(name, str) else short(name) for name in table.columns if name not in known]
-        if aside and self.strict and known:
-            self._tell([f"columns kept aside, which are no fields: {one_line(', '.join(aside))}"])
-            return table[known]
-        return table
-
     def _tell(self, notes: Sequence[str]) -> None:
         """Each note once in the forecaster's life."""
         for note in notes:
@@ -206,8 +198,7 @@ class Forecaster:
         forecast = forecast_columns(self.law, self.calibration, configs, residuals, level)
         if not all(np.isfinite(values).all() for values in forecast.values()):
             raise CheckpointError(f"{self.folder}: it forecasts what is no number; its weights or its law are damaged")
-        absent = {name: np.full(len(configs), np.nan) for name in COLUMNS if name not in forecast}
-        table = Forecasts(forecast | absent)
+        table = Forecasts(forecast).reindex(columns=COLUMNS)
         table.attrs["notes"] = notes
         return table
 
@@ -235,14 +226,18 @@ class Forecaster:
         Raises:
             ValueError: a field that is unknown or has no values, more combinations than memory holds, and what
                 `predict` refuses.
+
+        >>> base = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "batch size": 128}
+        >>> list(Forecaster.from_pretrained().sweep(base, {"learning rate": [1e-3, 4e-3]})["learning rate"])
+        [0.001, 0.004]
         """
         check_level(level)
         check_rows(grid)
         combinations = Grid(self._completed(one_config(config)), grid, self.strict)
         frames = list(forecast_grid(self, combinations, level))
         table = Sweep(pd.concat(frames))
-        notes = list(dict.fromkeys(note for frame in frames for note in frame.attrs["notes"]))
-        table.attrs["notes"] = notes + self._farthest(Rows(combinations), table)
+        notes = dict.fromkeys(note for frame in frames for note in frame.attrs["notes"])
+        table.attrs["notes"] = [*notes, *self._farthest(Rows(combinations), table)]
         return table
 
     def optimize(
@@ -273,6 +268,10 @@ class Forecaster:
         Raises:
             ValueError: bounds that are no range, an unknown constraint, more than six fields, and what `predict`
                 refuses.
+
+        >>> base = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "batch size": 128}
+        >>> bool(1e-3 < Forecaster.from_pretrained().optimize(base, {"learning rate": (1e-4, 0.1)}).iloc[0] < 0.02)
+        True
         """
         from ncpl import optimize as search
 
@@ -362,9 +361,7 @@ class Forecaster:
         return Report(report(law, [name for name, known in law.adapted.items() if known.parent is None][-1]))
 
     def compare(self, config_a: Any, config_b: Any, level: float = 0.9) -> Comparison:
-        """The difference of two configurations' losses, in which what both share cancels.
-
-        So an unknown lab, whose level nobody knows, still gets an answer to "muon or adamw".
+        """The difference of two configurations' losses, in which what both share cancels: an unknown lab's level too.
 
         Args:
             config_a, config_b: two configurations (field -> value).
@@ -392,16 +389,11 @@ class Forecaster:
                 f"source: got {short(sources[0])} and {short(sources[1])}, expected one source; losses on "
                 "two evaluation sets do not compare"
             )
+        self._tell(notes := self.notes(configs))
         found = {name: getattr(self.calibration, name)(configs) for name in ("extrapolation", "divergence")}
-        notes = self.notes(configs)
-        self._tell(notes)
         notes += self._farthest(configs, pd.DataFrame(found))
         first, second = self._losses(configs)
-        half, deviation = self.calibration.difference(configs, level)
-        difference = float(first - second)
-        better = statistics.NormalDist().cdf(-difference / deviation) if deviation else 0.5
-        values = {"difference": difference, "lower": difference - half, "upper": difference + half, "p_better": better}
-        result = Comparison(values)
+        result = Comparison.of(float(first - second), *self.calibration.difference(configs, level))
         result.attrs["notes"] = notes
         return result
 
@@ -422,6 +414,11 @@ class Forecaster:
 
         Raises:
             ValueError: a budget that no candidate fits into, and what `predict` refuses.
+
+        >>> table = pd.DataFrame({"source": "mylab", "model size": [100, 200, 800], "data size": [2, 4, 16]})
+        >>> table = table.assign(**{"optimizer": "adamw", "learning rate": 2e-3, "batch size": 256})
+        >>> Forecaster.from_pretrained().suggest(table, budget_flops=1e19)["model size"].tolist()
+        [100, 200]
         """
         from ncpl.suggest import check_budget, suggestions
 
@@ -506,6 +503,10 @@ class Forecaster:
 
         Raises:
             ValueError: what `predict` refuses, an accelerator that is not known, a count or a share that is not one.
+
+        >>> config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "batch size": 128}
+        >>> bool(Forecaster.from_pretrained().cost(config | {"learning rate": 4e-3})["flops"] > 6 * 300e6 * 6e9)
+        True
         """
         (checked,) = self.check([one_config(config)])
         return pd.Series(cost(checked, gpu, count, utilisation, read_hardware(hardware)))
@@ -513,8 +514,7 @@ class Forecaster:
     def _losses(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Losses of checked configurations, in nats per token, without the law's notes, which `notes` tells once."""
         configs = [training_order(config) for config in configs]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return np.asarray(self.law(configs) + self._residuals(configs))
 
     def benchmarks(
@@ -536,6 +536,9 @@ class Forecaster:
 
         Raises:
             ValueError: a field, task or family that is not known, or a value out of range.
+
+        >>> bool(0 < Forecaster.from_pretrained().benchmarks({"params": 7e9, "tokens": 2e12})["mmlu"].item() < 1)
+        True
         """
         # Only now, because it brings another model.
         from ncpl.nsp.benchmarks import are_configurations, benchmarks, benchmarks_of_runs

@@ -1,5 +1,6 @@
 """What a `Forecaster` gives: pandas tables and series that draw themselves (`pip install ncpl[plots]`)."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,22 @@ class Suggestions(Forecasts):
 
 class Comparison(pd.Series):
     """The difference of two losses: `difference`, `lower`, `upper`, `p_better`."""
+
+    @classmethod
+    def of(cls, difference: float, half: float, deviation: float) -> "Comparison":
+        """A comparison.
+
+        Args:
+            difference: of the losses, nats per token.
+            half: half the width of its interval.
+            deviation: its standard deviation; 0 for a configuration compared with itself.
+
+        >>> Comparison.of(-0.02, 0.02, 0.01).round(3).to_dict()
+        {'difference': -0.02, 'lower': -0.04, 'upper': 0.0, 'p_better': 0.977}
+        """
+        better = statistics.NormalDist().cdf(-difference / deviation) if deviation else 0.5
+        values = {"difference": difference, "lower": difference - half, "upper": difference + half, "p_better": better}
+        return cls(values)
 
     def plot(self, names: tuple[str, str] = ("A", "B")) -> Picture:  # type: ignore[override]
         """The difference and its interval.
