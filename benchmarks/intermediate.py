@@ -1,0 +1,140 @@
+"""NCPL-intermediate as a small network: whether one that reads configurations learns what the law of curves gets wrong.
+
+    python -m benchmarks.intermediate            # about four minutes on one core
+
+On one random fifth of xLSTM's runs, held out; the network (Qwen3's shape, from scratch) is trained on the residuals of
+the other runs' curves over a law that has not seen them, with runs packed by shared prefixes. A fifth of those chooses
+the epoch and, by the one-standard-error rule, whether the network speaks at all. The held-out runs are forecast once.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import data_folder, parser, report
+from benchmarks.curves import FRACTIONS, final_losses
+from benchmarks.lab_curves import curve_run, multipowerlaw, olmo, xlstm
+from configuration_ncpl import NCPLConfig
+from fields_ncpl import check_config
+from modeling_ncpl import NCPLForecaster
+from ncpl.fitting.curves import fit_curves, held_out
+from ncpl.packing import PackedCollator, Run
+from ncpl.training.backbone import scratch_config, train_tokenizer
+from processing_ncpl import NCPLProcessor
+
+EPOCHS, BATCH, RATE, DELTA = 30, 32, 1e-3, 0.02
+Rows = Sequence[dict[str, Any]]
+
+
+def residuals(train: Rows, held: Rows, more: Rows) -> tuple[list[Run], list[Run]]:
+    """What the law of curves gets wrong at `FRACTIONS`, of the training runs by laws that have not seen them."""
+    finals, _, known = final_losses(train, held)
+    runs = [curve_run(row) for row in known]
+    law = fit_curves([*runs, *map(curve_run, more)], other_labs=False)
+    blind = {id(run): own for own, run, _, _ in held_out(law, runs)}
+    seen = [
+        _run(row, run.at(FRACTIONS) - run.forecast - blind[id(run)].shape(run.shape, FRACTIONS, run.forecast))
+        for row, run in zip(known, runs, strict=True)
+    ]
+    unseen = []
+    for row, final in zip(held, finals.tolist(), strict=True):
+        run = curve_run(row)
+        unseen.append(_run(row, run.at(FRACTIONS) - final - law.shape(run.shape, FRACTIONS, final)))
+    return seen, unseen
+
+
+def _run(row: dict[str, Any], residual: np.ndarray) -> Run:
+    config = check_config(row["conf"], strict=False)
+    steps = tuple((FRACTIONS[:-1] * config["max step"]).tolist())
+    return Run(config, 0.0, float(residual[-1]), steps, tuple(residual[:-1].tolist()), row["name"])
+
+
+def errors(model: NCPLForecaster, collate: PackedCollator, runs: Sequence[Run]) -> np.ndarray:
+    """What is left of each run's residuals, (runs, fractions), the final loss first."""
+    left = []
+    with torch.inference_mode():
+        for run in runs:
+            batch = collate([run])
+            logits, mask = model(**batch).logits, batch["loss_mask"][:, 1:]
+            left.append((batch["labels"][:, 1:] - logits[:, :-1])[mask].abs().numpy())
+    return np.array(left)
+
+
+def train(runs: Sequence[Run], seed: int) -> tuple[NCPLForecaster, PackedCollator, dict[str, float]]:
+    """A network at its best epoch, and what it gains on the runs that chose that."""
+    part = np.random.default_rng(seed).permutation(len(runs)) % 5
+    own, select = ([run for run, p in zip(runs, part, strict=True) if (p == 0) == chosen] for chosen in (False, True))
+    processor = NCPLProcessor(train_tokenizer([run.config for run in own]), prompt_version=2)
+    collate = PackedCollator(processor)
+    torch.manual_seed(seed)
+    text_config = scratch_config(len(processor.tokenizer), 64, 2, 4)
+    model = NCPLForecaster(
+        NCPLConfig(text_config=text_config, prompt_version=2, number_embedding="log", loss_type="huber",
+                   huber_delta=DELTA, curves=True)
+    )  # fmt: skip
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
+    batches = math.ceil(len(own) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * batches, pct_start=0.05)
+    draw, before = np.random.default_rng(seed), errors(model, collate, select)
+    best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
+    for epoch in range(EPOCHS):
+        order = draw.permutation(len(own))
+        for i in range(batches):
+            loss = model(**collate([own[j] for j in order[i * BATCH : (i + 1) * BATCH]])).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        if epoch % 3 == 2:
+            now = float(errors(model, collate, select).mean())
+            if now < best[0]:
+                best = now, {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best[1])
+    gains = (before - errors(model, collate, select)).mean(1)
+    error = float(gains.std(ddof=1) / math.sqrt(len(gains)))
+    return model, collate, {"gain": float(gains.mean()), "standard_error": error}
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "", "intermediate").parse_args()
+    torch.set_num_threads(1)
+    folder = data_folder()
+    rows, more = xlstm(folder), [*olmo(folder), *multipowerlaw(folder)]
+    fold = np.random.default_rng(arguments.seed).permutation(len(rows)) % 5
+    seen, unseen = residuals(
+        [row for row, f in zip(rows, fold, strict=True) if f],
+        [row for row, f in zip(rows, fold, strict=True) if not f],
+        more,
+    )
+    law = np.abs([[run.final or 0.0, *run.curve] for run in unseen])
+    seeds = [arguments.seed + i for i in range(3)]
+    found = []
+    for seed in seeds:
+        model, collate, chosen = train(seen, seed)
+        left = errors(model, collate, unseen)
+        # Targets stand in the order of the prompts' tries: means over a run do not depend on it.
+        found.append(
+            chosen | {"seed": seed, "kept": chosen["gain"] > chosen["standard_error"], "curve": float(left.mean())}
+        )
+        print(found[-1], flush=True)
+    errors_with = [one["curve"] for one in found]
+    figures = {
+        "law": float(law.mean()),
+        "mean": float(np.mean(errors_with)),
+        "spread": float(np.std(errors_with, ddof=1)),
+    }
+    table = [
+        {"figure": "error of held-out curves with the network, nats", "plain": figures["law"], "ours": figures["mean"]},
+        {"figure": "kept by the one-standard-error rule, of three", "ours": sum(one["kept"] for one in found)},
+    ]
+    report(arguments.output, seeds, table, **figures, runs={"train": len(seen), "held": len(unseen)}, networks=found)
+
+
+if __name__ == "__main__":
+    main()
