@@ -1,12 +1,16 @@
 """Recipes of both models: what is accepted, and what is told of the rest."""
 
+import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import run_train
+from ncpl import Forecaster
 from ncpl.blocks import describe, parse_overrides
 from ncpl.recipe import Recipe, load_recipe
 from tests.trainings import TINY
@@ -171,3 +175,27 @@ def test_a_score_recipe_of_a_wrong_type_leaves_the_folder_alone(tmp_path, capsys
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_the_recipe_of_whole_curves_runs_end_to_end_in_packs(tmp_path):
+    """With a backbone of a few thousand weights in place of the published one, on made-up curves."""
+    changes = {
+        "model.backbone": "null", "model.scratch": "{hidden_size: 16, num_layers: 1, num_heads: 2, vocab_size: 400}",
+        "data.data_dir": "sample", "data.packed": "true", "output_dir": str(tmp_path),
+        "stages.frozen.epochs": "1", "stages.frozen.gradient_accumulation_steps": "2", "stages.frozen.evaluations": "1",
+        "stages.full.epochs": "2", "stages.full.gradient_accumulation_steps": "2", "stages.full.evaluations": "2",
+    }  # fmt: skip
+    words = [word for name, value in changes.items() for word in (f"--{name}", value)]
+    run_train.main([str(ROOT / "recipes" / "ncpl-intermediate.yaml"), *words])
+    record = json.loads((tmp_path / "training_record.json").read_text(encoding="utf-8"))
+    for source in ("marin", "steplaw"):
+        curve = record["metrics"]["in_val"][source]["curve"]
+        assert curve["n"] > 200
+        assert math.isfinite(curve["mae"])
+    forecaster = Forecaster.from_pretrained(tmp_path)
+    config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3}
+    config |= {"batch size": 128, "seq len": 4096}
+    drawn = forecaster.curve(config, 5)
+    # The network's curve and not the law's.
+    expected = forecaster.network.curve(forecaster.check([config])[0], drawn["step"].tolist())
+    np.testing.assert_allclose(drawn["loss"], expected, atol=1e-5)
