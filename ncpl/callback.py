@@ -162,6 +162,9 @@ class ForecastCallback(TrainerCallback):
             logs.update(said)
             if state.log_history:
                 state.log_history[-1].update(said)
+        if state.global_step >= state.max_steps:
+            # Before the Trainer prints that it is done, into the line.
+            self.on_train_end(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Removes the line."""
