@@ -196,6 +196,7 @@ def test_the_recipe_of_whole_curves_runs_end_to_end_in_packs(tmp_path):
     config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3}
     config |= {"batch size": 128, "seq len": 4096}
     drawn = forecaster.curve(config, 5)
+    assert forecaster.network is not None
     # The network's curve and not the law's.
     expected = forecaster.network.curve(forecaster.check([config])[0], drawn["step"].tolist())
     np.testing.assert_allclose(drawn["loss"], expected, atol=1e-5)
