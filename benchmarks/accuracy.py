@@ -8,7 +8,6 @@ The shipped checkpoint's figures are its own `evaluation.json`; what to choose b
 
 import argparse
 import csv
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from datasets_scripts.reading import SPLITS
 from datasets_scripts.runs import load_runs
 from laws_ncpl import ConfigurationLaw
 from ncpl import fitting
+from ncpl.files import write_json
 from ncpl.metrics import regression_metrics
 from ncpl.record import provenance
 from published_ncpl import ChinchillaLaw
@@ -84,7 +84,7 @@ def main() -> None:
     result["held_out_size"] = largest_size_figures(fits[0], train)
     result["noise"] = {s: noise_floor(fits[0], s, observations(splits[s]["ood_val"])) for s in SOURCES}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result, 1)
     print(table_text(result))
 
 

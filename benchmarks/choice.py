@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datasets_scripts.runs import load_runs
 from ncpl import Forecaster, fitting
+from ncpl.files import write_json
 from ncpl.record import provenance
 from published_ncpl import StepLaw
 
@@ -52,7 +53,7 @@ def main() -> None:
             forecast = forecasts(forecaster, own)
             forecast["NCPL-1.7B, published"] = np.array([published[row["name"]] for row in own])
             result[source]["regret"][split] = regrets(own, forecast, train)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result, 1)
     print(json.dumps({source: result[source] for source in SOURCES}, indent=1))
 
 

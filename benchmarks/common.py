@@ -15,6 +15,7 @@ from configuration_ncpl import NCPLConfig
 from datasets_scripts import SAMPLE_DIR
 from fields_ncpl import check_config
 from modeling_ncpl import NCPLForecaster
+from ncpl.files import write_json
 from ncpl.recipe import load_recipe
 from ncpl.record import provenance
 from ncpl.training.backbone import scratch_config, train_tokenizer
@@ -103,6 +104,6 @@ def report(output: Path, seeds: Sequence[int], rows: Sequence[dict[str, Any]], *
         **figures,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(output, result)
     print(json.dumps({"rows": result["rows"], **figures}, indent=2))
     print(f"written to {output}")

@@ -40,6 +40,7 @@ from datasets_scripts.divergence import cell
 from datasets_scripts.runs import load_runs
 from ncpl import fitting
 from ncpl.adapt import Beliefs, adapt_law
+from ncpl.files import write_json
 from ncpl.forecaster import Forecaster
 from ncpl.record import provenance
 
@@ -95,10 +96,10 @@ def main() -> None:
             found, np.array([drifts[names.index(group(case["lab"]))] for case in found])
         ),
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output, result, 1)
     print(json.dumps({name: result[name] for name in list(result)[-5:]}, indent=1), flush=True)
     result["fitted sources"] = fitted_sources(data_folder())
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output, result, 1)
     print(json.dumps(result["fitted sources"], indent=1))
 
 

@@ -7,7 +7,6 @@ The priors of `growth`, `beta_n` and `head` (`forms_ncpl.PRIORS`) come from here
 """
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets_scripts.runs import load_runs
 from fields_ncpl import SOURCES
 from forms_ncpl import REFERENCE
+from ncpl.files import write_json
 from ncpl.record import provenance
 
 # Coefficient -> prior mean and standard deviation: wide, to hear what the runs say.
@@ -62,7 +62,7 @@ def main() -> None:
         "seeds": [0, 1, 2, 3],
         "labs": labs,
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result, 1)
     print(table_text(labs))
 
 

@@ -23,6 +23,7 @@ from modeling_nsp import NSPModel
 from ncpl import record
 from ncpl.blocks import check, read_yaml
 from ncpl.figures import scores_over_compute
+from ncpl.files import write_json
 from ncpl.nsp.loss_link import load_links
 from ncpl.nsp.protocols import cross_validate, summarize
 from ncpl.nsp.scores import Scores
@@ -67,7 +68,7 @@ def main() -> None:
         ratios = sorted(best / error for error in metrics[name]["mae_by_seed"])
         result["nsp"][name]["ratio"] = {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]}
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    write_json(given.output, rounded(result), 1)
     print(f"wrote {given.output}")
     if given.figure:
         given.figure.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from ncpl.files import write_json
 from ncpl.hardware import RECOMPUTATIONS, Shape, memory_gb, read_hardware, run_utilisation
 from ncpl.record import provenance
 
@@ -181,7 +182,7 @@ def main() -> None:
         "memory": memory(arguments.data / "planning" / "memory.csv"),
         "chinchilla": refit(arguments.data / "chinchilla" / "runs.csv"),
     }
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.output, result)
     for part in ("hours", "memory", "chinchilla"):
         shown: Any = result[part]
         print(part, json.dumps({name: value for name, value in shown.items() if name != "rows"}, indent=2))

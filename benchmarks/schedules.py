@@ -28,6 +28,7 @@ from common import RESULTS, data_folder  # type: ignore[import-not-found]
 from datasets_scripts.runs import load_runs
 from forms_ncpl import REFERENCE
 from ncpl.curves import read_law
+from ncpl.files import write_json
 from ncpl.record import provenance
 from schedules_ncpl import Schedule, final_annealing
 
@@ -73,7 +74,7 @@ def main() -> None:
         "mae": errors(z, groups, names),
         "final rate": final_rate(z, groups, names, labs["marin"]),
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output, result, 1)
     print(json.dumps(result, indent=1))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ncpl import Forecaster
 from ncpl.allocations import BESIROGLU, HOFFMANN, AllocationLaw, kaplan_optimum
+from ncpl.files import write_json
 from ncpl.record import provenance
 from published_ncpl import StepLaw
 
@@ -93,7 +94,7 @@ def main() -> None:
     if arguments.chinchilla:
         said = subprocess.run([arguments.chinchilla, "-c", CHINCHILLA], capture_output=True, text=True, check=True)
         result["chinchilla"] = {"q1": pair(tuple(json.loads(said.stdout.splitlines()[-1])))}
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.output, result)
     print(json.dumps({name: result[name] for name in ("ncpl", "formula", "steplaw")}, indent=1))
 
 

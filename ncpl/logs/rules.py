@@ -109,9 +109,8 @@ def _neox(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
     wide = facts.pop("ffn", None) or _ratio(facts)
     if wide and gated:
         multiple = max(1, int(_number(values, "mlp_multiple_of", 1)))
-        facts["ffn"] = (
-            -(-int(wide) // 3 // multiple) * multiple if multiple == 1 else -(-(int(wide) // 3) // multiple) * multiple
-        )
+        # A third, rounded up to the multiple.
+        facts["ffn"] = -(-int(wide) // (3 * multiple)) * multiple
         told["ffn"] = f"{int(wide)} is 3 x the width of one of gate and up"
     elif wide:
         facts["ffn"] = int(wide)

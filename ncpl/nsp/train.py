@@ -1,6 +1,5 @@
 """Training, evaluating, calibrating and saving NSP: the whole of `run_train.py recipes/nsp-base.yaml`."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from datasets_scripts.leaderboard import load_leaderboard
 from datasets_scripts.runs import load_runs
 from fields_ncpl import SOURCES
 from ncpl import record
+from ncpl.files import write_json
 from ncpl.nsp.fit import fit, set_families
 from ncpl.nsp.loss_link import LINK_FILE, LINK_NOTES, RUN_LINK, LossLink, fit_loss_link, fit_offsets
 from ncpl.nsp.protocols import calibration, cross_validate, summarize
@@ -100,7 +100,7 @@ def _run_logs(data_dir: str | None) -> dict[str, list[tuple[Mapping[str, Any], f
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(rounded(content), indent=1) + "\n", encoding="utf-8")
+    write_json(path, rounded(content), 1)
 
 
 def rounded(value: Any) -> Any:
