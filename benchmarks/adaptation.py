@@ -290,7 +290,8 @@ def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], dra
 
     The pool is the cheaper half of a lab's runs, the targets are all runs of at least twice its dearest one's FLOPs
     (budget-aware experiment selection, arXiv 2604.22753). Both orders start from the four cheapest runs; the law is
-    adapted anew whenever a third more runs are made. The error is reached where it is within a tenth of the pool's.
+    adapted anew whenever a third more runs are made. The error is reached where it is within a tenth of the pool's:
+    for the first time, which a random order may owe to luck, and for good, whatever runs follow.
     """
     costs = np.array([flops(row) for row in rows])
     order = np.argsort(costs, kind="stable")
@@ -305,14 +306,16 @@ def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], dra
         adapted = adapt_law(law, [as_run(rows[int(i)]) for i in chosen], "new lab", beliefs=believed)
         return float(np.abs(adapted(held) - observed).mean()), adapted.adapted["new lab"]
 
-    def reached(orders: Any) -> float:
-        chosen = [int(i) for i in pool[:4]]
-        while len(chosen) < len(pool):
+    def reached(orders: Any) -> tuple[float, float]:
+        """FLOPs at which the error is reached for the first time and for good."""
+        chosen, spent, inside = [int(i) for i in pool[:4]], [], []
+        while True:
             now, source = error(chosen)
-            if now <= 1.1 * whole:
-                break
+            spent.append(float(costs[chosen].sum()))
+            inside.append(now <= 1.1 * whole)
+            if len(chosen) == len(pool):
+                return spent[inside.index(True)], spent[len(inside) - [*inside[::-1], False].index(False)]
             chosen += orders(source, [int(i) for i in pool if i not in set(chosen)], max(len(chosen) // 3, 1))
-        return float(costs[chosen].sum())
 
     whole = error(pool.tolist())[0]
 
@@ -324,21 +327,28 @@ def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], dra
         steps = choose(covariance, noise, prices, list(range(len(left))), wanted, float(prices.sum()), count)
         return [left[step.candidate] for step in steps]
 
-    shares = []
+    random = []
     for draw in range(draws):
         rng = np.random.default_rng(draw)
-        shares.append(reached(lambda source, left, count, rng=rng: list(rng.permutation(left)[:count])))
-    return {
-        "suggested_over_random": round(reached(by_variance) / float(np.mean(shares)), 3),
-        "random_over_pool": round(float(np.mean(shares)) / float(costs[pool].sum()), 3),
-        "error_of_pool": round(whole, 4),
-    }
+        random.append(reached(lambda source, left, count, rng=rng: list(rng.permutation(left)[:count])))
+    ours, spread = reached(by_variance), np.array(random) / costs[pool].sum()
+    found = {"error_of_pool": round(whole, 4)}
+    for i, when in enumerate(("first", "for_good")):
+        share = float(spread[:, i].mean())
+        found[f"{when}_suggested_over_random"] = round(ours[i] / costs[pool].sum() / share, 3)
+        found[f"{when}_random_over_pool"] = round(share, 3)
+        found[f"{when}_random_deviation"] = round(float(spread[:, i].std()), 3)
+    return found
 
 
 def of_labs(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, Any]:
     known = {lab: value for lab, value in found.items() if value}
-    median = float(np.median([value["suggested_over_random"] for value in known.values()]))
-    return {"median_over_labs": round(median, 3), "labs": known}
+    ratios = {when: [own[f"{when}_suggested_over_random"] for own in known.values()] for when in ("first", "for_good")}
+    return {
+        "median_over_labs": {when: round(float(np.median(own)), 3) for when, own in ratios.items()},
+        "quartiles_over_labs": {when: np.quantile(own, [0.25, 0.75]).round(3).tolist() for when, own in ratios.items()},
+        "labs": known,
+    }
 
 
 def by_packages(

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 FOLDER = Path(__file__).parent
@@ -196,6 +197,32 @@ def curves_table() -> str:
     return "\n".join(lines)
 
 
+def adaptation_table() -> str:
+    """The adapted law's error over that of what people would use instead, over the same cells."""
+    result = json.loads((FOLDER / "results" / "adaptation.json").read_text(encoding="utf-8"))
+    own = {
+        "chinchilla": "Chinchilla's form, Huber loss, bounded, many starts",
+        "gaussian process": "Gaussian process",
+        "offset": "the shipped law with an offset",
+    }
+    lines = ["| instead of adapting | cells | adapted over it, geometric mean | adapted better in | its median error |"]
+    lines.append("|---" * 5 + "|")
+    for name, shown in own.items():
+        pairs = [(cell["mae"]["adapted"], cell["mae"][name]) for cell in result["cells"]]
+        share = sum(mine < theirs for mine, theirs in pairs) / len(pairs)
+        over, middle = result["summary"]["geometric_mean_over"][name], median(theirs for _, theirs in pairs)
+        lines.append(f"| {shown} | {len(pairs)} | {over:.3f} | {share:.1%} | {middle:.4f} |")
+    packages = result.get("packages", {}).get("packages", {})
+    for name, shown in {"chinchilla": "`chinchilla`", "simple_scaling_laws": "`simple-scaling-laws`"}.items():
+        found = packages.get(name, {})
+        if "cells" not in found:
+            lines.append(f"| package {shown} | | {found.get('measured', 'not measured')} | | |")
+            continue
+        figures = f"{found['adapted_over']:.3f} | {found['adapted_better']:.1%} | {found['median_error']:.4f}"
+        lines.append(f"| package {shown}, one draw | {found['cells']} | {figures} |")
+    return "\n".join(lines)
+
+
 def tools_table() -> str:
     """What planners answer to the three questions of docs/other-tools.md."""
     found = read("tools")
@@ -307,6 +334,7 @@ def fill(text: str, name: str, generated: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "adaptation": adaptation_table,
     "accuracy": accuracy_table,
     "choice": choice_table,
     "scores": scores_table,
