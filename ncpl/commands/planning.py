@@ -215,10 +215,12 @@ def scores_in_words(along: "pd.DataFrame", level: float) -> list[dict[str, str]]
 
 def plan_in_words(found: "Plan", gpu: str, count: int, level: float) -> list[list[dict[str, str]]]:
     """The tables that a person is shown of a plan."""
+    from ncpl.allocations import VALLEY
+
     best = found.best
     run = {
         "parameters (non-embedding)": f"{best['params']:.3g}",
-        "  within 0.005 nats": f"{best['params_low']:.3g} to {best['params_high']:.3g}",
+        f"  within {VALLEY:g} nats": f"{best['params_low']:.3g} to {best['params_high']:.3g}",
         "tokens": f"{best['tokens']:.3g} ({best['tokens_per_param']:.3g} for each parameter)",
         "loss (nats per token)": f"{best['loss']:.4f}",
     }

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ncpl import plots
+from ncpl.allocations import VALLEY
 from ncpl.drawing import count
 from ncpl.errors import one_line
 from ncpl.views.inputs import Inputs, config_of
@@ -47,7 +48,7 @@ def plan(forecaster: "Forecaster", inputs: Inputs) -> Page:
     )
     chart = plots.plan_budget(found)
     notes = [
-        f"From {count(best['params_low'])} to {count(best['params_high'])} parameters the loss is within 0.005 nats.",
+        f"Sizes from {count(best['params_low'])} to {count(best['params_high'])} lose less than {VALLEY:g} nats.",
         *found.notes,
     ]
     command = ["ncpl", "plan", *words_of(base), option, f"{amount:g}", "--gpu", gpu, "--count", f"{gpus:g}"]

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fields_ncpl import FIELDS
 from ncpl import checkpoint
+from ncpl.allocations import VALLEY
 from ncpl.drawing import PAGE_STYLE, Picture, count, share
 from ncpl.hardware import Accelerator, read_hardware
 from ncpl.views.page import table_html
@@ -135,7 +136,7 @@ def _plan(
     plan = (
         f"The best run for the same FLOPs has {count(best['params'])} parameters on {count(best['tokens'])} tokens: "
         f"loss {best['loss']:.4f}, {abs(better):.4f} nats {'below' if better >= 0 else 'above'} this configuration's. "
-        f"Sizes from {count(best['params_low'])} to {count(best['params_high'])} are as good to 0.005 nats."
+        f"Sizes from {count(best['params_low'])} to {count(best['params_high'])} are as good to {VALLEY:g} nats."
     )
     shown = pd.DataFrame([{"quantity": str(name), "value": value} for name, value in best.items()])
     tables = _behind("The plan", shown) + _behind("What published laws say", found.references)

@@ -125,6 +125,11 @@ class NCPLProcessor(ProcessorMixin):
             Without a law of its own it is of the prior.
         arrays: the large numeric parts of both where `prior` and `calibration` name them, as a saved processor's
             `law.safetensors` holds them.
+
+    >>> processor = NCPLProcessor.from_pretrained("ncpl-mini")
+    >>> config = {"source": "marin", "optimizer": "adamw", "model size": 300, "data size": 6, "learning rate": 4e-3}
+    >>> sorted(processor(config | {"batch size": 128}))
+    ['attention_mask', 'input_ids', 'is_number_mask', 'loss_mask', 'number_values_filled']
     """
 
     valid_processor_kwargs: Any = ProcessorMixin.valid_processor_kwargs
