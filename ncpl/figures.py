@@ -236,6 +236,8 @@ def curves(
         observed: `step` and `loss` of the first run's first part.
     """
     named = list(zip(runs.items(), itertools.cycle(COLOURS), strict=False))
+    # Both panels share the tokens.
+    tokens = 0.0, 1.02 * max(table["tokens"].iloc[-1] for _, table in runs.values())
     words = "Forecast loss curves: " + ", ".join(
         f"{name} ends at {table['loss'].iloc[-1]:.3f}" for name, (_, table) in runs.items()
     )
@@ -243,9 +245,10 @@ def curves(
     def above(axes: Any, theme: Theme) -> None:
         lows, highs = [], []
         for (name, (_, table)), colour in named:
-            axes.plot(
-                table["tokens"], table["loss"], color=colour, lw=1.6, label=f"{name}: {table['loss'].iloc[-1]:.3f}"
-            )
+            # Few points are shown as such, not as a curve with corners.
+            few = {"marker": "o", "ms": 3} if len(table) < 20 else {}
+            label = f"{name}: {table['loss'].iloc[-1]:.3f}"
+            axes.plot(table["tokens"], table["loss"], color=colour, lw=1.6, label=label, **few)
             axes.fill_between(table["tokens"], table["lower"], table["upper"], color=colour, alpha=0.18, lw=0)
             late = table[table["step"] >= 0.1 * table["step"].iloc[-1]]
             lows.append(late["loss"].min())
@@ -255,7 +258,7 @@ def curves(
             seen = np.asarray(observed["step"], dtype=float) * table["tokens"].iloc[-1] / table["step"].iloc[-1]
             axes.scatter(seen, observed["loss"], s=7, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
         room = 0.12 * (max(highs) - min(lows)) + 0.02
-        axes.set(ylabel=LOSS, ylim=(min(lows) - room, max(highs) + 3 * room))
+        axes.set(ylabel=LOSS, xlim=tokens, ylim=(min(lows) - room, max(highs) + 3 * room))
         axes.legend(loc="upper right")
 
     def beneath(axes: Any, theme: Theme) -> None:
@@ -263,7 +266,7 @@ def curves(
             shape = RunShape.of(check_config(config, strict=False))
             share = np.linspace(0, 1, 400)
             axes.plot(share * shape.tokens, shape.schedule.rate(share) * _peak(config), color=colour, lw=1.2)
-        axes.set(xlabel="tokens (billions)", ylabel="learning rate", ylim=(0, None))
+        axes.set(xlabel="tokens (billions)", ylabel="learning rate", xlim=tokens, ylim=(0, None))
 
     return Picture(f"{words}.", (above, beneath), columns=1, width=6.4, height=2.5, heights=(3, 1))
 
