@@ -52,12 +52,11 @@ def _run(row: dict[str, Any], residual: np.ndarray) -> Run:
     return Run(config, 0.0, float(residual[-1]), steps, tuple(residual[:-1].tolist()), row["name"])
 
 
-def errors(model: NCPLForecaster, collate: PackedCollator, runs: Sequence[Run]) -> np.ndarray:
-    """What is left of each run's residuals, (runs, fractions), the final loss first."""
+def errors(model: NCPLForecaster, runs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """What is left of each collated run's residuals, (runs, fractions) in the order of its pack."""
     left = []
     with torch.inference_mode():
-        for run in runs:
-            batch = collate([run])
+        for batch in runs:
             logits, mask = model(**batch).logits, batch["loss_mask"][:, 1:]
             left.append((batch["labels"][:, 1:] - logits[:, :-1])[mask].abs().numpy())
     return np.array(left)
@@ -78,25 +77,27 @@ def train(runs: Sequence[Run], seed: int) -> tuple[NCPLForecaster, PackedCollato
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
-    batches = math.ceil(len(own) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * batches, pct_start=0.05)
-    draw, before = np.random.default_rng(seed), errors(model, collate, select)
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(len(own))
+    batches = [collate([own[j] for j in order[i : i + BATCH]]) for i in range(0, len(own), BATCH)]
+    alone = [collate([run]) for run in select]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * len(batches), pct_start=0.05)
+    before = errors(model, alone)
     best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
     for epoch in range(EPOCHS):
-        order = draw.permutation(len(own))
-        for i in range(batches):
-            loss = model(**collate([own[j] for j in order[i * BATCH : (i + 1) * BATCH]])).loss
+        for i in draw.permutation(len(batches)):
+            loss = model(**batches[i]).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
         if epoch % 3 == 2:
-            now = float(errors(model, collate, select).mean())
+            now = float(errors(model, alone).mean())
             if now < best[0]:
                 best = now, {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best[1])
-    gains = (before - errors(model, collate, select)).mean(1)
+    gains = (before - errors(model, alone)).mean(1)
     error = float(gains.std(ddof=1) / math.sqrt(len(gains)))
     return model, collate, {"gain": float(gains.mean()), "standard_error": error}
 
@@ -117,8 +118,7 @@ def main() -> None:
     found = []
     for seed in seeds:
         model, collate, chosen = train(seen, seed)
-        left = errors(model, collate, unseen)
-        # Targets stand in the order of the prompts' tries: means over a run do not depend on it.
+        left = errors(model, [collate([run]) for run in unseen])
         found.append(
             chosen | {"seed": seed, "kept": chosen["gain"] > chosen["standard_error"], "curve": float(left.mean())}
         )
