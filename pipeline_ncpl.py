@@ -11,11 +11,11 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 try:
     from .calibration_ncpl import forecast_columns
     from .fields_ncpl import check_config, training_order
-    from .text_ncpl import check_level, warn_user
+    from .text_ncpl import check_level, short, warn_user
 except ImportError:
     from calibration_ncpl import forecast_columns
     from fields_ncpl import check_config, training_order
-    from text_ncpl import check_level, warn_user
+    from text_ncpl import check_level, short, warn_user
 
 TASK = "scaling-forecast"
 
@@ -72,7 +72,12 @@ class ScalingForecastPipeline(Pipeline):
 
     def _checked(self, configs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """The one check of many configurations, one by one, so that a stream stays one; errors say which it is."""
-        for i, config in enumerate(configs):
+        try:
+            several = iter(configs)
+        except TypeError:
+            # numpy's and torch's arrays of no dimensions say that they can be iterated.
+            raise ValueError(f"inputs: got {short(configs)}, expected a configuration or several") from None
+        for i, config in enumerate(several):
             try:
                 yield check_config(config, self.processor.strict)
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Numbers in text, and text in messages: the one parser of numbers, the one form of a message, the check of a level."""
+"""What users give and are told: the one parser of numbers, the one form of a message, the check of a level."""
 
 import re
 import sys
@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Iterable
 from decimal import Decimal
 from difflib import get_close_matches
+from itertools import islice
 from numbers import Integral, Real
+from typing import Any
 
 # How people write counts of parameters and tokens: "302M", "7B", "15T".
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 MOST_MESSAGE = 300
 """Characters of a message."""
+MOST_ITEMS = 5_000_000
+"""Of what is given to be iterated and is held in memory."""
 
 
 def one_line(message: object, limit: int = MOST_MESSAGE) -> str:
@@ -48,6 +52,31 @@ def did_you_mean(given: object, known: Iterable[object], cutoff: float = 0.6) ->
     text = given[:MOST_MESSAGE] if isinstance(given, str) else ""
     near = get_close_matches(text, [str(name) for name in known], 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listed(given: Any, name: str) -> list[Any] | None:
+    """What a user gives to be iterated, as a list; None where it cannot be, or is text or bytes.
+
+    Args:
+        given: by a user.
+        name: the argument's, for messages.
+
+    Raises:
+        ValueError: it has more than `MOST_ITEMS` items.
+
+    >>> listed(range(3), "steps"), listed("abc", "steps")
+    ([0, 1, 2], None)
+    """
+    if isinstance(given, str | bytes | bytearray | memoryview):
+        return None
+    try:
+        # numpy's and torch's arrays of no dimensions are `Iterable` and cannot be iterated.
+        rows = list(islice(given, MOST_ITEMS + 1))
+    except TypeError:
+        return None
+    if len(rows) > MOST_ITEMS:
+        raise ValueError(f"{name}: got more than {MOST_ITEMS} items, expected fewer")
+    return rows
 
 
 # Modules between a user's line and a warning: ours, by their ends wherever they lie, and what calls them.

@@ -10,7 +10,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from fields_ncpl import max_step
+from ncpl.configs import one_config
 from ncpl.curves import read_log, spoken
+from ncpl.errors import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +49,7 @@ def forecast_final(
     >>> forecast_final(config, [1000, 2000], [4.2, 3.8])["status"]
     'on course'
     """
-    if forecaster is None:
-        forecaster = _default()
-    return _final(forecaster.curve(config, 1, {"step": steps, "loss": losses}, level, window))
+    return _final(_checked(forecaster).curve(config, 1, {"step": steps, "loss": losses}, level, window))
 
 
 def follow(
@@ -91,10 +91,14 @@ def _final(table: "pd.DataFrame") -> dict[str, Any]:
     return {name: float(end[name]) for name in ("loss", "lower", "upper")} | table.attrs["report"]
 
 
-def _default() -> "Forecaster":
+def _checked(given: Any) -> "Forecaster":
     from ncpl.forecaster import Forecaster
 
-    return Forecaster.from_pretrained()
+    if given is None:
+        return Forecaster.from_pretrained()
+    if not isinstance(given, Forecaster):
+        raise ValueError(f"forecaster: got {short(given)}, expected a Forecaster")
+    return given
 
 
 class ForecastCallback(TrainerCallback):
@@ -115,8 +119,8 @@ class ForecastCallback(TrainerCallback):
     """
 
     def __init__(self, config: Mapping[str, Any], forecaster: "Forecaster | None" = None, level: float = 0.9) -> None:
-        self.config, self.level = dict(config), level
-        self.forecaster = forecaster or _default()
+        self.config, self.level = one_config(config), level
+        self.forecaster = _checked(forecaster)
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.latest: dict[str, Any] | None = None

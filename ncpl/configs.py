@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ from ncpl.kinds import ACCEPTED as FILES
 from ncpl.kinds import KINDS
 from ncpl.logs.importer import read_foreign
 from ncpl.logs.translate import is_ours
-from text_ncpl import warn_user
+from text_ncpl import listed, warn_user
 
 Config = dict[str, Any]
 
 ACCEPTED = f"{FILES}, a run's folder, - or field=value"
 MOST_VALUES = 100_000
 """Values of one swept field."""
-MOST_ROWS = 5_000_000
-"""Configurations held in memory."""
 
 
 def read_configs(arguments: Sequence[str], translate: bool = True) -> tuple[list[Config], list[str]]:
@@ -207,31 +204,6 @@ def as_configs(configs: Any, name: str = "configs") -> tuple[list[Config], pd.In
     if not rows:
         raise ValueError(f"{name}: got an empty batch, expected at least one configuration")
     return rows, pd.RangeIndex(len(rows)) if index is None else index
-
-
-def listed(given: Any, name: str) -> list[Any] | None:
-    """What a user gives to be iterated, as a list; None where it cannot be, or is text or bytes.
-
-    Args:
-        given: by a user.
-        name: the argument's, for messages.
-
-    Raises:
-        ValueError: it has more than `MOST_ROWS` items.
-
-    >>> listed(range(3), "steps"), listed("abc", "steps")
-    ([0, 1, 2], None)
-    """
-    if isinstance(given, str | bytes | bytearray | memoryview):
-        return None
-    try:
-        # numpy's and torch's arrays of no dimensions are `Iterable` and cannot be iterated.
-        rows = list(islice(given, MOST_ROWS + 1))
-    except TypeError:
-        return None
-    if len(rows) > MOST_ROWS:
-        raise ValueError(f"{name}: got more than {MOST_ROWS} items, expected fewer")
-    return rows
 
 
 def known_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from curves_ncpl import CurveLaw, RunShape
 from ncpl.errors import short
 from observed_ncpl import Curve, Observed, forecast
-from text_ncpl import as_number
+from text_ncpl import as_number, listed
 from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
@@ -167,9 +167,8 @@ def read_observed(observed: Any, total: float) -> tuple[np.ndarray, np.ndarray]:
         ValueError: no `step` or `loss`, of different lengths, not numbers, or steps beyond the run's end.
     """
     try:
-        steps = np.asarray(observed["step"], dtype=float).ravel()
-        losses = np.asarray(observed["loss"], dtype=float).ravel()
-    except (KeyError, TypeError, ValueError, IndexError):
+        steps, losses = (_numbers(observed[name]) for name in ("step", "loss"))
+    except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         raise ValueError('observed: expected {"step": [...], "loss": [...]} of numbers, or a table with both') from None
     if len(steps) != len(losses) or not len(steps):
         raise ValueError(f"observed: got {len(steps)} steps and {len(losses)} losses, expected as many, at least one")
@@ -178,6 +177,14 @@ def read_observed(observed: Any, total: float) -> tuple[np.ndarray, np.ndarray]:
             f"observed: steps from {np.nanmin(steps):g} to {np.nanmax(steps):g}, expected 0 to the run's {total:g}"
         )
     return steps, losses
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """One number or several, as floats."""
+    if not isinstance(given, np.ndarray | pd.Series):
+        several = listed(given, "observed")
+        given = [given] if several is None else several
+    return np.asarray(given, dtype=float).ravel()
 
 
 def report(

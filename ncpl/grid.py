@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from fields_ncpl import check_config, field_name, training_order
-from ncpl.configs import MOST_ROWS, listed, vary
+from ncpl.configs import vary
 from ncpl.errors import one_line, short
+from text_ncpl import MOST_ITEMS, listed
 
 MOST_COMBINATIONS = 10**10
 """Combinations of a grid, which is worked through in months; more are a slip."""
@@ -105,10 +106,10 @@ def check_rows(fields: Mapping[str, Any]) -> None:
     """Refuses a grid that no memory holds, before anything is made of it.
 
     Raises:
-        ValueError: it has more than `MOST_ROWS` combinations.
+        ValueError: it has more than `MOST_ITEMS` combinations.
     """
     sizes = [len(values) for values in named_fields(fields).values() if isinstance(values, Sequence)]
-    _check_size(math.prod(sizes), MOST_ROWS, "; `ncpl sweep --output FILE` takes more")
+    _check_size(math.prod(sizes), MOST_ITEMS, "; `ncpl sweep --output FILE` takes more")
 
 
 def _check_size(count: int, most: int, hint: str) -> None:

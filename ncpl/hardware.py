@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fields_ncpl import DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, SOURCES, known_seq_len
-from ncpl.errors import as_path, short
+from ncpl.errors import as_path, one_line, short
+from ncpl.files import read_document
 from text_ncpl import as_number
 
 _FACTS = Path(__file__).with_name("hardware.toml")
@@ -118,13 +119,16 @@ def _hardware(path: Path | None = None) -> Hardware:
 
 def _override(facts: dict[str, Any], path: Path) -> None:
     try:
-        own = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"hardware: {path}: {error}") from None
+        own = read_document(path)
+    except ValueError as error:
+        raise ValueError(one_line(f"hardware: {error}")) from None
+    if not isinstance(own, dict):
+        raise ValueError(one_line(f"hardware: {one_line(path, 120)}: got {short(own)}, expected TOML tables"))
     unknown = own.keys() - {"site", "accelerators"}
     tables = own.get("accelerators", {})
     if unknown or not all(isinstance(table, dict) for table in (tables, own.get("site", {}), *tables.values())):
-        raise ValueError(f"hardware: {path}: got {', '.join(own)}, expected [site] and [accelerators.NAME] tables")
+        came = one_line(", ".join(own), 80)
+        raise ValueError(f"hardware: {one_line(path, 80)}: got {came}, expected [site] and [accelerators.NAME] tables")
     _update(facts["site"], own.get("site", {}), Site, f"{path}: site")
     for name, values in tables.items():
         known = facts["accelerators"].setdefault(name.lower(), {})

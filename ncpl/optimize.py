@@ -13,9 +13,8 @@ import pandas as pd
 from scipy.optimize import differential_evolution, minimize_scalar
 
 from fields_ncpl import FIELDS, field_name, sequence_length
-from ncpl.configs import listed
 from ncpl.errors import one_line, short
-from text_ncpl import as_number, did_you_mean, parse_count, read_number
+from text_ncpl import as_number, did_you_mean, listed, parse_count, read_number
 
 # More free fields than this need more forecasts than anyone waits for.
 FREE_FIELDS = 6

@@ -64,7 +64,7 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
         if not isinstance(row, Mapping):
             raise ValueError(f"runs[{i}]: got {short(row)}, expected a mapping of fields to values")
         given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
-        loss, status = _number(given, i, "final_loss"), str(row.get("status", "")).lower()
+        loss, status = _number(given, i, "final_loss"), _status(row.get("status"), i)
         if status != "diverged" and (loss is None or status not in FINISHED):
             aside += 1
             continue
@@ -89,6 +89,14 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
     if not found:
         raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
     return found, lost
+
+
+def _status(value: Any, i: int) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"runs[{i}]: status: got {short(value)}, expected text such as finished")
+    return value.lower()
 
 
 def checked_eval(given: Any) -> dict[str, str]:

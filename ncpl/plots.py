@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ncpl.allocations import VALLEY
+from ncpl.curves import read_observed
 from ncpl.drawing import (
     GREEN,
     LOSS,
@@ -26,6 +27,7 @@ from ncpl.drawing import (
     ranges,
     share,
 )
+from ncpl.errors import short
 
 if TYPE_CHECKING:
     from ncpl.plan import Plan
@@ -95,7 +97,8 @@ def curve(table: pd.DataFrame, observed: Any = None) -> Picture:
     late = table[table["step"] >= 0.05 * end["step"]]
     points = None
     if observed is not None:
-        points = (np.asarray(observed["step"], float) * float(end["tokens"] / end["step"]), list(observed["loss"]))
+        steps, losses = read_observed(observed, float(end["step"]))
+        points = (steps * float(end["tokens"] / end["step"]), losses.tolist())
     words = (
         f"Forecast loss along the run: {late['loss'].iloc[0]:.3f} at {late['tokens'].iloc[0]:.3g} billion tokens, "
         f"{end['loss']:.3f} at its end, {end['tokens']:.3g} billion."
@@ -116,7 +119,12 @@ def comparison(difference: Any, names: tuple[str, str] = ("A", "B")) -> Picture:
     Args:
         difference: what `Forecaster.compare` gave.
         names: of the two configurations.
+
+    Raises:
+        ValueError: not two names.
     """
+    if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names: got {short(names)}, expected two texts, one for each configuration")
     found = pd.DataFrame([dict(difference)])
     words = (
         f"Loss of {names[0]} less that of {names[1]}: {difference['difference']:.4f} nats per token, interval "

@@ -1,13 +1,11 @@
 """The forecast while a Trainer trains: the same losses to the bit, the log, and refusals."""
 
-import time
-
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
+from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerState, TrainingArguments
 
-from ncpl import ForecastCallback
+from ncpl import ForecastCallback, Forecaster
 
 CONFIG = {
     "source": "mine", "model size": 1.0, "data size": 0.01, "optimizer": "adamw", "learning rate": 1e-3,
@@ -42,14 +40,50 @@ def train(folder, callbacks):
 def test_losses_are_equal_to_the_bit_and_the_log_holds_the_forecast(tmp_path):
     plain = train(tmp_path, [])
     callback = ForecastCallback(CONFIG)
-    started = time.perf_counter()
     watched = train(tmp_path, [callback])
     assert [row["loss"] for row in plain] == [row["loss"] for row in watched]
     assert callback.steps == [row["step"] for row in watched]
     assert {"forecast_loss", "forecast_lower", "forecast_upper"} <= watched[-1].keys()
     assert watched[-1]["forecast_lower"] < watched[-1]["forecast_loss"] < watched[-1]["forecast_upper"]
-    # Skipped once it would take more than its share of the time.
-    assert callback._spent < 0.02 * (time.perf_counter() - started) + 0.5
+
+
+class Clock:
+    """Seconds that pass when somebody says so."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Slow(Forecaster):
+    """A forecaster of whose forecasts each takes two seconds of a clock."""
+
+    clock: Clock
+
+    def curve(self, *args, **kwargs):
+        self.clock.now += 2
+        return super().curve(*args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_forecasts_take_at_most_half_a_percent_of_the_time(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("ncpl.callback.time", clock)
+    slow = Slow.from_pretrained()
+    slow.clock = clock
+    callback = ForecastCallback(CONFIG, slow)
+    state = TrainerState(max_steps=3000)
+    callback.on_train_begin(None, state, None)
+    seen = []
+    for state.global_step in range(1, 2001):
+        clock.now += 1
+        before = clock.now
+        callback.on_log(None, state, None, {"loss": 4.0 - state.global_step / 1e4})
+        seen += [before] if clock.now > before else []
+    # The first log is forecast at once, and no other before the seconds of those before are half a percent.
+    assert seen == [1, 400, 800, 1200, 1600, 2000]
+    assert callback.steps == list(range(1, 2001))
 
 
 def test_a_run_longer_than_its_configuration_is_refused(tmp_path):

@@ -145,7 +145,7 @@ CASES = [
 def test_a_broken_checkpoint_is_one_line(saved, tmp_path, door, name):
     folder = shutil.copytree(saved, tmp_path / "tiny")
     SPOILS[name](folder)
-    start = time.monotonic()
+    start = time.process_time()
     try:
         DOORS[door](folder)
     except (ValueError, ArithmeticError) as refusal:
@@ -154,7 +154,8 @@ def test_a_broken_checkpoint_is_one_line(saved, tmp_path, door, name):
         assert len(message) < 300 + len(str(folder)), message
     else:
         assert name in UNREAD.get(door, set()), "it was taken for a whole checkpoint"
-    assert time.monotonic() - start < 10
+    # Computing alone: a busy machine is no checkpoint's fault.
+    assert time.process_time() - start < 10
 
 
 def test_the_whole_checkpoint_opens_every_door(saved, tmp_path):

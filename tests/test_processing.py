@@ -295,7 +295,7 @@ def test_saved_processors_are_the_same(tokenizer, tmp_path):
         ({"configs": STEPLAW, "steps": [0]}, "steps: got 0, expected more than 0"),
         ({"configs": STEPLAW, "steps": [10**9]}, "steps: got 1000000000, expected more than 0 and at most"),
         ({"configs": [STEPLAW, MARIN], "final_loss": [None, 3.0]}, "some rows have a target and some have none"),
-        ({"configs": "adamw"}, "configuration: got 'a', expected a mapping"),
+        ({"configs": "adamw"}, "configs: got 'adamw', expected a configuration or a list"),
         ({"configs": [STEPLAW, {**MARIN, "lr": 1}]}, r"configs\[1\]: learning rate: given twice"),
         ({"configs": {**STEPLAW, "source": "mine", "seq len": 2048}, "final_loss": 2.0}, "'mine'.*known: .*marin"),
     ],

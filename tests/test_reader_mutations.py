@@ -3,6 +3,7 @@
 `NCPL_MUTATIONS=10000` tries more.
 """
 
+import math
 import os
 import random
 import re
@@ -10,8 +11,10 @@ import time
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from fields_ncpl import FIELDS, PRIOR_NEEDS, check_config
 from ncpl import import_runs
 from ncpl.configs import read_configs
 from tests.test_malformed_logs import TABLE, history
@@ -56,20 +59,48 @@ def mutated(content, draw):
     return content.replace(*draw.choice(((b"\n", b"\r\n"), (b":", b"="), (b"=", b":"), (b" ", b""))))
 
 
-def refusal(file, read):
-    """Why a file is refused; None where it is read."""
+def is_good(run):
+    """A run's fields are numbers and texts that `check_config` takes, its loss a finite one or none."""
+    fields = {name: value for name, value in run.items() if name in FIELDS and not pd.isna(value)}
+    # What a file leaves unsaid is no fault of its reader.
+    check_config({**dict.fromkeys(PRIOR_NEEDS, 1), "source": "theirs", **fields}, strict=False)
+    loss = run["final_loss"]
+    return loss is None or math.isnan(loss) or 0 < loss < math.inf
+
+
+def imported(file):
+    """A file's runs, each of which is looked at."""
+    runs = import_runs(file)
+    assert list(runs.columns[:1]) == ["name"]
+    assert list(runs.columns[-2:]) == ["final_loss", "status"]
+    wrong = [run for run in runs.to_dict("records") if not is_good(run)]
+    assert not wrong
+    return len(runs)
+
+
+def configured(file):
+    """A file's configurations: mappings, of which each passes the check of all doors or is refused in a line."""
+    configs, origins = read_configs([str(file)])
+    assert len(configs) == len(origins)
+    for config in configs:
+        error = refusal(config, check_config)[0]
+        assert error is None or (len(str(error)) <= 300 and str(error).isprintable())
+    return len(configs)
+
+
+def refusal(given, read):
+    """Why something is refused, and what is read of it; None for the other."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            read(file)
+            return None, read(given)
     except ValueError as error:
-        return error
-    return None
+        return error, None
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_mutated_file_gives_rows_or_one_sentence(tmp_path, seed):
-    draw = random.Random(seed)
+def test_a_mutated_file_gives_good_rows_or_one_sentence(tmp_path, seed):
+    draw, taken = random.Random(seed), 0
     for case in range(int(os.environ.get("NCPL_MUTATIONS", "400")) // 4):
         name, content = draw.choice(list(FILES.items()))
         for _ in range(draw.randint(1, 4)):
@@ -77,9 +108,11 @@ def test_a_mutated_file_gives_rows_or_one_sentence(tmp_path, seed):
         file = tmp_path / f"{case}{draw.choice((Path(name).suffix, draw.choice(SUFFIXES)))}"
         file.write_bytes(content)
         start = time.process_time()
-        error = refusal(file, import_runs if case % 3 else lambda path: read_configs([str(path)]))
+        error, rows = refusal(file, imported if case % 3 else configured)
+        taken += bool(rows)
         # A subclass, such as a fault of decoding, is no message of ours.
         assert error is None or type(error) is ValueError, (name, content)
         assert "\n" not in str(error)
         assert len(str(error)) <= 300, str(error)
         assert time.process_time() - start < MOST_SECONDS, (name, content)
+    assert taken, "no mutated file was read: nothing was proved of rows"

@@ -1,5 +1,6 @@
 """The release command's checks. The whole of it is `make release VERSION=... DRY_RUN=1`."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,6 @@ def repository(tmp_path, monkeypatch):
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm one"):
         subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
     monkeypatch.setattr(release, "ROOT", tmp_path)
-    # `run`'s folder is a default of the function.
-    monkeypatch.setattr(release.run, "__kwdefaults__", {"folder": tmp_path})
     return tmp_path
 
 
@@ -51,8 +50,20 @@ def test_a_tree_with_changes_and_a_tag_that_is_there_are_refused(repository):
         release.check_tree("0.2.0")
 
 
-def test_a_fault_is_one_line_and_changes_nothing():
-    script = Path(release.__file__)
-    done = subprocess.run([sys.executable, script, "nonsense"], capture_output=True, text=True)
+def everything(folder):
+    """Every file of a repository with its bytes, and where every branch and tag is. Looking renews git's index."""
+    references = subprocess.run(["git", "show-ref", "--head"], cwd=folder, check=True, capture_output=True, text=True)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "index"}
+    return files, references.stdout
+
+
+@pytest.mark.parametrize("version", ["nonsense", "0.0.1", "0.2.0"])
+def test_a_fault_is_one_line_and_changes_nothing(repository, version):
+    """The script itself in a repository of its own: no version, a lower one, a tree that is not committed."""
+    (repository / "tools").mkdir()
+    script = Path(shutil.copy(release.__file__, repository / "tools" / "release.py"))
+    before = everything(repository)
+    done = subprocess.run([sys.executable, script, version], capture_output=True, text=True, cwd=repository)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
+    assert everything(repository) == before

@@ -24,13 +24,13 @@ PROJECT, CHANGELOG = "pyproject.toml", "CHANGELOG.md"
 UNRELEASED = "## [Unreleased]"
 
 
-def run(*command: str, folder: Path = ROOT) -> str:
-    """What a command prints.
+def run(*command: str, folder: Path | None = None) -> str:
+    """What a command prints, run in a folder; the project's when absent.
 
     Raises:
         ValueError: it fails; with the last line that it has said.
     """
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder or ROOT, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise ValueError(f"{' '.join(command)}: exit status {done.returncode} ({said[-1].strip() if said else ''})")

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,12 @@ def import_runs(path: str | Path, map: Mapping[str, str] | None = None, eval: st
     >>> import_runs(file)[["name", "model size", "data size", "final_loss", "status"]].to_dict("records")
     [{'name': 'a', 'model size': 85, 'data size': 2, 'final_loss': 3.1, 'status': 'finished'}]
     """
-    if not isinstance(map, Mapping | None):
+    if not isinstance(map, Mapping | None) or not all(isinstance(name, str) for name in chain(*(map or {}).items())):
         raise ValueError(f"map: got {short(map)}, expected a mapping of their names to ours")
     if not isinstance(eval, str | None):
         raise ValueError(f"eval: got {short(eval)}, expected a part of an evaluation loss's name")
     path = as_path(path, "runs", "the path of a file or a folder; adapt takes tables and lists of dicts too")
-    given = {str(theirs): str(ours) for theirs, ours in (map or {}).items()}
+    given = dict(map or {})
     by_origin: dict[str, list[Logged]] = defaultdict(list)
     for logged in read_runs(path):
         by_origin[logged.origin].append(logged)

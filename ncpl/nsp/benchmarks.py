@@ -1,6 +1,7 @@
 """Benchmark scores of models that do not exist yet, of runs with a forecast loss, and along rising compute."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from feature_extraction_nsp import as_rows
 from fields_ncpl import USUAL_TOKENS_PER_PARAMETER, field_name
 from modeling_nsp import NSPModel
+from ncpl.checkpoint import errors
+from ncpl.errors import one_line, short
 from ncpl.nsp.loss_link import RUN_LINK, LossLink, load_links, normal_multiple, run_size, scores_from_loss
 from text_ncpl import warn_user
 
@@ -92,8 +95,17 @@ def by_task(row: pd.Series) -> pd.DataFrame:
 
 
 def load_predictor(model: NSPModel | str) -> NSPModel:
-    """A model ready to predict, from itself, a folder, a Hub id or the name of an embedded model."""
-    return NSPModel.from_pretrained(model).eval() if isinstance(model, str) else model
+    """A model ready to predict, from itself, a folder, a Hub id or the name of an embedded model.
+
+    Raises:
+        CheckpointError: there is no such model, or it is of another kind.
+    """
+    if isinstance(model, NSPModel):
+        return model.eval()
+    if not isinstance(model, str | os.PathLike) or not str(model).strip():
+        raise ValueError(f"model: got {short(model)}, expected an NSPModel, a folder, a Hub id or 'nsp-base'")
+    with errors(f"model: {one_line(model, 100)}"):
+        return NSPModel.from_pretrained(str(model)).eval()
 
 
 def are_configurations(models: Any) -> bool:
@@ -105,7 +117,7 @@ def are_configurations(models: Any) -> bool:
     >>> are_configurations({"source": "marin", "model size": 300}), are_configurations({"params": 7e9})
     (True, False)
     """
-    runs = [any(field_name(str(name)) in RUN_FIELDS for name in row) for row in as_rows(models)]
+    runs = [any(isinstance(name, str) and field_name(name) in RUN_FIELDS for name in row) for row in as_rows(models)]
     if any(runs) and not all(runs):
         raise ValueError(
             f"models: number {runs.index(True)} is a run's configuration and number {runs.index(False)} describes a "

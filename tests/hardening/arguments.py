@@ -25,6 +25,8 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import numpy as np
 import pandas as pd
 import torch
@@ -377,16 +379,17 @@ def main() -> None:
         # Relative paths are written to, and read, here.
         (Path(folder) / "here" / "below").mkdir(parents=True)
         os.chdir(Path(folder) / "here" / "below")
-        for cell in matrix.cells(given.only):
-            counts = Counts(bound_s=total.bound_s)
-            matrix.call(counts, cell)
-            for what in counts.failures:
-                print(" | ".join(cell), "->", what, flush=True)
-            total.cases += 1
-            total.tracebacks += counts.tracebacks
-            total.messages += counts.messages
-            total.refused += counts.refused
-            total.hangs += counts.hangs
+        for (name, argument), cells in itertools.groupby(matrix.cells(given.only), key=lambda cell: cell[:2]):
+            found: dict[str, list[str]] = {}
+            for cell in cells:
+                counts = Counts(bound_s=total.bound_s)
+                matrix.call(counts, cell)
+                for what in counts.failures:
+                    found.setdefault(what, []).append(cell[2])
+                for count in ("cases", "tracebacks", "messages", "refused", "hangs"):
+                    setattr(total, count, getattr(total, count) + getattr(counts, count))
+            for what, values in found.items():
+                print(f"{name} | {argument} | {what} | {len(values)} values, such as {values[0]}", flush=True)
     print(total.figures())
     sys.exit(1 if total.tracebacks + total.messages + total.hangs else 0)
 

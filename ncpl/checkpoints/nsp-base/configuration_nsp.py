@@ -1,14 +1,16 @@
 """Configuration of NSP, the Neural Scaling Predictor: benchmark scores of a model that does not exist yet."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 try:
     from .embedded_ncpl import ByName
+    from .text_ncpl import short
 except ImportError:
     from embedded_ncpl import ByName
+    from text_ncpl import short
 
 # Accuracy of a blind guess, by task: 1 / options for multiple choice, 0 for free answers. BIG-bench's arithmetic and
 # transliteration are answered freely here; truthfulqa is MC2, whose floor is taken as one option of four.
@@ -51,8 +53,27 @@ INVERSE_SCALING: tuple[str, ...] = ("truthfulqa",)
 FEATURES: tuple[str, ...] = ("params", "tokens", "code", "moe")
 
 
+class OfOneKind(ByName):
+    """First base of a configuration that no other model's `config.json` is read as: its weights would be random."""
+
+    model_type: ClassVar[str]
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As usual.
+
+        Raises:
+            ValueError: the `config.json` is of another kind of model.
+        """
+        config, rest = super().get_config_dict(*args, **kwargs)
+        kind = config.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(f"config.json: a model of type {short(kind)}, expected {cls.model_type!r}")
+        return config, rest
+
+
 @strict
-class NSPConfig(ByName, PreTrainedConfig):
+class NSPConfig(OfOneKind, PreTrainedConfig):
     """What a predictor is made of.
 
     Args:
@@ -131,7 +152,7 @@ class NSPConfig(ByName, PreTrainedConfig):
 
 
 @strict
-class NSPEnsembleConfig(ByName, PreTrainedConfig):
+class NSPEnsembleConfig(OfOneKind, PreTrainedConfig):
     """Configuration of `NSPEnsemble`.
 
     Args:

@@ -9,6 +9,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
 
+try:
+    from .text_ncpl import short
+except ImportError:
+    from text_ncpl import short
+
 EMBEDDED: dict[str, Path] = {}
 
 
@@ -42,5 +47,9 @@ class ByName:
 
         Raises:
             OSError: there is no such checkpoint.
+            ValueError: neither text nor a path.
         """
+        name = pretrained_model_name_or_path
+        if not isinstance(name, str | os.PathLike) or not str(name).strip():
+            raise ValueError(f"{cls.__name__}: got {short(name)}, expected a folder, a Hub id or {', '.join(EMBEDDED)}")
         return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)  # type: ignore[misc]

@@ -19,12 +19,12 @@ try:
     from .configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import ByName
     from .fields_ncpl import USUAL_TOKENS_PER_PARAMETER, is_code
-    from .text_ncpl import did_you_mean, one_line, parse_count, short, warn_user
+    from .text_ncpl import as_number, did_you_mean, one_line, parse_count, short, warn_user
 except ImportError:
     from configuration_nsp import DEFAULT_TASKS, FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import ByName
     from fields_ncpl import USUAL_TOKENS_PER_PARAMETER, is_code
-    from text_ncpl import did_you_mean, one_line, parse_count, short, warn_user
+    from text_ncpl import as_number, did_you_mean, one_line, parse_count, short, warn_user
 
 ALIASES = {
     "n": "params",
@@ -136,7 +136,9 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
         fields: dict[str, Any] = {}
         scores: dict[str, Any] = {}
         for key, value in row.items():
-            name = ALIASES.get(str(key).lower(), str(key))
+            if not isinstance(key, str):
+                raise ValueError(f"{where}got {short(key)} as a field's name, expected text")
+            name = ALIASES.get(key.lower(), key)
             missing = _is_missing(value)
             if name in self.tasks:
                 if not sibling and not missing:
@@ -202,8 +204,9 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
                     "leave flops out, or correct one of the three"
                 )
         code = self._read_domain(fields, where)
-        if moe is not None and moe not in (True, False):
-            raise ValueError(f"{where}moe: {short(moe)}, accepted are true and false")
+        given, moe = moe, bool(moe) if isinstance(moe, bool | np.bool_) else as_number(moe)
+        if given is not None and moe not in (True, False):
+            raise ValueError(f"{where}moe: {short(given)}, accepted are true and false")
         known = [1.0, float(tokens is not None), float(code is not None), float(moe is not None)]
         values = [math.log(params / 1e9), math.log((tokens or 1e12) / 1e12), float(code or 0), float(moe or 0)]
         return values, known
@@ -212,17 +215,19 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
     def _read_domain(fields: Mapping[str, Any], where: str) -> bool | None:
         domain, name = fields.get("domain"), fields.get("name")
         if domain is not None:
-            if domain not in ("code", "general"):
+            if not isinstance(domain, str) or domain not in ("code", "general"):
                 raise ValueError(f"{where}domain: {short(domain)}, accepted are 'code' and 'general'")
             return bool(domain == "code")
         if name is None:
             return None
-        return is_code(str(name))
+        if not isinstance(name, str):
+            raise ValueError(f"{where}name: {short(name)}, accepted is text")
+        return is_code(name)
 
     def _read_scores(self, scores: Mapping[str, Any], where: str) -> list[tuple[float, int]]:
         read = []
         for task, value in scores.items():
-            if task not in self.tasks:
+            if not isinstance(task, str) or task not in self.tasks:
                 raise ValueError(
                     f"{where}scores: unknown task {short(task)}{did_you_mean(task, self.tasks)}; known: "
                     f"{', '.join(self.tasks)}"
@@ -360,8 +365,8 @@ def as_rows(models: Any) -> list[Mapping[str, Any]]:
     """
     if isinstance(models, PreTrainedConfig):
         return [{"config": models}]
-    if hasattr(models, "to_dict") and not isinstance(models, Mapping):  # a DataFrame, without importing pandas
-        models = models.to_dict("records")
+    if hasattr(models, "to_dict") and not isinstance(models, Mapping):  # pandas', without importing it
+        models = models.to_dict("records") if hasattr(models, "columns") else models.to_dict()
     if isinstance(models, Mapping):
         models = [models]
     if isinstance(models, str) or not isinstance(models, Sequence):
@@ -382,7 +387,9 @@ def as_rows(models: Any) -> list[Mapping[str, Any]]:
 def _is_missing(value: Any) -> bool:
     if isinstance(value, float | np.floating):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())
+    # pandas' own words for what is missing, without importing it.
+    absent = value is None or type(value).__name__ in ("NAType", "NaTType")
+    return absent or (isinstance(value, str) and not value.strip())
 
 
 NSPFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
