@@ -1,4 +1,4 @@
-"""What users give, and what they are told: the one parser of numbers, the one form of a message, the check of a level."""
+"""What users give and are told: the one parser of numbers, the one form of a message, the check of a level."""
 
 import re
 import sys
