@@ -7,9 +7,8 @@ back into losses in nats per token.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,7 +26,7 @@ try:
     from .fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from .laws_ncpl import law_from_dict
     from .published_ncpl import ChinchillaLaw
-    from .text_ncpl import short
+    from .text_ncpl import as_number, listed, short
     from .upgrade_ncpl import join_arrays, split_arrays
 except ImportError:
     from calibration_ncpl import Calibration
@@ -37,7 +36,7 @@ except ImportError:
     from fields_ncpl import FIELDS, SWEPT, Config, Field, check_config, max_step, training_order
     from laws_ncpl import law_from_dict
     from published_ncpl import ChinchillaLaw
-    from text_ncpl import short
+    from text_ncpl import as_number, listed, short
     from upgrade_ncpl import join_arrays, split_arrays
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -101,9 +100,10 @@ def branch_pieces(config: Config, step: float | None = None) -> list[str | float
     if step is None:
         return ["final loss: "]
     total = max_step(config)
-    if isinstance(step, bool) or not isinstance(step, Real | np.generic) or not 0 < step <= total:
+    number = as_number(step)
+    if number is None or not 0 < number <= total:
         raise ValueError(f"steps: got {short(step)}, expected more than 0 and at most the run's {total} training steps")
-    return ["frac: ", float(step) / total, "loss: "]
+    return ["frac: ", number / total, "loss: "]
 
 
 def is_number(field: Field, prompt_version: int) -> bool:
@@ -233,7 +233,9 @@ class NCPLProcessor(ProcessorMixin):
             ValueError: an empty batch, lengths that differ, a loss that is not a finite number, and everything
                 `check_config` refuses.
         """
-        batch = [configs] if isinstance(configs, Mapping) else list(configs)
+        batch = [configs] if isinstance(configs, Mapping) else listed(configs, "configs")
+        if batch is None:
+            raise ValueError(f"configs: got {short(configs)}, expected a configuration or a list of them")
         if not batch:
             raise ValueError("configs: got an empty batch, expected at least one configuration")
         one = isinstance(configs, Mapping)
@@ -251,6 +253,7 @@ class NCPLProcessor(ProcessorMixin):
                 target = None if final is None else _loss("final_loss", final) - float(prior)
                 rows.append((prefix + self.branch(config, target=target), target))
             if at is not None:
+                at, losses = _of_one("steps", at), None if losses is None else _of_one("curve", losses)
                 if losses is not None and len(losses) != len(at):
                     raise ValueError(f"curve: got {len(losses)} losses for {len(at)} steps, expected as many")
                 for i, step in enumerate(at):
@@ -380,18 +383,27 @@ def _tensor_type(kwargs: Mapping[str, Any]) -> str:
 def _per_config(name: str, values: Any, count: int) -> list[Any]:
     if values is None:
         return [None] * count
-    if not isinstance(values, Iterable) or isinstance(values, str):
+    several = listed(values, name)
+    if several is None:
         raise ValueError(f"{name}: got {short(values)} for {count} configurations, expected a list with one for each")
-    values = list(values)
-    if len(values) != count:
-        raise ValueError(f"{name}: got {len(values)} for {count} configurations, expected one for each")
-    return values
+    if len(several) != count:
+        raise ValueError(f"{name}: got {len(several)} for {count} configurations, expected one for each")
+    return several
+
+
+def _of_one(name: str, values: Any) -> list[Any]:
+    """The steps of one configuration's curve, or the losses at them."""
+    several = listed(values, name)
+    if several is None:
+        raise ValueError(f"{name}: got {short(values)}, expected a list of numbers for each configuration")
+    return several
 
 
 def _loss(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real | np.generic) or not math.isfinite(value):
+    number = as_number(value)
+    if number is None or not math.isfinite(number):
         raise ValueError(f"{name}: got {short(value)}, expected a finite loss in nats per token")
-    return float(value)
+    return float(number)
 
 
 NCPLProcessor.register_for_auto_class()
