@@ -172,11 +172,10 @@ def forecast(
         observed: the run's first part.
     """
     x = np.asarray(shares, dtype=float)
-    before = law.scores.get("before", _NORMAL)
     if observed is None:
         path, covariance = law.path(run, x), law.covariance(run, deviation)
         mean = run.below_chance(final + path.with_residual(law.residual(run)))
-        return Curve(mean, _spread(path.weights, covariance), before, run)
+        return Curve(mean, _spread(path.weights, covariance), law.scores.get("before", _NORMAL), run)
     observed = observed.within(KNOTS[0])
     # Knots at the observed bins too, so that the curve passes through them.
     last = float(observed.logged[0, -1])
@@ -193,7 +192,8 @@ def forecast(
     level = residual + part * moved, 1 / np.maximum(np.diag(after), 1e-8)
     mean = run.below_chance(final + path.with_residual(*level))
     at_bins = run.below_chance(final + law.path(run, observed.shares, knots).with_residual(*level))
-    return Curve(mean, _spread(path.weights, after), law.scores.get("during", before), run, observed.noise(at_bins, x))
+    noise = observed.noise(at_bins, x)
+    return Curve(mean, _spread(path.weights, after), law.scored(last) or _NORMAL, run, noise)
 
 
 def _spread(weights: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def read_law(folder: Path) -> CurveLaw:
         ValueError: the file is damaged.
 
     >>> sorted(read_law(EMBEDDED).scores)
-    ['before', 'during']
+    ['0.05', '0.1', '0.3', '0.5', '0.8', 'before']
     """
     file = folder / FILE
     with safe_open(file if file.exists() else EMBEDDED / FILE, framework="numpy") as opened:

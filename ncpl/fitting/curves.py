@@ -412,7 +412,7 @@ def _calibrate(law: CurveLaw, held: Sequence[Held]) -> dict[str, Any]:
         cases.append((mine, run, final, run.at(fractions), forecast(mine, run.shape, fractions, final, error)))
     before = [(np.abs(curve.loss - truth) / curve.deviation)[fractions >= run.shares[0]]
               for _, run, _, truth, curve in cases]  # fmt: skip
-    trust, during = [], []
+    trust, scores = [], {"before": np.concatenate(before)}
     for part in _PARTS:
         seen = [(case, window) for case in cases if (window := _first(case[1], part)) is not None]
         ahead = fractions > part
@@ -421,11 +421,12 @@ def _calibrate(law: CurveLaw, held: Sequence[Held]) -> dict[str, Any]:
         off = np.array([truth - curve.loss for (*_, truth, curve), _ in seen])
         taken = _trust(moves[:, ahead], off[:, ahead])
         trust.append((part, taken))
+        during = []
         for (m, run, final, truth, _), window in seen:
             own = forecast(replace(m, trust=((1.0, taken),)), run.shape, fractions, final, error, window)
             during.append((np.abs(own.loss - truth) / own.deviation)[ahead])
+        scores[str(part)] = np.concatenate(during)
     levels = np.linspace(0, 1, 101)
-    scores = {"before": np.concatenate(before), "during": np.concatenate(during)}
     quantiles = {name: np.round(np.quantile(ratios, levels), 4).tolist() for name, ratios in scores.items()}
     return {"trust": trust, "scores": quantiles}
 
@@ -439,12 +440,13 @@ def _first(run: CurveRun, part: float) -> Observed | None:
 def _trust(moves: np.ndarray, off: np.ndarray) -> float:
     """The part of moves that comes closest to what was off, over what is ahead of a run and at its end.
 
-    The least part whose error is within a standard error of the best one's: observing must not make a forecast worse.
+    The least part whose error is within two standard errors of the best one's: observing must not make a forecast
+    worse, and runs that were trained alike err alike.
     """
     parts = np.linspace(0, 1, 11)
     errors = np.array([np.abs(off - part * moves) for part in parts])
     of_run = (errors.mean(2) + errors[:, :, -1]) / 2
     best = int(of_run.mean(1).argmin())
     gains = of_run - of_run[best]
-    within = gains.mean(1) <= gains.std(1) / math.sqrt(gains.shape[1])
+    within = gains.mean(1) <= 2 * gains.std(1) / math.sqrt(gains.shape[1])
     return float(parts[int(np.argmax(within))])

@@ -240,8 +240,8 @@ class CurveLaw:
         coupling: at each knot of a fitted source, by how much the shape errs per nat that the final loss errs: the
             same unknown traits of a run move both.
         left: mean share of the variance that the fitted runs left to the runs behind `errors["known"]`.
-        scores: `"before"` and `"during"` a run -> ascending quantiles of |error| / standard deviation of held-out runs,
-            evenly spaced from 0 to 1.
+        scores: `"before"` a run and where a share of it is seen (`"0.3"`) -> ascending quantiles of |error| / standard
+            deviation of held-out runs, evenly spaced from 0 to 1.
         trust: (share of the run that is seen, part of the update by it that is taken), ascending, measured on held-out
             runs.
         recovered: (nats above the forecast, runs that stood so far above it and recovered, all such runs), ascending;
@@ -319,6 +319,14 @@ class CurveLaw:
         shares, parts = np.array(self.trust).T
         left = 1 - np.interp(np.log(share), np.log(shares), parts)
         return float(1 - left * min(1.0, (_WELL_KNOWN / max(deviation, 1e-9)) ** 2))
+
+    def scored(self, share: float) -> Sequence[float] | None:
+        """Of `scores`, those where this share of a run is seen, between those measured; None where none were."""
+        measured = sorted((float(name), values) for name, values in self.scores.items() if name != "before")
+        if not measured:
+            return self.scores.get("before")
+        shares, quantiles = np.log([part for part, _ in measured]), np.array([values for _, values in measured])
+        return [float(np.interp(np.log(share), shares, column)) for column in quantiles.T]
 
     def recovery(self, above: float) -> float:
         """Probability that a run recovers whose loss stands so many nats above its forecast (Laplace's rule)."""
