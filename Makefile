@@ -70,6 +70,7 @@ hardening: $(VENV)/.dev
 	NCPL_PROPERTY_CASES=10000 $(BIN)/python -m pytest -q tests/test_properties.py
 	$(BIN)/python -m tests.hardening.distributed
 	$(BIN)/python -m tests.hardening.doors --cases 10000
+	$(BIN)/python -m tests.hardening.arguments
 	$(BIN)/python -m tests.hardening.hub_serving --seconds 600
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_hostile_checkpoints.py tests/test_training_safety.py
 	NCPL_LOG_MB=300 $(BIN)/python -m pytest -q tests/test_malformed_logs.py

@@ -32,19 +32,19 @@ except ImportError:
     # Young, and not promised to stay: torch's own functions do the same to a model that is made anew.
     from torch.nn import init
 try:
-    from .configuration_nsp import NSPConfig, NSPEnsembleConfig
+    from .configuration_nsp import FEATURES, NSPConfig, NSPEnsembleConfig
     from .embedded_ncpl import ByName
     from .feature_extraction_nsp import NSPFeatureExtractor
     from .layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from .regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
-    from .text_ncpl import check_level
+    from .text_ncpl import as_number, check_level, listed, short
 except ImportError:
-    from configuration_nsp import NSPConfig, NSPEnsembleConfig
+    from configuration_nsp import FEATURES, NSPConfig, NSPEnsembleConfig
     from embedded_ncpl import ByName
     from feature_extraction_nsp import NSPFeatureExtractor
     from layers_nsp import Encoder, FamilyEffect, ScalingAttention, TaskHeads
     from regression_nsp import KnownScores, Regression, ScoreRegression, SiblingRegression
-    from text_ncpl import check_level
+    from text_ncpl import as_number, check_level, listed, short
 
 # Variance in squared logits per squared unit of ln(size) beyond the training data.
 EXTRAPOLATION = 0.25
@@ -203,6 +203,10 @@ class NSPModel(NSPPreTrainedModel):
             given = {**self._extract(features), **({} if labels is None else {"labels": labels})}
             given |= {"label_weights": label_weights, "output_hidden_states": states_wanted}
             return self.forward(**given, output_attentions=attentions_wanted, return_dict=return_dict)
+        if features.dim() != 2 or features.shape[1] != len(FEATURES):
+            raise ValueError(
+                f"features: got a tensor of shape {tuple(features.shape)}, expected (batch, {len(FEATURES)})"
+            )
         features = features.float()
         mask = torch.ones_like(features) if feature_mask is None else feature_mask.float()
         known = KnownScores.from_inputs(
@@ -519,9 +523,16 @@ class NSPEnsemble(ByName, PreTrainedModel):
         Raises:
             ValueError: no members, members of different tasks, or not one positive weight a member.
         """
-        weights = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
-        if not members or len(weights) != len(members) or min(weights) <= 0:
-            raise ValueError(f"weights: {weights}, one positive weight for each of {len(members)} members is needed")
+        models = listed(members, "members") or []
+        if not models or not all(isinstance(model, NSPModel) for model in models):
+            raise ValueError(f"members: got {short(members)}, expected a list of NSPModels")
+        given = [1.0] * len(models) if weights is None else listed(weights, "weights") or []
+        shares = [share for share in map(as_number, given) if share is not None and 0 < share < math.inf]
+        if not len(shares) == len(given) == len(models):
+            raise ValueError(
+                f"weights: got {short(weights)}, one positive weight for each of {len(models)} members is needed"
+            )
+        members, weights = models, [float(share) for share in shares]
         if any(list(member.config.tasks) != list(members[0].config.tasks) for member in members):
             raise ValueError("members: their tasks differ; an ensemble averages models of the same tasks")
         ensemble = cls(NSPEnsembleConfig(member=members[0].config.to_diff_dict(), weights=weights))
@@ -536,7 +547,7 @@ class NSPEnsemble(ByName, PreTrainedModel):
 
     def forward(self, features: Any = None, **inputs: Any) -> NSPOutput:
         """Predicts scores; arguments as `NSPModel`'s."""
-        if not isinstance(features, Tensor | Mapping) or "params" in features:
+        if not isinstance(features, Tensor) and not (isinstance(features, Mapping) and "features" in features):
             features = self.extractor(features)
         outputs = [member(features, **{**inputs, "return_dict": True}) for member in self.members]
         weights = torch.tensor(self.config.weights, device=self.device)

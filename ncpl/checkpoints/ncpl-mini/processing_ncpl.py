@@ -377,7 +377,10 @@ def _tensor_type(kwargs: Mapping[str, Any]) -> str:
     given |= {name: value for name, value in kwargs.items() if name not in groups}
     if unknown := sorted(given.keys() - {"return_tensors"}):
         raise TypeError(f"{unknown[0]}: no such argument; accepted: configs, final_loss, steps, curve, return_tensors")
-    return str(given.get("return_tensors", "pt"))
+    kind = given.get("return_tensors", "pt")
+    if not isinstance(kind, str) or kind not in ("pt", "np"):
+        raise ValueError(f"return_tensors: got {short(kind)}, accepted: pt, np")
+    return str(kind)
 
 
 def _per_config(name: str, values: Any, count: int) -> list[Any]:

@@ -98,6 +98,8 @@ class NSPFeatureExtractor(ByName, FeatureExtractionMixin):
         Raises:
             ValueError: a field, task or family that is not known, or a value out of range.
         """
+        if return_tensors is not None and (not isinstance(return_tensors, str) or return_tensors not in ("pt", "np")):
+            raise ValueError(f"return_tensors: got {short(return_tensors)}, accepted: pt, np")
         try:
             rows = [self._read(row, f"model {i}: ") for i, row in enumerate(as_rows(models))]
         except ValueError as error:
