@@ -26,6 +26,8 @@ from text_ncpl import one_line, short
 from upgrade_ncpl import split_arrays
 
 DEFAULT = Path(__file__).parent / "checkpoints" / "ncpl-mini"
+# The embedded predictor of benchmark scores.
+PREDICTOR = "nsp-base"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from curves_ncpl import CurveLaw, RunShape
 from ncpl.errors import short
 from observed_ncpl import Curve, Observed, forecast
+from schedules_ncpl import Schedule
 from text_ncpl import as_number, listed
 from upgrade_ncpl import join_arrays, split_arrays
 
@@ -108,7 +109,8 @@ def curve(
 
     Returns:
         A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token), all of the loss
-        without a log's noise. With `observed`, `.attrs["report"]` is what `report` says of the run.
+        without a log's noise. With `observed`, `.attrs["report"]` is what `report` says of the run;
+        `.attrs["schedule"]` are the fields of its schedule.
 
     Raises:
         ValueError: no such points, or an observed part without steps and losses.
@@ -129,6 +131,7 @@ def curve(
     table = pd.DataFrame(
         {"step": steps, "tokens": run.tokens * steps / run.steps, "loss": found.loss, "lower": lower, "upper": upper}
     )
+    table.attrs["schedule"] = {name: config[name] for group in _SCHEDULE_FIELDS for name in group if name in config}
     if read is not None:
         end = forecast(law, run, np.array([1.0]), final.loss, deviation if known else _UNKNOWN, seen)
         table.attrs["report"] = report(law, run, final, *read, float(end.loss[0]), float(end.deviation[0]))
@@ -158,6 +161,27 @@ def with_usual_schedule(
         if not any(name in config for name in names):
             filled |= {name: usual[name] for name in names if usual.get(name) is not None}
     return filled
+
+
+def stand_ins(config: Mapping[str, Any], filled: Mapping[str, Any]) -> list[str]:
+    """A note on the fields of the schedule that were not given, and what stands in for them.
+
+    Args:
+        config: the checked configuration.
+        filled: the same from `with_usual_schedule`.
+
+    >>> stand_ins({"warmup": 100}, {"warmup": 100, "lr_schedule": "cosine"})
+    ['no lr_schedule, min_lr_ratio given: the curve is that of lr_schedule cosine, min_lr_ratio 0.1']
+    """
+    if "lr points" in filled:
+        return []
+    schedule = Schedule.of(filled, math.inf)
+    used = {"lr_schedule": "cosine", "warmup": 0, **filled}
+    if schedule.decay > 0 and "min_lr" not in used:
+        used.setdefault("min_lr_ratio", schedule.end)
+    names = [name for group in _SCHEDULE_FIELDS for name in group if name in used and name not in config]
+    told = ", ".join(f"{name} {used[name]:g}" if name != "lr_schedule" else f"{name} {used[name]}" for name in names)
+    return [f"no {', '.join(names)} given: the curve is that of {told}"] if names else []
 
 
 def read_observed(observed: Any, total: float) -> tuple[np.ndarray, np.ndarray]:

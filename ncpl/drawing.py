@@ -200,6 +200,16 @@ def share(probability: float) -> str:
     return "under 1 %" if probability < 0.01 else "over 99 %"
 
 
+def shortened(text: str, most: int) -> str:
+    """A name of at most so many letters, its middle left out.
+
+    >>> shortened("steplaw-1b.yaml", 20), shortened("a-name-that-is-too-long", 12)
+    ('steplaw-1b.yaml', 'a-nam…o-long')
+    """
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[half + 1 - most :]}"
+
+
 def count(number: Any) -> str:
     """A count with a suffix.
 
@@ -285,12 +295,14 @@ def ranges(
     if zero:
         axes.axvline(0, color=theme["ink"], lw=1, ls="--")
     axes.set(xlabel=name, ylim=(-0.6, len(names) - 0.4))
-    axes.set_yticks(rows, [text if len(text) < 30 else f"{text[:13]}…{text[-14:]}" for text in names])
+    axes.set_yticks(rows, [shortened(text, 30) for text in names])
     axes.grid(axis="y", visible=False)
 
 
 def heat_map(axes: Any, theme: Theme, table: pd.DataFrame, first: str, second: str) -> None:
     """Losses over two numeric fields, their valley, and where runs will rather diverge."""
+    from matplotlib.colors import ListedColormap
+
     grid = table.pivot_table(index=second, columns=first, values="loss", observed=True)
     x, y, losses = grid.columns.to_numpy(float), grid.index.to_numpy(float), grid.to_numpy()
     lowest = float(np.nanmin(losses))
@@ -307,14 +319,14 @@ def heat_map(axes: Any, theme: Theme, table: pd.DataFrame, first: str, second: s
     diverging = table.pivot_table(index=second, columns=first, values="divergence", observed=True)
     if diverging.shape == losses.shape and float(np.nanmax(diverging)) > 0.5:
         likely = np.ma.masked_less_equal(diverging.to_numpy(), 0.5)
-        axes.pcolor(*edges, likely, hatch="////", alpha=0.0)
+        axes.pcolor(*edges, likely, hatch="////", cmap=ListedColormap(["none"]), edgecolors="black", linewidth=0)
         said.append("hatched: will rather diverge")
     best = table.iloc[int(table["loss"].to_numpy().argmin())]
     axes.plot(best[first], best[second], "D", color=RED, mec="white", ms=9, zorder=3)
     for name, values, side in ((first, x, "x"), (second, y, "y")):
         getattr(axes, f"set_{side}label")(label(name))
         logarithmic(axes, side, values)
-    axes.set_title("; ".join(said), fontsize=9, fontweight="normal")
+    axes.set_title("\n".join(said), fontsize=9, fontweight="normal")
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

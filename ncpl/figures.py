@@ -262,8 +262,9 @@ def curves(
         axes.legend(loc="upper right")
 
     def beneath(axes: Any, theme: Theme) -> None:
-        for (_, (config, _table)), colour in named:
-            shape = RunShape.of(check_config(config, strict=False))
+        for (_, (config, table)), colour in named:
+            # With what stands in for a schedule that was not given.
+            shape = RunShape.of(check_config(config, strict=False) | table.attrs.get("schedule", {}))
             share = np.linspace(0, 1, 400)
             axes.plot(share * shape.tokens, shape.schedule.rate(share) * _peak(config), color=colour, lw=1.2)
         axes.set(xlabel="tokens (billions)", ylabel="learning rate", xlim=tokens, ylim=(0, None))

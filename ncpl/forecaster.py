@@ -481,6 +481,7 @@ class Forecaster:
             hardware=read_hardware(hardware),
             forecast=lambda configs: self.predict_checked(configs, level),
             envelope=None if self.calibration is None else self.calibration.envelope,
+            idle=self._idle,
             strict=self.strict,
             **options,
         )
@@ -518,7 +519,7 @@ class Forecaster:
             return np.asarray(self.law(configs) + self._residuals(configs))
 
     def benchmarks(
-        self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = "nsp-base"
+        self, models: Any, like: str | None = None, level: float = 0.9, model: "NSPModel | str" = checkpoint.PREDICTOR
     ) -> pd.DataFrame:
         """Forecasts benchmark scores of models (`ncpl.nsp.benchmarks`).
 
@@ -594,5 +595,5 @@ class Forecaster:
         if observed is None and self.network is not None and self.network.model.config.curves:
             moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
-        table.attrs["notes"] = forecast.attrs["notes"]
+        table.attrs["notes"] = [*forecast.attrs["notes"], *curves.stand_ins(checked, config)]
         return table

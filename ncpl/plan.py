@@ -5,9 +5,9 @@ the lowest loss is the plan. Sizes that cost less than 0.005 nats more make the 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from fields_ncpl import (
     check_config,
     training_order,
 )
+from ncpl import drawing
 from ncpl.allocations import VALLEY, effective_tokens, reference_allocations
 from ncpl.configs import by_name
 from ncpl.errors import short
@@ -58,6 +59,15 @@ class Plan:
 
     def __getitem__(self, name: str) -> Any:
         return self.best[name]
+
+    @property
+    def valley_in_words(self) -> str:
+        """How well the size is known, a sentence; empty where it was fixed."""
+        low, high = self.best["params_low"], self.best["params_high"]
+        if low == high:
+            return ""
+        low, high = drawing.count(low), drawing.count(high)
+        return f"Sizes from {low} to {high} parameters are as good to {VALLEY:g} nats."
 
     @cached_property
     def frontier(self) -> pd.DataFrame:
@@ -164,6 +174,7 @@ def plan(
     forecast: Callable[[Sequence[Config]], pd.DataFrame] | None = None,
     hardware: Hardware | None = None,
     envelope: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    idle: Callable[[Config], Collection[str]] = lambda config: (),
     strict: bool = True,
 ) -> Plan:
     """The best run for a budget, or the cheapest for a loss.
@@ -181,6 +192,7 @@ def plan(
         forecast: checked configurations -> `loss`, `lower`, `upper`, `divergence`, `extrapolation`.
         hardware: facts; ours if absent.
         envelope: source -> field -> its runs' ends (`Calibration.envelope`), between which the chosen warmup stays.
+        idle: checked configuration -> its fields that move no forecast; of the plan's own choices nothing is told.
         strict: whether fields of the base that are not known are errors.
 
     Raises:
@@ -200,8 +212,18 @@ def plan(
         search, budget = replace(search, per_token=_hours_per_token(base, accelerator, utilisation)), hours
     else:
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
-    found = _plan(search, budget, optimizers, forecast, lambda config: cost(config, gpu, count, utilisation, hardware))
+    price = partial(cost, gpu=gpu, count=count, utilisation=utilisation, hardware=hardware)
+    found = _plan(search, budget, optimizers, _without(idle, base, forecast), price)
     return replace(found, notes=(*_stand_ins(asked), *found.notes))
+
+
+def _without(
+    idle: Callable[[Config], Collection[str]], base: Config, forecast: Callable[[Sequence[Config]], pd.DataFrame] | None
+) -> Callable[[Config], pd.DataFrame] | None:
+    """The forecast of a plan's configuration, without the idle fields that the user did not ask for."""
+    if forecast is None:
+        return None
+    return lambda config: forecast([{n: value for n, value in config.items() if n in base or n not in idle(config)}])
 
 
 def _stand_ins(base: Config) -> list[str]:
@@ -218,7 +240,7 @@ def _plan(
     search: Search,
     budget: float,
     optimizers: Sequence[str],
-    forecast: Callable[[Sequence[Config]], pd.DataFrame] | None,
+    forecast: Callable[[Config], pd.DataFrame] | None,
     price: Callable[[Config], dict[str, Any]],
 ) -> Plan:
     """The best run of a budget, with everything that is told of it."""
@@ -231,7 +253,7 @@ def _plan(
     table: dict[Any, Any] = {"loss": loss}
     told: list[str] = []
     if forecast is not None:
-        forecasts = forecast([search.worth(config)])
+        forecasts = forecast(search.worth(config))
         table, told = forecasts.iloc[0].to_dict(), forecasts.attrs.get("notes", [])
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
     ends = {"params_low": low, "params_high": high}

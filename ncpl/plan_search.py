@@ -55,7 +55,10 @@ class Search:
     warmups: Sequence[float] | None = None
 
     def tokens(self, params: float, budget: float) -> float:
-        """Tokens that a budget leaves a model of this size, inference paid first."""
+        """Tokens that a budget leaves a model of this size, inference paid first; or the fixed tokens for each
+        parameter."""
+        if self.tokens_per_param is not None:
+            return self.tokens_per_param * params
         return budget / self.per_token(params) - self.inference_tokens / 3
 
     def budget(self, params: float, tokens: float) -> float:
@@ -213,12 +216,9 @@ class Search:
 
     def fixed(self, budget: float) -> float:
         """The one size that a fixed size or a fixed number of tokens per parameter leaves."""
-        if self.params is not None:
-            size = self.params
-        else:
-            every = np.geomspace(*SIZES, 4001)
-            ratio = np.array([self.tokens(n, budget) / n for n in every])
-            size = float(np.exp(np.interp(-self.tokens_per_param, -ratio, np.log(every))))  # type: ignore[operator]
+        if self.tokens_per_param is not None:
+            return self._of_ratio(budget, self.tokens_per_param)
+        size = float(self.params or 0.0)
         tokens = self.tokens(size, budget)
         least, most = TOKENS_PER_PARAMETER
         least, most = max(TOKENS[0], least * size), min(TOKENS[1], most * size)
@@ -228,6 +228,22 @@ class Search:
                 f"{least:.3g} to {most:.3g}"
             )
         return size
+
+    def _of_ratio(self, budget: float, ratio: float) -> float:
+        """The size whose training on so many tokens for each parameter costs the budget."""
+        smallest, largest = max(SIZES[0], TOKENS[0] / ratio), min(SIZES[1], TOKENS[1] / ratio)
+        least, most = TOKENS_PER_PARAMETER
+        if not (least <= ratio <= most and smallest < largest):
+            raise ValueError(f"tokens_per_param: got {ratio:g}, expected {least:g} to {most:g}")
+        every = np.geomspace(smallest, largest, 4001)
+        # Sizes of real proportions go in steps, and so does their cost.
+        costs = np.maximum.accumulate([self.budget(n, ratio * n) for n in every.tolist()])
+        if not costs[0] <= budget <= costs[-1]:
+            raise ValueError(
+                f"budget: got {budget:.3g}, expected {costs[0]:.3g} to {costs[-1]:.3g}, what models of {smallest:.0e} "
+                f"to {largest:.0e} parameters cost on {ratio:g} tokens for each"
+            )
+        return float(np.exp(np.interp(math.log(budget), np.log(costs), np.log(every))))
 
     def cheapest(self, target: float, budgets: tuple[float, float]) -> float:
         """The least budget whose best run reaches a loss, by bisection on the logarithm.

@@ -26,6 +26,7 @@ from ncpl.drawing import (
     logarithmic,
     ranges,
     share,
+    shortened,
 )
 from ncpl.errors import short
 
@@ -131,12 +132,14 @@ def comparison(difference: Any, names: tuple[str, str] = ("A", "B")) -> Picture:
         f"{difference['lower']:.4f} to {difference['upper']:.4f}; {names[0]} is better with probability "
         f"{share(difference['p_better'])}."
     )
-    said = "nats per token\nbelow 0 the first is better"
 
     def draw(axes: Any, theme: Theme) -> None:
-        ranges(axes, theme, [f"{names[0]} less {names[1]}"], found, "difference", said, zero=True)
+        said = "difference (nats per token), below 0: first is better"
+        ranges(axes, theme, [""], found, "difference", said, zero=True)
+        axes.set_yticks([])
+        axes.set_title("\n".join(shortened(text, 44) for text in (f"{names[0]} less", names[1])))
 
-    return Picture(words, (draw,), height=1.8)
+    return Picture(words, (draw,), height=2.2)
 
 
 def optimum(found: Any) -> Picture:
@@ -182,16 +185,20 @@ def suggested(table: pd.DataFrame) -> Picture:
     spent = [0.0, *table["flops"].cumsum()]
     widths = [table.attrs["interval_before"], *table["interval"]]
     words = f"Half-width of the target's interval: {widths[-1]:.4f} nats after {spent[-1]:.3g} FLOPs."
+    sizes = zip(table.index, 1e6 * table["model size"], 1e9 * table["data size"], strict=True)
+    names = ["now", *(f"{shortened(str(name), 20)}: {count(size)} on {count(data)}" for name, size, data in sizes)]
 
     def draw(axes: Any, theme: Theme) -> None:
-        axes.plot(spent, widths, "o-", color=theme["main"], lw=1.8)
-        for at, width, name in zip(spent, widths, ["now", *table.index], strict=True):
-            axes.annotate(str(name), (at, width), (5, 5), textcoords="offset points", fontsize=9)
-        axes.set(xlabel="FLOPs of the suggested runs together (6ND)", ylabel="half-width (nats)")
-        axes.set(xlim=(0, 1.15 * spent[-1] or 1.0), ylim=(0, 1.1 * max(widths)))
-        axes.xaxis.set_major_formatter(lambda flops, _: f"{flops:.2g}")
+        rows = np.arange(len(names))[::-1]
+        axes.plot(widths, rows, "o-", color=theme["main"], lw=1.8)
+        for flops, width, row in zip(spent, widths, rows, strict=True):
+            axes.annotate(f"{flops:.2g}", (width, row), (8, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set(xlabel="half-width (nats), at FLOPs so far (6ND)", xlim=(0, 1.3 * max(widths)))
+        axes.set(ylim=(-0.6, len(names) - 0.4))
+        axes.set_yticks(rows, names)
+        axes.locator_params(axis="x", nbins=4)
 
-    return Picture(words, (draw,))
+    return Picture(words, (draw,), height=1.1 + 0.36 * len(names), width=5.2)
 
 
 def costs(found: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> Picture:
@@ -231,8 +238,8 @@ def plan(found: "Plan") -> Picture:
     """
     best = found.best
     words = (
-        f"Plan: {count(best['params'])} parameters on {count(best['tokens'])} tokens, loss {best['loss']:.3f}; sizes "
-        f"from {count(best['params_low'])} to {count(best['params_high'])} cost under {VALLEY:g} nats."
+        f"Plan: {count(best['params'])} parameters on {count(best['tokens'])} tokens, loss {best['loss']:.3f}. "
+        f"{found.valley_in_words}"
     )
     panels: tuple[Panel, ...] = (
         lambda axes, theme: _budget(axes, theme, found),
@@ -246,8 +253,8 @@ def plan_budget(found: "Plan") -> Picture:
     """The first panel of `plan`: loss against size along the budget."""
     best = found.best
     words = (
-        f"Loss against model size at the same cost: lowest {best['loss']:.3f} at {count(best['params'])} parameters, "
-        f"within {VALLEY:g} nats from {count(best['params_low'])} to {count(best['params_high'])}."
+        f"Loss against model size at the same cost: lowest {best['loss']:.3f} at {count(best['params'])} parameters. "
+        f"{found.valley_in_words}"
     )
     return Picture(words, (lambda axes, theme: _budget(axes, theme, found),))
 
@@ -260,7 +267,7 @@ def _budget(axes: Any, theme: Theme, found: "Plan") -> None:
     axes.plot(best["params"], best["loss"], "D", color=RED, ms=8, label="plan")
     axes.set(xlabel="non-embedding parameters", ylabel=LOSS, title="Sizes for this budget")
     logarithmic(axes, "x", table["params"].to_numpy())
-    axes.legend()
+    axes.legend(loc="upper center")
 
 
 def _frontier(axes: Any, theme: Theme, found: "Plan") -> None:
@@ -272,6 +279,7 @@ def _frontier(axes: Any, theme: Theme, found: "Plan") -> None:
         axes.annotate(count(row.params), (row.flops, row.loss), (4, 5), textcoords="offset points", fontsize=9)
     axes.plot(best["flops"], best["loss"], "D", color=RED, ms=8)
     axes.set(xlabel="training FLOPs", ylabel=LOSS, title="Best loss of every budget")
+    axes.margins(x=0.1, y=0.12)
     logarithmic(axes, "x", along["flops"].to_numpy())
 
 
@@ -279,11 +287,12 @@ def _equal_loss(axes: Any, theme: Theme, found: "Plan") -> None:
     along, best, equal = found.frontier, found.best, found.iso_loss
     for level, line in equal.groupby("loss"):
         axes.plot(line["params"], line["tokens"], color=theme["ink"], lw=1.0)
-        end = line[["params", "tokens"]].to_numpy()[-1].tolist()
-        axes.annotate(f"{level:.2f}", end, (3, -3), textcoords="offset points", fontsize=9)
+        end = line[["params", "tokens"]].to_numpy()[0].tolist()
+        axes.annotate(f"{level:.2f}", end, (-3, 2), textcoords="offset points", fontsize=9, ha="right")
     axes.plot(along["params"], along["tokens"], color=theme["main"], lw=1.8, label="best sizes of budgets")
     axes.plot(best["params"], best["tokens"], "D", color=RED, ms=8)
     axes.set(xlabel="non-embedding parameters", ylabel="tokens", title="Equal loss")
+    axes.margins(x=0.12)
     for side, values in (("x", "params"), ("y", "tokens")):
         logarithmic(axes, side, np.array([*along[values], *equal[values]], float))
     axes.legend()
@@ -353,11 +362,10 @@ def _more_runs(axes: Any, theme: Theme, rows: pd.DataFrame) -> None:
     axes.axhline(now, color=theme["ink"], lw=0.8, ls=":", label="now")
     groups = rows.groupby(["model size", "data size"])
     for ((size, data), own), colour in zip(groups, (theme["main"], GREEN, ORANGE), strict=False):
-        said = f"{size:.3g}M, up to {data:.3g}B tokens"
+        said = f"{count(1e6 * size)}, up to {count(1e9 * data)} tokens"
         axes.plot(own["flops"], now * own["interval_over_now"], "o-", color=colour, ms=4, label=said)
-        for row in own.to_dict("records"):
-            place = (row["flops"], now * row["interval_over_now"])
-            axes.annotate(f"{row['runs']}", place, (4, 4), textcoords="offset points", fontsize=9)
-    axes.set(xscale="log", ylim=(0, 1.25 * now), xlabel="FLOPs of 4, 8, 16 further runs", ylabel="± nats per token")
+    several = ", ".join(str(number) for number in sorted(set(rows["runs"])))
+    axes.set(ylim=(0, 1.25 * now), xlabel=f"FLOPs of {several} further runs", ylabel="± nats per token")
+    logarithmic(axes, "x", rows["flops"].to_numpy(float))
     axes.set_title("At 10 times the dearest run's FLOPs")
     axes.legend(fontsize=8, loc="lower left")

@@ -187,7 +187,10 @@ def sweep(
     check_folder(output)
     check_picture(save)
     if save is not None and output is not None:
-        raise ValueError("save: given with --output, whose grid may be of any size; expected one of them")
+        raise ValueError(
+            "save: given with --output, which writes rows one after the other and keeps none for a picture; "
+            "run the sweep a second time with --save and without --output"
+        )
     config, grid = read_grid(configs)
     forecaster = load(model)
     if output is None:

@@ -218,9 +218,10 @@ def plan_in_words(found: "Plan", gpu: str, count: int, level: float) -> list[lis
     from ncpl.allocations import VALLEY
 
     best = found.best
+    low, high = best["params_low"], best["params_high"]
     run = {
         "parameters (non-embedding)": f"{best['params']:.3g}",
-        f"  within {VALLEY:g} nats": f"{best['params_low']:.3g} to {best['params_high']:.3g}",
+        **({f"  within {VALLEY:g} nats": f"{low:.3g} to {high:.3g}"} if low < high else {}),
         "tokens": f"{best['tokens']:.3g} ({best['tokens_per_param']:.3g} for each parameter)",
         "loss (nats per token)": f"{best['loss']:.4f}",
     }
@@ -231,12 +232,12 @@ def plan_in_words(found: "Plan", gpu: str, count: int, level: float) -> list[lis
     tables = [_pairs(run), _pairs(cost_in_words(best.to_dict(), gpu, count))]
     references = [
         {
-            "published law": row["law"],
+            "published law": row["law"].replace(" et al.", ""),
             "counts": row["counts"],
-            "parameters": f"{row['params']:.3g}",
+            "params": f"{row['params']:.3g}",
             "tokens": f"{row['tokens']:.3g}",
             "lr": "" if math.isnan(row["learning rate"]) else f"{row['learning rate']:.3g}",
-            "batch size": "" if math.isnan(row["batch size"]) else f"{row['batch size']:.0f}",
+            "batch": "" if math.isnan(row["batch size"]) else f"{row['batch size']:.0f}",
         }
         for row in records(found.references)
     ]

@@ -18,10 +18,11 @@ import pandas as pd
 
 from fields_ncpl import FIELDS, SOURCES, field_name
 from ncpl import plots
+from ncpl.checkpoint import PREDICTOR
 from ncpl.configs import read_configs, read_grid, vary
 from ncpl.drawing import count, share
 from ncpl.errors import one_line
-from ncpl.results import Sweep
+from ncpl.results import Comparison, Sweep
 from ncpl.views.inputs import (
     PRESETS,
     Inputs,
@@ -164,20 +165,28 @@ def compare(forecaster: "Forecaster", inputs: Inputs) -> Page:
     configs = forecaster.check([first, second], ["A", "B"])
     found, table = forecaster.compare(configs[0], configs[1], level), forecaster.predict(configs, level)
     table.insert(0, "configuration", ["A", "B"])
-    better, p_better = ("A", found["p_better"]) if found["difference"] < 0 else ("B", 1 - found["p_better"])
-    described = (
-        f"A ends {abs(found['difference']):.4f} nats {'below' if found['difference'] < 0 else 'above'} B, "
-        f"{level * 100:g} % interval {found['lower']:.4f} to {found['upper']:.4f}"
-    )
     difference = pd.DataFrame([found.to_dict()])
     chart = found.plot()
-    headline = f"<strong>{better}</strong> is better with probability <strong>{share(p_better)}</strong>: {described}"
+    headline = _who_is_better(found, level)
     files = {f"{name}.yaml": lines_of(config).encode() for name, config in zip(("a", "b"), configs, strict=True)}
     links = {f"Configuration {name[0].upper()}": (name, data) for name, data in files.items()}
     command = ["ncpl", "compare", *files, *level_words(level)]
     notes = ["A is the form's configuration; B is the same with what is written here."]
     notes += notes_of(forecaster, configs, table)
     return Page(headline, chart, table, command, notes, "compare", links=links, more={"Difference": difference})
+
+
+def _who_is_better(found: Comparison, level: float) -> str:
+    """The headline of a comparison."""
+    interval = f"{level * 100:g} % interval {found['lower']:.4f} to {found['upper']:.4f}"
+    if found["difference"] == 0:
+        return f"A and B have <strong>the same forecast</strong>; {interval} of their difference"
+    first = found["difference"] < 0
+    better, p_better = ("A", found["p_better"]) if first else ("B", 1 - found["p_better"])
+    return (
+        f"<strong>{better}</strong> is better with probability <strong>{share(p_better)}</strong>: A ends "
+        f"{abs(found['difference']):.4f} nats {'below' if first else 'above'} B, {interval}"
+    )
 
 
 def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> Page:
@@ -193,7 +202,7 @@ def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> 
     table = forecaster.curve(config, 60, seen, level)
     end = table.iloc[-1]
     chart = table.plot(seen)
-    notes = notes_of(forecaster, [config], forecaster.predict(config, level))
+    notes = [*notes_of(forecaster, [config], forecaster.predict(config, level)), *table.attrs["notes"]]
     if said := spoken(table.attrs.get("report")):
         notes.insert(0, said)
     command = ["ncpl", "curve", *words_of(config), "--points", "60", *level_words(level)]
@@ -271,7 +280,7 @@ def _read_predictor() -> "NSPModel":
     import ncpl.figures  # noqa: F401
     from ncpl.nsp.benchmarks import load_predictor
 
-    return load_predictor("nsp-base")
+    return load_predictor(PREDICTOR)
 
 
 def benchmarks(forecaster: "Forecaster", inputs: Inputs) -> Page:

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from ncpl import plots
-from ncpl.allocations import VALLEY
 from ncpl.drawing import count
 from ncpl.errors import one_line
 from ncpl.views.inputs import Inputs, config_of
@@ -47,10 +46,7 @@ def plan(forecaster: "Forecaster", inputs: Inputs) -> Page:
         + f"; {best['days']:.3g} days, {best['cost_usd']:,.0f} US dollars"
     )
     chart = plots.plan_budget(found)
-    notes = [
-        f"Sizes from {count(best['params_low'])} to {count(best['params_high'])} lose less than {VALLEY:g} nats.",
-        *found.notes,
-    ]
+    notes = [text for text in (found.valley_in_words, *found.notes) if text]
     command = ["ncpl", "plan", *words_of(base), option, f"{amount:g}", "--gpu", gpu, "--count", f"{gpus:g}"]
     rows = [{"quantity": str(name), "value": value} for name, value in best.items()]
     more = {"The valley": found.valley, "What published laws say": found.references}

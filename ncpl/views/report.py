@@ -13,7 +13,6 @@ import pandas as pd
 
 from fields_ncpl import FIELDS
 from ncpl import checkpoint
-from ncpl.allocations import VALLEY
 from ncpl.drawing import PAGE_STYLE, Picture, count, share
 from ncpl.hardware import Accelerator, read_hardware
 from ncpl.views.page import table_html
@@ -55,7 +54,7 @@ def report(
     sections = {
         "Forecast": _forecast(forecaster, config, table, level),
         "Loss curve": _curve(forecaster, config, level),
-        "Learning rate and batch size": _valley(forecaster, config, level),
+        "Learning rate and batch size": _valley(forecaster, config, row, level),
         "Cost and plan": _plan(forecaster, config, row, accelerator, gpus, level),
         "Benchmark scores": _scores(forecaster, config, level),
         "Risks": _risks(row, table.attrs["notes"]),
@@ -101,7 +100,7 @@ def _curve(forecaster: "Forecaster", config: Mapping[str, Any], level: float) ->
     return _figure(curve.plot()) + _behind("Table", curve.iloc[4::5])
 
 
-def _valley(forecaster: "Forecaster", config: Mapping[str, Any], level: float) -> str:
+def _valley(forecaster: "Forecaster", config: Mapping[str, Any], row: Any, level: float) -> str:
     factors, grid = np.geomspace(0.25, 4, 13), {}
     for name in ("learning rate", "batch size"):
         low, high = FIELDS[name].low, FIELDS[name].high
@@ -109,8 +108,7 @@ def _valley(forecaster: "Forecaster", config: Mapping[str, Any], level: float) -
         grid[name] = list(dict.fromkeys(float(f"{v:.3g}") if name == "learning rate" else round(v) for v in values))
     sweep = forecaster.sweep(config, grid, level)
     best = sweep.iloc[int(sweep["loss"].argmin())]
-    own = float(forecaster.predict(config, level)["loss"].iloc[0])
-    gain = own - float(best["loss"])
+    gain = float(row["loss"]) - float(best["loss"])
     told = (
         f"Within a factor of four, learning rate {best['learning rate']:.3g} and batch size {best['batch size']:g} "
         f"have the lowest loss, {best['loss']:.4f}: {gain:.4f} nats below this configuration's."
@@ -136,7 +134,7 @@ def _plan(
     plan = (
         f"The best run for the same FLOPs has {count(best['params'])} parameters on {count(best['tokens'])} tokens: "
         f"loss {best['loss']:.4f}, {abs(better):.4f} nats {'below' if better >= 0 else 'above'} this configuration's. "
-        f"Sizes from {count(best['params_low'])} to {count(best['params_high'])} are as good to {VALLEY:g} nats."
+        f"{found.valley_in_words}"
     )
     shown = pd.DataFrame([{"quantity": str(name), "value": value} for name, value in best.items()])
     tables = _behind("The plan", shown) + _behind("What published laws say", found.references)
@@ -148,7 +146,7 @@ def _scores(forecaster: "Forecaster", config: Mapping[str, Any], level: float) -
     from ncpl.figures import scores
     from ncpl.nsp.benchmarks import by_task
 
-    found = forecaster.benchmarks([config], level=level)
+    found = forecaster.benchmarks([config], level=level, model=checkpoint.PREDICTOR)
     outside = "The run lies outside the models these were trained on. " if found["extrapolation"].iloc[0] else ""
     told = f"<p>{outside}{escape(str(found['assumption'].iloc[0]).capitalize())}.</p>"
     # The table behind it has its words.
@@ -177,6 +175,6 @@ def _sources(forecaster: "Forecaster", config: Mapping[str, Any], accelerator: A
         "Utilisation: fitted on published full runs; energy and CO2: ncpl/hardware.toml.",
         "Allocations beside the plan: Hoffmann et al. 2022 (arXiv 2203.15556), Besiroglu et al. 2024 (arXiv "
         "2404.10102), Kaplan et al. 2020 (arXiv 2001.08361), Li et al. 2025 (arXiv 2503.04715).",
-        "Scores: NSP (nsp-base), trained on public leaderboards.",
+        f"Scores: NSP ({checkpoint.PREDICTOR}), trained on public leaderboards.",
     ]
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
