@@ -283,6 +283,27 @@ def test_the_end_of_a_curve_is_the_forecast_final_loss(forecaster):
     assert (np.diff(curve["loss"]) < 0).all()
 
 
+def test_the_picture_shows_the_schedule_that_the_curve_is_of(forecaster):
+    from ncpl.figures import curves
+
+    base = {"source": "marin", "model size": 300, "data size": 6, "learning rate": 4e-3, "batch size": 128}
+    config = base | {"optimizer": "muon"}
+    table = forecaster.curve(config, 20)
+    assert "no lr_schedule, warmup, decay, min_lr_ratio given: the curve is that of lr_schedule linear" in " ".join(
+        table.attrs["notes"]
+    )
+    full = config | table.attrs["schedule"]
+    same = forecaster.curve(full, 20)
+    np.testing.assert_allclose(same["loss"], table["loss"])
+    assert not any("the curve is that of" in note for note in same.attrs["notes"])
+    above, beneath = curves({"run": (config, table)}).figure().axes
+    assert above.get_xlim() == beneath.get_xlim()
+    figures = above.figure, curves({"run": (full, same)}).figure()
+    drawn, meant = (figure.axes[1].get_lines()[0].get_ydata() for figure in figures)
+    assert drawn[-1] == 0
+    np.testing.assert_allclose(drawn, meant)
+
+
 def test_warmup_moves_early_points_most(forecaster):
     config = CONFIG | {"lr_schedule": "cosine", "min_lr_ratio": 0.1}
     short, long = (forecaster.curve(config | {"warmup": steps}, 20)["loss"] for steps in (200, 3000))

@@ -187,7 +187,13 @@ def test_options(forecaster):
     assert fixed["params"] == 3e8
     assert fixed["loss"] > free["loss"]
     ratio = forecaster.plan(flops=1e20, tokens_per_param=20)
-    assert ratio["tokens_per_param"] == pytest.approx(20, rel=0.02)
+    assert ratio["tokens_per_param"] == pytest.approx(20)
+    assert ratio["flops"] == pytest.approx(1e20, rel=5e-3)
+    assert ratio.valley_in_words == ""
+    served = forecaster.plan(flops=1e21, tokens_per_param=100, inference_tokens=1e12)
+    assert served["tokens_per_param"] == pytest.approx(100)
+    with pytest.raises(ValueError, match=r"budget: got 1e\+08, expected .* on 20 tokens for each"):
+        forecaster.plan(flops=1e8, tokens_per_param=20)
     served = forecaster.plan(flops=1e20, inference_tokens=3e10)
     assert served["params"] < free["params"]
     scarce = forecaster.plan(flops=1e20, unique_tokens=2e9)
@@ -203,6 +209,14 @@ def test_optimizers_are_compared(forecaster):
     assert adamw["saved"] == 0
     assert 0 < muon["saved"] < 0.6
     assert muon["loss"] < adamw["loss"]
+
+
+def test_a_plan_tells_nothing_of_its_own_choices(forecaster):
+    said = " ".join(forecaster.plan(flops=1e20).notes)
+    assert "num layers" not in said
+    assert "no source is given: steplaw stands in" in said
+    asked = forecaster.plan(flops=1e20, base={"source": "steplaw", "weight decay": 0.3})
+    assert any(note.startswith("no effect on this forecast: weight decay (") for note in asked.notes)
 
 
 def test_mixture_of_experts(forecaster):

@@ -36,6 +36,16 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_a_map_hatches_where_runs_will_rather_diverge(forecaster):
+    config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3}
+    table = forecaster.sweep(config | {"batch size": 128}, {"learning rate": [2e-3, 6e-2], "batch size": [64, 128]})
+    assert table["divergence"].max() > 0.5 > table["divergence"].min()
+    axes = table.plot().figure().axes[0]
+    (hatched,) = [part for part in axes.collections if part.get_hatch()]
+    assert hatched.get_edgecolor()[0][3] == 1
+    assert len(hatched.get_paths()) == (table["divergence"] > 0.5).sum()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_says_what_the_commands_say(forecaster, tmp_path, capsys):
     page = tmp_path / "report.html"

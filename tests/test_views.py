@@ -220,6 +220,13 @@ def test_a_comparison_is_the_forecasters(default, inputs):
     assert command(answer) == "ncpl compare a.yaml b.yaml"
 
 
+def test_two_runs_of_one_forecast_are_said_to_be_so(default, inputs):
+    # The law of this source does not read the field.
+    answer = views.answer("compare", default, {**inputs, "compare.with": "num layers: 12"})
+    assert "A and B have the same forecast" in shown(answer)
+    assert "is better with" not in shown(answer)
+
+
 OWN_RUNS = "name,params_no_embed,tokens,lr,batch_size,optimizer,val_loss\n" + "".join(
     f"r{n}_{d},{n}e6,{d}e9,1e-3,128,adamw,{2.2 + 30 / n**0.9 + 0.5 / d**0.5:.4f}\n"
     for n in (30, 60, 120)
