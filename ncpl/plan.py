@@ -357,6 +357,8 @@ def _valley(runs: Sequence[Run], loss: float, size: float) -> pd.DataFrame:
 
 def _flat(valley: pd.DataFrame, size: float) -> tuple[float, float]:
     """The sizes on either side of the best where the loss has risen by `VALLEY`; the valley's ends where it has not."""
+    if len(valley) == 1:  # the size was fixed
+        return size, size
     sizes, excess = np.log(valley["params"].to_numpy()), valley["excess"].to_numpy()
     at = int(np.argmin(excess))
     ends = []

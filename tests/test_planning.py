@@ -185,6 +185,7 @@ def test_options(forecaster):
     free = forecaster.plan(flops=1e20)
     fixed = forecaster.plan(flops=1e20, params=3e8)
     assert fixed["params"] == 3e8
+    assert fixed.valley_in_words == ""
     assert fixed["loss"] > free["loss"]
     ratio = forecaster.plan(flops=1e20, tokens_per_param=20)
     assert ratio["tokens_per_param"] == pytest.approx(20)
