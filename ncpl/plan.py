@@ -74,13 +74,12 @@ class Plan:
         """The best run of budgets from a thirtieth to thirty times this one: `flops`, `params`, `params_total`,
         `tokens`, `loss`."""
         search, rows = self.search, []
-        fixed = search.params is not None or search.tokens_per_param is not None
         for factor in np.geomspace(1 / 30, 30, 9):
             try:
                 # The best size grows about as the square root of the budget.
-                ends = (1.0,) if fixed else search.sizes(self.budget * factor, 2)
+                ends = (1.0,) if search.is_fixed else search.sizes(self.budget * factor, 2)
                 middle = self.best["params"] * math.sqrt(factor)
-                sizes = [search.fixed(self.budget * factor)] if fixed else _within(ends, middle, 3.0, 9)
+                sizes = [search.fixed(self.budget * factor)] if search.is_fixed else _within(ends, middle, 3.0, 9)
             except ValueError:
                 # Beyond the ranges of the fields.
                 continue
@@ -249,7 +248,7 @@ def _plan(
     config = training_order(_rounded(config))
     costs = price(config)
     valley = _valley(runs, loss, size)
-    low, high = _flat(valley, size)
+    low, high = (size, size) if search.is_fixed else _flat(valley, size)
     table: dict[Any, Any] = {"loss": loss}
     told: list[str] = []
     if forecast is not None:
@@ -357,8 +356,6 @@ def _valley(runs: Sequence[Run], loss: float, size: float) -> pd.DataFrame:
 
 def _flat(valley: pd.DataFrame, size: float) -> tuple[float, float]:
     """The sizes on either side of the best where the loss has risen by `VALLEY`; the valley's ends where it has not."""
-    if len(valley) == 1:  # the size was fixed
-        return size, size
     sizes, excess = np.log(valley["params"].to_numpy()), valley["excess"].to_numpy()
     at = int(np.argmin(excess))
     ends = []

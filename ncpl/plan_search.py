@@ -54,6 +54,11 @@ class Search:
     inference_tokens: float = 0.0
     warmups: Sequence[float] | None = None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a budget leaves one size."""
+        return self.params is not None or self.tokens_per_param is not None
+
     def tokens(self, params: float, budget: float) -> float:
         """Tokens that a budget leaves a model of this size, inference paid first; or the fixed tokens for each
         parameter."""
@@ -146,7 +151,11 @@ class Search:
         ]
         every = [(*pair, *point) for pair, own in zip(pairs, grid, strict=True) for point in own]
         losses = self._losses(every).reshape(len(pairs), -1)
-        best = losses.argmin(1)
+        # Where a law does not read a field, what is nearest to the start stays.
+        off = [
+            abs(math.log(rate_step)) + abs(math.log(batch_step)) for rate_step in steps[0] for batch_step in steps[1]
+        ]
+        best = (losses + 1e-9 * np.array(off)).argmin(1)
         return losses.min(1).tolist(), [own[i] for own, i in zip(grid, best, strict=True)]
 
     def _start(self, pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -190,10 +199,7 @@ class Search:
             points: sizes of the first round.
             rounds: how often to refine.
         """
-        if self.params is not None or self.tokens_per_param is not None:
-            sizes = np.array([self.fixed(budget)])
-        else:
-            sizes = self.sizes(budget, points)
+        sizes = np.array([self.fixed(budget)]) if self.is_fixed else self.sizes(budget, points)
         runs: dict[float, Run] = {}
         near = None
         for turn in range(rounds):
@@ -269,7 +275,7 @@ class Search:
         """The budget nearest to an end that trains any allowed model at all."""
         for budget in np.geomspace(end, toward, 401):
             try:
-                if self.params is not None or self.tokens_per_param is not None:
+                if self.is_fixed:
                     self.fixed(float(budget))
                 else:
                     self.sizes(float(budget), 2)
