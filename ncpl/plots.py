@@ -361,8 +361,9 @@ def _more_runs(axes: Any, theme: Theme, rows: pd.DataFrame) -> None:
     now = statistics.NormalDist().inv_cdf(0.95) * float(rows["deviation_now"].iloc[0])
     axes.axhline(now, color=theme["ink"], lw=0.8, ls=":", label="now")
     groups = rows.groupby(["model size", "data size"])
-    for ((size, data), own), colour in zip(groups, (theme["main"], GREEN, ORANGE), strict=False):
-        said = f"{count(1e6 * size)}, up to {count(1e9 * data)} tokens"
+    for (_, own), colour in zip(groups, (theme["main"], GREEN, ORANGE), strict=False):
+        size, data = own[["model size", "data size"]].iloc[0] * [1e6, 1e9]
+        said = f"{count(size)}, up to {count(data)} tokens"
         axes.plot(own["flops"], now * own["interval_over_now"], "o-", color=colour, ms=4, label=said)
     several = ", ".join(str(number) for number in sorted(set(rows["runs"])))
     axes.set(ylim=(0, 1.25 * now), xlabel=f"FLOPs of {several} further runs", ylabel="± nats per token")
