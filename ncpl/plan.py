@@ -183,8 +183,7 @@ def plan(
         base: fields that are kept, `source` and `optimizer` above all; StepLaw's recipe with AdamW if absent.
         flops, gpu_hours, cost_usd, days, target_loss: exactly one of them. Days are of `count` accelerators.
         gpu, count, utilisation: what it runs on (`ncpl.hardware.cost`).
-        params: non-embedding parameters, where they are fixed.
-        tokens_per_param: tokens for each non-embedding parameter, where that is fixed.
+        params, tokens_per_param: non-embedding parameters, or tokens for each of them, where that is fixed.
         optimizers: others to compare.
         inference_tokens: to be served over the model's life; their FLOPs come out of the budget.
         unique_tokens: how many tokens there are; more are repetitions.
