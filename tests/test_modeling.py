@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3Model
 from configuration_ncpl import NCPLConfig
 from modeling_ncpl import NCPLForecaster, from_published
 from ncpl.training.backbone import scratch_config
+from tests.checkpoints import CONFIGS, tiny_model, tiny_processor
 
 
 class Published(nn.Module):
@@ -251,3 +252,20 @@ def test_missing_inputs_are_named():
         tiny()()
     with pytest.raises(ValueError, match="number_values_filled"):
         tiny()(input_ids=torch.ones(1, 2, dtype=torch.long), is_number_mask=torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_a_compiled_model_and_its_training_step_are_the_plain_ones():
+    """By torch.compile's tracing alone, which needs no compiler; kernels of a GPU are not measured here."""
+    batch = tiny_processor()(CONFIGS, final_loss=[3.0, 3.1, 3.2])
+    losses, gradients = [], []
+    for compiled in (False, True):
+        model = tiny_model()
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        output = run(**batch)
+        output.loss.backward()
+        losses.append(output.logits)
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
