@@ -324,7 +324,7 @@ CHECKPOINTS = {
     "truncated processor": (cut("processor_config.json"), "processor_config.json"),
     "truncated configuration": (cut("config.json"), "not a valid JSON file"),
     "another model": (other_model, "expected a config.json of model_type 'ncpl', found 'bert'"),
-    "part of the weights": (headless, "its weights: 2 tensors are missing, the first 'head.bias'"),
+    "part of the weights": (headless, "its weights: model.safetensors: head.weight is missing"),
     "empty": (lambda path: [file.unlink() for file in path.iterdir() if file.is_file()], "config.json"),
 }
 
