@@ -42,7 +42,7 @@ class ByName:
         """Loads a folder, a Hub repository, or an embedded checkpoint by its bare name (`"ncpl-mini"`, `"nsp-base"`).
 
         Args:
-            pretrained_model_name_or_path: which.
+            pretrained_model_name_or_path: which; None where `config` and `state_dict` are given, as transformers allows.
             args, kwargs: as transformers' `from_pretrained` takes them.
 
         Raises:
@@ -50,6 +50,7 @@ class ByName:
             ValueError: neither text nor a path.
         """
         name = pretrained_model_name_or_path
-        if not isinstance(name, str | os.PathLike) or not str(name).strip():
+        given = name is None and kwargs.get("state_dict") is not None
+        if not given and (not isinstance(name, str | os.PathLike) or not str(name).strip()):
             raise ValueError(f"{cls.__name__}: got {short(name)}, expected a folder, a Hub id or {', '.join(EMBEDDED)}")
         return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)  # type: ignore[misc]
