@@ -42,7 +42,7 @@ class ByName:
         """Loads a folder, a Hub repository, or an embedded checkpoint by its bare name (`"ncpl-mini"`, `"nsp-base"`).
 
         Args:
-            pretrained_model_name_or_path: which; None where `config` and `state_dict` are given, as transformers allows.
+            pretrained_model_name_or_path: which; None beside `config` and `state_dict`, as transformers allows.
             args, kwargs: as transformers' `from_pretrained` takes them.
 
         Raises:
