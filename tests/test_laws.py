@@ -77,7 +77,7 @@ def test_closed_form_is_the_sum_it_says():
     low = math.exp(power("low")) * (math.sqrt(x * x + math.exp(v["width"]) ** 2) - math.exp(v["width"]))
     rough = math.exp(v["rough"])
     edge = math.exp(rough * (power("lr") - power("edge")) - 4) * over_tangent(rough * x)
-    place = math.log1p(math.exp(4 * (power("blow") - power("lr")))) / 4 + 0.02
+    place = math.log1p(math.exp(4 * (power("blow") - power("lr")))) / 4 + math.exp(v["near"])
     step = 1 / (1 + (place / x) ** (2 + math.exp(v["sharp"])))
     setback = data * (math.exp(v["beta"] * math.exp(v["lost"]) * step) - 1)
 

@@ -52,9 +52,9 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> dict
     never worse. The valley sums what a rate below the best one loses (a hyperbola near it; far below, tokens count in
     proportion to the rate) and what one above it loses: two exponentials, less their tangents at the best rate, for
     slow progress and for rough training, and the data that runs lose which blow up early and recover, a smooth step
-    some way above the best rate. `floor` is the noise of small batches and `waste` the data that batches over the
-    critical size throw away (McCandlish et al. 2018, arXiv 1812.06162). The data term grows with size, as in every
-    lab's runs at hand (docs/experiments.md).
+    above the best rate by `e^near` at least. `floor` is the noise of small batches and `waste` the data that batches
+    over the critical size throw away (McCandlish et al. 2018, arXiv 1812.06162). The data term grows with size, as in
+    every lab's runs at hand (docs/experiments.md).
 
     Args:
         c: coefficient -> its value for each run.
@@ -76,7 +76,7 @@ def closed_form(c: Mapping[str, Any], n: Any, d: Any, b: Any, rate: Any) -> dict
     size = np.exp(c["logA"] - c["alpha"] * m)
     data = np.exp(c["logB"] + c["growth"] * m - np.maximum(c["beta"] + c["beta_n"] * m, _LEAST_BETA) * tokens)
     waste = data * np.expm1(c["beta"] * over)
-    place = _softplus(4 * (power("blow") - best)) / 4 + 0.02
+    place = _softplus(4 * (power("blow") - best)) / 4 + np.exp(c["near"])
     sharp = 2 + np.exp(c["sharp"])
     step = 1 / (1 + np.exp(np.clip(sharp * (np.log(place) - np.log(np.maximum(x, 1e-9))), -40.0, 40.0)))
     lost = np.exp(c["lost"] + c["lost_d"] * np.clip(d, -_DRIFT, _DRIFT) + c["lost_b"] * np.clip(b, -3.0, 3.0)) * step
@@ -313,8 +313,10 @@ PRIORS: dict[str, Prior] = {
     "steep": Prior(-0.2, 0.3, 0.3),
     **_power("edge", 1.5, Prior(-0.6, 0.2, 0.1), Prior(0.1, 0.2, 0.2), Prior(0.2, 0.2, 0.2), 1.0, 1.0),
     "rough": Prior(0.5, 0.4, 0.3),
-    # Where runs blow up early, how sharply that sets in, and the logarithm of data (in log units) that they lose.
+    # Where runs blow up early, how far above the best rate at least (the logarithm of log units), how sharply that sets
+    # in, and the logarithm of data (in log units) that they lose.
     **_power("blow", 0.8, Prior(-0.6, 0.2, 0.1), Prior(0.0, 0.2, 0.1), Prior(0.0, 0.2, 0.1), 0.7, 0.7),
+    "near": Prior(-0.9, 0.5, 0.7),
     "sharp": Prior(1.0, 0.5, 0.3),
     "lost": Prior(-1.2, 0.7, 0.5),
     "lost_d": Prior(0.0, 0.2, 0.1),
@@ -330,5 +332,5 @@ SHAPE = frozenset(
     name
     for name in PRIORS
     if name.split("_")[0]
-    in ("lr", "low", "width", "high", "steep", "edge", "rough", "blow", "sharp", "lost", "floor", "crit")
+    in ("lr", "low", "width", "high", "steep", "edge", "rough", "blow", "near", "sharp", "lost", "floor", "crit")
 )
