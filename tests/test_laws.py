@@ -289,6 +289,31 @@ def test_state_survives_json(kind, law):
     np.testing.assert_equal(again.to_dict(), given.to_dict())
 
 
+def test_a_law_saved_before_the_blow_ups_distance_was_fitted_means_the_same(law):
+    """Until then it was a constant of the form, 0.02 log units."""
+    silent = np.diag([float(name != "near") for *_, name in law.columns])
+    constant = replace(
+        law,
+        common={**law.common, "near": math.log(0.02)},
+        sources={name: {k: v for k, v in own.items() if k != "near"} for name, own in law.sources.items()},
+        priors={**law.priors, "near": forms.Prior(math.log(0.02), 0.0)},
+    )
+    kept = [law.columns.index(column) for column in constant.columns]
+    constant = replace(constant, posterior=(silent @ law.posterior @ silent)[np.ix_(kept, kept)])
+    older = constant.to_dict()
+    without = [i for i, (*_, name) in enumerate(constant.columns) if name != "near"]
+    factor = constant.posterior[np.ix_(without, without)]
+    older |= {
+        "common": {name: value for name, value in older["common"].items() if name != "near"},
+        "priors": {name: value for name, value in older["priors"].items() if name != "near"},
+        "posterior": factor[np.tril_indices(len(factor))],
+    }
+    again = laws.law_from_dict(older)
+    configs = [CONFIG | {"learning rate": rate} for rate in (5e-4, 2e-3, 8e-3, 3e-2)]
+    np.testing.assert_array_equal(again(configs), constant(configs))
+    np.testing.assert_array_equal(again.posterior, constant.posterior)
+
+
 def test_unknown_law_is_refused():
     with pytest.raises(ValueError, match="law: 'chincilla' is not a known law"):
         laws.law_from_dict({"law": "chincilla"})

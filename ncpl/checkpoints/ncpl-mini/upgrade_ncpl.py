@@ -3,6 +3,7 @@
 The older releases' values are frozen: they are what those files mean.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,8 +74,11 @@ def upgrade_law(state: Mapping[str, Any]) -> dict[str, Any]:
 
     Release 0.1 kept no form, no priors, the posterior as ragged rows, optimizers as names, and of the fitted runs the
     residual's coordinates alone, from which the closed form's inputs are computed back here. Its kernel's shared
-    surface did not fade with size, and its interaction reached over the learning rate.
+    surface did not fade with size, and its interaction reached over the learning rate. Later laws kept the least
+    distance of early blow-ups from the best rate as a constant of the form.
     """
+    if state.get("form") == 2 and "near" not in state["common"]:
+        return _with_near(state)
     if "form" in state:
         return dict(state)
     new = dict(state) if "priors" in state else _upgrade_layout(state)
@@ -83,6 +87,22 @@ def upgrade_law(state: Mapping[str, Any]) -> dict[str, Any]:
         for source, residual in new["residuals"].items()
     }
     return {**new, "form": 1, "residuals": residuals}
+
+
+def _with_near(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with the coefficient `near` at what was its constant, which no group moves and no run informs."""
+    common = {**state["common"], "near": math.log(0.02)}
+    priors = {**state["priors"], "near": {"mean": common["near"], "sd": 0.0, "source": 0.0, "optimizer": 0.0}}
+    if not len(state["posterior"]):
+        return {**state, "common": common, "priors": priors}
+    # The posterior's rows are in the order of the law's columns: common values first, by name.
+    packed = np.asarray(state["posterior"], dtype=float)
+    order = np.tril_indices(math.isqrt(2 * len(packed)))
+    factor = np.zeros((order[0][-1] + 1,) * 2)
+    factor[order] = packed
+    place = sorted(common).index("near")
+    factor = np.insert(np.insert(factor, place, 0.0, axis=0), place, 0.0, axis=1)
+    return {**state, "common": common, "priors": priors, "posterior": factor[np.tril_indices(len(factor))]}
 
 
 def _upgrade_layout(state: Mapping[str, Any]) -> dict[str, Any]:
