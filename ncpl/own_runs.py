@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw, AdaptedSource
-from calibration_ncpl import DRIFT, LAB_ODDS, Calibration, divergence_features, envelope, widened
+from calibration_ncpl import DRIFT, LAB_ODDS, Calibration, divergence_odds, envelope, widened
 from datasets_scripts.divergence import diverged as which_diverged
 from fields_ncpl import FIELDS, check_config, field_name, training_order
 from laws_ncpl import ConfigurationLaw
@@ -215,7 +215,7 @@ def _divergence_shifts(calibrator: Calibration, known: AdaptedSource) -> dict[st
         which_diverged([{"source": "", "conf": run, "final_loss": run.get("final_loss")} for run in runs])
     )
     at = calibrator.law.evaluate([{**run, "optimizer": run.get("optimizer") or DEFAULT_OPTIMIZER} for run in runs])
-    odds = widened(calibrator.trees.log_odds(divergence_features(calibrator.law, at, calibrator.optimizers)))
+    odds = widened(divergence_odds(calibrator.trees, calibrator.law, at, calibrator.optimizers))
     shift, found = np.linspace(-6 * LAB_ODDS, 6 * LAB_ODDS, 401), {}
     for name in sorted(set(at.optimizers.tolist())):
         own = at.optimizers == name

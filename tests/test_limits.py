@@ -106,3 +106,23 @@ def test_a_small_value_of_a_field_lies_as_near_as_none(default, name, little):
     found = default.predict([MARIN | {name: 0}, MARIN | {name: little}])
     assert found["extrapolation"].nunique() == 1
     assert (found["upper"] - found["lower"]).diff().abs().iloc[1] < 1e-3
+
+
+def test_the_probability_to_diverge_has_no_step_over_the_rate(default):
+    """A percent of the learning rate moves it by less than 0.03, though trees step between the rates of runs."""
+    rates = np.geomspace(3e-4, 6e-2, 500)
+    for source, optimizer in (("marin", "adamw"), ("marin", "muon"), ("marin", "lion"), ("steplaw", "adamw")):
+        configs = [
+            {
+                "source": source,
+                "optimizer": optimizer,
+                "model size": 134,
+                "data size": 5,
+                "batch size": 128,
+                "learning rate": rate,
+            }
+            for rate in rates.tolist()
+        ]
+        chances = default.predict(configs)["divergence"].to_numpy()
+        assert np.abs(np.diff(chances)).max() < 0.03, (source, optimizer)
+        assert chances.max() > 0.1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from calibration_ncpl import DRIFT, Calibration, Trees, divergence_features, envelope
+from calibration_ncpl import DRIFT, Calibration, Trees, divergence_features, divergence_odds, envelope
 from datasets_scripts.divergence import Row, cell, diverged
 from laws_ncpl import ConfigurationLaw
 from ncpl.fitting.law import Fit, fit
@@ -116,7 +116,8 @@ def cross_validate_divergence(
         usual = _usual_rates(inside)
         trees = _fit_divergence(law, inside, [], usual, seed)
         held = np.flatnonzero(fold == k)
-        probabilities[held] = trees(divergence_features(law, [runs[i]["conf"] for i in held], usual))
+        odds = divergence_odds(trees, law, [runs[i]["conf"] for i in held], usual)
+        probabilities[held] = 1 / (1 + np.exp(-odds))
     return labels, probabilities
 
 

@@ -30,6 +30,8 @@ DRIFT = 0.015
 # Deviation between labs of the log odds to diverge, by the likelihood of 12 runs of each of Marin's optimizers under
 # trees fitted to Step Law's, and the other way round: 1 and 1.5 are within a nat, 0.5 and 2 worse by 3 and 5.
 LAB_ODDS = 1.5
+# Logarithm of how far apart the learning rates are at which the trees of divergence are read.
+_RATES_APART = 0.5
 # From this probability to diverge, and this many times the best learning rate, a forecast is spoken of with a warning.
 _RISKY, _FAR_OFF = 0.5, 4.0
 # Distance from the training runs, in log units, up to which a forecast is called so.
@@ -293,7 +295,7 @@ class Calibration:
         shift (MacKay 1992, The evidence framework applied to classification networks, equation 13).
         """
         evaluation = self.law.evaluate(configs)
-        odds = self.trees.log_odds(divergence_features(self.law, evaluation, self.optimizers))
+        odds = divergence_odds(self.trees, self.law, evaluation, self.optimizers)
         if self.shifts:
             names = zip(evaluation.sources.tolist(), evaluation.optimizers.tolist(), strict=True)
             before = 0.0, LAB_ODDS
@@ -399,8 +401,36 @@ def widened(odds: np.ndarray) -> np.ndarray:
     return np.asarray(odds * math.sqrt(1 + math.pi / 8 * LAB_ODDS**2))
 
 
+def divergence_odds(
+    trees: Trees,
+    law: ConfigurationLaw,
+    configs: Sequence[Mapping[str, Any]] | Evaluation,
+    usual: Mapping[str, float],
+) -> np.ndarray:
+    """Log odds to diverge, continuous in the learning rate.
+
+    Runs are made at rates far apart, and a tree steps somewhere between two of them. The trees are therefore read at
+    rates `_RATES_APART` from each other alone and interpolated between them, which forecasts left-out cells better
+    (docs/experiments.md).
+
+    Args:
+        trees: over `divergence_features`.
+        law, configs, usual: as `divergence_features` takes them.
+    """
+    evaluation = law.evaluate(configs)
+    rate = evaluation.inputs["rate"]
+    above = np.where(np.isnan(rate), 0.0, np.mod(rate, _RATES_APART))
+    below, beyond = (
+        trees.log_odds(divergence_features(law, evaluation, usual, shift)) for shift in (-above, _RATES_APART - above)
+    )
+    return np.asarray(below + (beyond - below) * above / _RATES_APART)
+
+
 def divergence_features(
-    law: ConfigurationLaw, configs: Sequence[Mapping[str, Any]] | Evaluation, usual: Mapping[str, float]
+    law: ConfigurationLaw,
+    configs: Sequence[Mapping[str, Any]] | Evaluation,
+    usual: Mapping[str, float],
+    shift: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """What the probability to diverge is read from, a row for each configuration.
 
@@ -408,13 +438,14 @@ def divergence_features(
         law: gives the learning rate's place over the valley and the rough edge.
         configs: the configurations.
         usual: optimizer -> logarithm of its usual learning rate.
+        shift: added to the logarithm of each configuration's learning rate.
     """
     evaluation = law.evaluate(configs)
     points, terms, batch = evaluation.points, evaluation.terms, evaluation.inputs["b"]
     reference = math.log(REFERENCE["learning rate"])
     usual_rate = np.array([usual.get(name, reference) for name in evaluation.optimizers.tolist()])
     rate = evaluation.inputs["rate"] + reference
-    rate = np.where(np.isnan(rate), usual_rate, rate)
+    rate = np.where(np.isnan(rate), usual_rate, rate) + shift
     steps = (
         np.log([float(config["data size"]) * 1e9 for config in evaluation.configs])
         - batch
@@ -427,7 +458,7 @@ def divergence_features(
     kinds = [evaluation.optimizers == name for name in usual] + [evaluation.sources == name for name in law.sources]
     # The length of a sequence says nothing of how steady a run is, beside its batch in tokens.
     fields = points["fields"][:, [name != "seq len" for name in COORDINATES]]
-    own = [points["size"], points["data"], batch, terms["edge"], terms["valley"], fields]
+    own = [points["size"], points["data"], batch, terms["edge"] + shift, terms["valley"] + shift, fields]
     return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])
 
 
