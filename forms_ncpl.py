@@ -185,6 +185,18 @@ def stated_schedule(config: Mapping[str, Any], usual: Mapping[str, Any], read: S
     return {name: config[name] for name in SCHEDULE_FIELDS if config.get(name) is not None and name not in left_out}
 
 
+def stated_decay(config: Mapping[str, Any]) -> float | None:
+    """The share of the run over which the rate decays, where a configuration states one; a constant rate's is 0.
+
+    >>> stated_decay({"lr_schedule": "constant"}), stated_decay({"decay": 0.2}), stated_decay({})
+    (0.0, 0.2, None)
+    """
+    name = config.get("lr_schedule")
+    if name is not None and schedule_name(name) == "constant":
+        return 0.0
+    return None if config.get("decay") is None else float(config["decay"])
+
+
 def schedules_of(
     usual: Mapping[str, Any], own: Mapping[str, Any], kept: Mapping[str, Any], rate: float, steps: float
 ) -> tuple[Schedule, Schedule]:

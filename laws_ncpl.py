@@ -31,6 +31,7 @@ try:
         locate,
         schedule_effect,
         schedules_of,
+        stated_decay,
         stated_schedule,
     )
     from .names_ncpl import not_fitted
@@ -54,6 +55,7 @@ except ImportError:
         locate,
         schedule_effect,
         schedules_of,
+        stated_decay,
         stated_schedule,
     )
     from names_ncpl import not_fitted
@@ -191,9 +193,10 @@ class ConfigurationLaw:
             source = str(at.sources[i])
             usual = self._usual(source, str(at.optimizers[i]))[0]
             read = self.residuals[source].fields if source in self.residuals else ()
+            config = {**config, "decay": stated_decay(config)}
             own = stated_schedule(config, usual, read)
             known = [name for name in ("warmup", "decay") if name in read and name not in own]
-            kept = {name: config.get(name, usual.get(name)) for name in known}
+            kept = {name: usual.get(name) if config.get(name) is None else config[name] for name in known}
             if kept.get("decay") is not None and kept["decay"] < self.residuals[source].shortest_decay:
                 own["decay"], kept["decay"] = kept["decay"], self.residuals[source].shortest_decay
             if all(own[name] == usual.get(name) for name in own):
@@ -442,10 +445,11 @@ class ConfigurationLaw:
         own = self.residuals.get(str(config.get("source")))
         varied = own.fields if own else COORDINATES
         fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in varied}
-        if "decay" in fields and "decay" in read:
+        decay = stated_decay(read)
+        if "decay" in fields and decay is not None:
             # What is shorter than any run's, or of an optimizer whose runs never had one, `schedule_effect` adds.
             known, least = usual.get("decay") is not None, own.shortest_decay if own else 0.0
-            fields["decay"] = COORDINATES["decay"](max(float(read["decay"]), least)) if known else 0.0
+            fields["decay"] = COORDINATES["decay"](max(decay, least)) if known else 0.0
         if "warmup" in fields:
             steps = float(read.get("warmup", usual.get("warmup", 0)))
             # Left out, it is the usual share of the run, whatever the batch.
