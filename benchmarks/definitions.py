@@ -29,6 +29,7 @@ COEFFICIENTS: dict[str, tuple[str, str]] = {
     "edge": ("log units", "logarithm of the learning rate over 2e-3 at which training turns rough"),
     "rough": ("1", "logarithm of the steepness in x of the loss from rough training"),
     "blow": ("log units", "logarithm of the learning rate over 2e-3 at which runs blow up early and recover"),
+    "near": ("log", "logarithm of the log units by which that rate lies above the best one at least"),
     "sharp": ("1", "logarithm of how sharply that sets in with the learning rate, over a least sharpness of 2"),
     "lost": ("log units", "logarithm of the log units of data that such a run loses"),
     "lost_d": ("1", "change of that logarithm with log data size"),
