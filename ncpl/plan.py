@@ -197,7 +197,8 @@ def plan(
         ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
     """
     hardware = hardware or read_hardware()
-    asked, base = base or {}, _checked_base(base or {}, strict)
+    asked: Mapping[str, Any] = {} if base is None else base
+    base = _checked_base(asked, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
     constraints = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
     unit, value = _budget(limits)
@@ -309,6 +310,8 @@ def _fixed(constraints: Mapping[str, Any], inference_tokens: object) -> dict[str
 
 def _checked_base(base: Config, strict: bool) -> dict[str, Any]:
     """The base under the registry's names; source and optimizer are StepLaw's and AdamW where it has none."""
+    if not isinstance(base, Mapping):
+        raise ValueError(f"base: got {short(base)}, expected a mapping of fields to values")
     named = {**BASE, **by_name(base)}
     if "model size" not in named:
         named = {name: value for name, value in named.items() if name not in SHAPE_FIELDS}
