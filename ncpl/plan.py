@@ -196,14 +196,13 @@ def plan(
     Raises:
         ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
     """
-    hardware = hardware or read_hardware()
     asked: Mapping[str, Any] = {} if base is None else base
     base = _checked_base(asked, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
     constraints = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
     unit, value = _budget(limits)
     fixed = _fixed(constraints, inference_tokens)
-    accelerator, count = hardware.find(gpu), check_count(count)
+    accelerator, count = (hardware or read_hardware()).find(gpu), check_count(count)
     warmups = (envelope or {}).get(str(base["source"]), {}).get("warmup")
     search = Search(losses, base, _flops_per_token(base), **fixed, warmups=warmups)
     if unit in ("gpu_hours", "cost", "days"):
