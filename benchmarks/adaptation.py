@@ -37,8 +37,8 @@ from calibration_ncpl import Calibration
 from datasets_scripts.runs import load_runs
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
-from ncpl.fitting import fit
 from ncpl.files import write_json
+from ncpl.fitting import fit
 from ncpl.forecaster import Forecaster
 from ncpl.record import provenance
 from ncpl.suggest import choose

@@ -264,7 +264,7 @@ def test_a_labs_own_finished_and_diverged_runs_move_its_probability_to_diverge(s
 def test_a_diverged_run_whose_configuration_is_not_accepted_is_reported_and_left_out(changes, reason):
     runs = lab_runs()[:3]
     broken = {**runs[0], "final_loss": None, "status": "diverged", **changes}
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="of 5 runs diverged") as said:
         finished, diverged = read_runs([*runs, broken, {**runs[0], "status": "diverged"}], "acme")
     assert (len(finished), len(diverged)) == (3, 1)
     left_out, learnt = sorted(str(warning.message) for warning in said)
