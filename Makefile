@@ -71,6 +71,8 @@ hardening: $(VENV)/.dev
 	$(BIN)/python -m tests.hardening.distributed
 	$(BIN)/python -m tests.hardening.doors --cases 10000
 	$(BIN)/python -m tests.hardening.arguments
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[fuzz]"
+	$(BIN)/python -m tests.hardening.readers --seconds 1800
 	$(BIN)/python -m tests.hardening.hub_serving --seconds 600
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_hostile_checkpoints.py tests/test_training_safety.py
 	NCPL_LOG_MB=300 $(BIN)/python -m pytest -q tests/test_malformed_logs.py

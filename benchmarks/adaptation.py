@@ -30,16 +30,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import adaptation_baselines as baselines  # type: ignore[import-not-found]
-from common import RESULTS  # type: ignore[import-not-found]
+from common import RESULTS, data_folder  # type: ignore[import-not-found]
 from labs import Row, flops, group, home_labs, read_labs  # type: ignore[import-not-found]
 
 from calibration_ncpl import Calibration
 from datasets_scripts.runs import load_runs
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
+from ncpl.files import write_json
 from ncpl.fitting import fit
 from ncpl.forecaster import Forecaster
-from ncpl.record import git_state, hardware, versions
+from ncpl.record import provenance
 from ncpl.suggest import choose
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +56,7 @@ FLOOR, BELIEVED = np.array([0.35, 0.35, 0.05, 0.4, 0.08, 0.1, 0.04]), 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS / "adaptation.json", help="JSON file to write")
-    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data", help="a folder a lab")
+    parser.add_argument("--data-dir", type=Path, default=data_folder(), help="a folder a lab")
     parser.add_argument("--labs", nargs="*", default=[], help="labs whose names begin so; all when absent")
     parser.add_argument("--draws", type=int, default=5, help="random choices of a cell")
     parser.add_argument("--beliefs", action="store_true", help="renew ncpl/adaptation.json")
@@ -71,7 +72,7 @@ def main() -> None:
     bases = {name: without(law, name, args.data_dir) for name in ("steplaw", "marin")}
     if args.compare:
         part = {"unknown_labs_compared": compared(calibration, labs, bases)}
-        write(args.output, read(args.output) | part)
+        write_json(args.output, read(args.output) | part, 1)
         print(json.dumps(part, indent=1))
         return
     shapes = {name: lab_shape(bases.get(name, law), rows) for name, rows in labs.items()}
@@ -81,24 +82,22 @@ def main() -> None:
         for lab, rows in asked.items():
             found[lab] = suggested(bases.get(lab, law), beliefs_without(shapes, group(lab)), rows, args.draws)
             print(lab, found[lab], flush=True)
-        write(args.output, read(args.output) | {"suggest": of_labs(found)})
+        write_json(args.output, read(args.output) | {"suggest": {**provenance(), **of_labs(found)}}, 1)
         return
     if args.packages:
         part = {"packages": by_packages(args.packages, law, asked, bases, shapes)}
-        write(args.output, read(args.output) | part)
+        write_json(args.output, read(args.output) | part, 1)
         print(json.dumps({**part["packages"], "cells": None}, indent=1))
         return
     cells = all_cells(law, asked, bases, shapes, args.draws)
     result = {
-        "hardware": hardware(),
-        "versions": versions(),
-        **(git_state() or {"commit": None, "dirty": None}),
+        **provenance(),
         "seeds": list(range(args.draws)),
         "summary": summary(cells),
         "unknown_labs_compared": compared(calibration, labs, bases),
         "cells": cells,
     }
-    write(args.output, read(args.output) | result)
+    write_json(args.output, read(args.output) | result, 1)
     if args.beliefs:
         write_beliefs(shapes, cells)
     print(json.dumps(result["summary"], indent=1))
@@ -125,10 +124,6 @@ def all_cells(
 
 def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def without(law: ConfigurationLaw, source: str, folder: Path) -> ConfigurationLaw:
@@ -176,7 +171,7 @@ def write_beliefs(shapes: Mapping[str, np.ndarray], cells: Sequence[Mapping[str,
         "scores": pooled_quantiles(cells, "ratios", np.linspace(0, 1, 201)).round(4).tolist(),
         "labs": {lab: dict(zip(SHAPE, shape.round(3).tolist(), strict=True)) for lab, shape in shapes.items()},
     }
-    path.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    write_json(path, state, 1)
 
 
 def designs(rows: Sequence[Row], draws: int) -> Iterator[tuple[int, str, list[tuple[np.ndarray, np.ndarray]]]]:
@@ -382,7 +377,7 @@ def by_packages(
                 }
                 cells.append({"lab": lab, "k": k, "design": design, "mae": errors})
                 print(lab, k, design, errors, flush=True)
-    return {**(git_state() or {"commit": None, "dirty": None}), "packages": of_packages(cells), "cells": cells}
+    return {**provenance(), "packages": of_packages(cells), "cells": cells}
 
 
 def of_packages(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -321,18 +321,22 @@ def _lowest(
     def point(x: Sequence[float]) -> Point:
         return {axis.name: axis.value(float(value)) for axis, value in zip(axes, x, strict=True)}
 
-    found = differential_evolution(
-        lambda x: height([point(column) for column in np.atleast_2d(x.T)]),
-        [(0.0, 1.0)] * len(axes),
-        vectorized=True,
-        updating="deferred",
-        polish=False,
-        popsize=_CANDIDATES,
-        maxiter=_GENERATIONS,
-        tol=1e-6,
-        seed=0,
-        x0=[axis.place(start.get(axis.name)) for axis in axes],
-    )
+    try:
+        found = differential_evolution(
+            lambda x: height([point(column) for column in np.atleast_2d(x.T)]),
+            [(0.0, 1.0)] * len(axes),
+            vectorized=True,
+            updating="deferred",
+            polish=False,
+            popsize=_CANDIDATES,
+            maxiter=_GENERATIONS,
+            tol=1e-6,
+            seed=0,
+            x0=[axis.place(start.get(axis.name)) for axis in axes],
+        )
+    except RuntimeError as error:
+        # scipy's word for an error of the function itself, such as a configuration that is refused.
+        raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
     x, value = found.x.copy(), float(np.min(found.fun))
     for sweep in range(_SWEEPS):
         reach = 0.1 / 3**sweep

@@ -29,13 +29,15 @@ LOSS_NAMES = ("final_loss", "final loss", "loss")
 # Columns that are kept beside the registry's fields.
 KEPT = ("name", "schedule")
 FINISHED = ("finished", "completed", "success", "ok", "")
+# Fields whose values above the range are in another unit.
+UNITS_SLIP = ("model size", "data size", "learning rate", "batch size")
 
 
 def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[Run], list[Run]]:
     """Finished runs, checked: the registry's fields and `final_loss` in nats per token. Second, the runs that diverged.
 
     Other runs without a finite loss, or whose `status` says that they did not finish, are put aside with a warning, and
-    so are columns that are no field.
+    so are diverged runs whose configuration is not accepted, and columns that are no field.
 
     Args:
         runs: a DataFrame, an iterable of mappings, or a file or folder as `import_runs` takes it.
@@ -43,23 +45,13 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
         losses: further columns of losses to keep; of a file, names of its evaluation losses.
 
     Raises:
-        ValueError: no finished run, or one that is not accepted; says which.
+        ValueError: no finished run, or a finished one that is not accepted; says which.
 
     >>> read_runs([{"model size": 50, "data size": 1, "final_loss": 3.5}], "mine")
     ([{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}], [])
     """
-    if isinstance(runs, str | os.PathLike):
-        path = Path(runs)
-        table = import_runs(path)
-        others = {name: import_runs(path, eval=name).set_index("name")["final_loss"] for name in losses}
-        named = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
-        named.attrs = table.attrs
-        runs = named
-    report = runs.attrs.get("report") if isinstance(runs, pd.DataFrame) and "model size" not in runs else None
-    if report and (unsized := sizes_left_out(report)):
-        raise ValueError(f"runs: {unsized}, and adapt to what it writes")
-    rows = as_configs(runs, "runs")[0]
-    found, lost, aside, unknown = [], [], 0, dict[str, None]()
+    rows = as_configs(_table(runs, losses), "runs")[0]
+    found, lost, unusable, aside, unknown = [], [], list[str](), 0, dict[str, None]()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(f"runs[{i}]: got {short(row)}, expected a mapping of fields to values")
@@ -70,11 +62,17 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
             continue
         texts = {name: value for name, value in row.items() if isinstance(name, str)}
         fields = {name: value for name, value in texts.items() if field_name(name) and value is not None}
-        known = {*fields, *LOSS_NAMES, *KEPT, *losses, "status", "source"}
+        known = {*filter(field_name, texts), *LOSS_NAMES, *KEPT, *losses, "status", "source"}
         unknown |= dict.fromkeys(short(name) for name in row if name not in texts)
         unknown |= dict.fromkeys(one_line(name, 60) for name in texts if name not in known)
         kept = {name: row[name] for name in KEPT if row.get(name) is not None}
-        run = {"source": source, **kept, **_checked(fields, i, source)}
+        try:
+            run = {"source": source, **kept, **_checked(fields, i, source)}
+        except ValueError as error:
+            if status != "diverged":
+                raise
+            unusable.append(str(error))
+            continue
         if status == "diverged":
             lost.append(run)
             continue
@@ -84,11 +82,28 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
         warn_user(f"{aside} of {len(rows)} runs have no final loss or did not finish and are left out")
     if lost:
         warn_user(f"{len(lost)} of {len(rows)} runs diverged: only the probability to diverge learns from them")
+    if unusable:
+        warn_user(f"{len(unusable)} of {len(rows)} runs diverged and are left out, the first for {unusable[0]}"[:300])
     if unknown:
         warn_user(f"columns that are no field are left out: {', '.join(unknown)}"[:300])
     if not found:
         raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
     return found, lost
+
+
+def _table(runs: Any, losses: Sequence[str]) -> Any:
+    """Runs of a file or folder as a table with its further losses; others as they are."""
+    if isinstance(runs, str | os.PathLike):
+        path = Path(runs)
+        table = import_runs(path)
+        others = {name: import_runs(path, eval=name).set_index("name")["final_loss"] for name in losses}
+        named = table.assign(**{name: table["name"].map(values) for name, values in others.items()})
+        named.attrs = table.attrs
+        runs = named
+    report = runs.attrs.get("report") if isinstance(runs, pd.DataFrame) and "model size" not in runs else None
+    if report and (unsized := sizes_left_out(report)):
+        raise ValueError(f"runs: {unsized}, and adapt to what it writes")
+    return runs
 
 
 def _status(value: Any, i: int) -> str:
@@ -116,12 +131,17 @@ def checked_eval(given: Any) -> dict[str, str]:
 
 
 def _checked(fields: Mapping[str, Any], i: int, source: str) -> Run:
-    """The fields of run `i`; plain parameters or tokens in the place of millions or billions of them are refused."""
+    """The fields of run `i`; plain parameters or tokens in the place of millions or billions of them are refused, and
+    what no run can have: a number below zero, or zero where the field has none."""
     try:
         checked = check_config({**fields, "source": source}, strict=False)
-        for name in ("model size", "data size", "learning rate", "batch size"):
-            if name in checked and checked[name] > FIELDS[name].high:
-                raise ValueError(f"{name}: got {checked[name]:g}, expected {FIELDS[name].accepted}; check the unit")
+        for name, field in FIELDS.items():
+            if name not in checked or field.kind not in ("number", "count"):
+                continue
+            if checked[name] < 0 or (checked[name] == 0 < field.low and not field.zero):
+                raise ValueError(f"{name}: got {checked[name]:g}, expected {field.accepted}")
+            if name in UNITS_SLIP and checked[name] > field.high:
+                raise ValueError(f"{name}: got {checked[name]:g}, expected {field.accepted}; check the unit")
     except ValueError as error:
         hint = " (of a log: ncpl import --map names its column)" if "model size: missing" in str(error) else ""
         raise ValueError(f"runs[{i}]: {error}{hint}") from None

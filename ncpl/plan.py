@@ -196,13 +196,13 @@ def plan(
     Raises:
         ValueError: no budget or several, contradictory constraints, a loss that no run reaches.
     """
-    hardware = hardware or read_hardware()
-    asked, base = base or {}, _checked_base(base or {}, strict)
+    asked: Mapping[str, Any] = {} if base is None else base
+    base = _checked_base(asked, strict)
     limits = {"flops": flops, "gpu_hours": gpu_hours, "cost": cost_usd, "days": days, "target_loss": target_loss}
     constraints = {"params": params, "tokens_per_param": tokens_per_param, "unique_tokens": unique_tokens}
     unit, value = _budget(limits)
     fixed = _fixed(constraints, inference_tokens)
-    accelerator, count = hardware.find(gpu), check_count(count)
+    accelerator, count = (hardware or read_hardware()).find(gpu), check_count(count)
     warmups = (envelope or {}).get(str(base["source"]), {}).get("warmup")
     search = Search(losses, base, _flops_per_token(base), **fixed, warmups=warmups)
     if unit in ("gpu_hours", "cost", "days"):
@@ -309,6 +309,8 @@ def _fixed(constraints: Mapping[str, Any], inference_tokens: object) -> dict[str
 
 def _checked_base(base: Config, strict: bool) -> dict[str, Any]:
     """The base under the registry's names; source and optimizer are StepLaw's and AdamW where it has none."""
+    if not isinstance(base, Mapping):
+        raise ValueError(f"base: got {short(base)}, expected a mapping of fields to values")
     named = {**BASE, **by_name(base)}
     if "model size" not in named:
         named = {name: value for name, value in named.items() if name not in SHAPE_FIELDS}

@@ -253,6 +253,28 @@ def test_a_labs_own_finished_and_diverged_runs_move_its_probability_to_diverge(s
     assert len(more.law.adapted["acme"].diverged) == 4
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data size": None}, "data size: missing"),
+        ({"model size": 60e6}, "model size: got"),
+        ({"warmup": -3}, "warmup: got -3"),
+    ],
+)
+def test_a_diverged_run_whose_configuration_is_not_accepted_is_reported_and_left_out(changes, reason):
+    runs = lab_runs()[:3]
+    broken = {**runs[0], "final_loss": None, "status": "diverged", **changes}
+    with pytest.warns(UserWarning, match="of 5 runs diverged") as said:
+        finished, diverged = read_runs([*runs, broken, {**runs[0], "status": "diverged"}], "acme")
+    assert (len(finished), len(diverged)) == (3, 1)
+    left_out, learnt = sorted(str(warning.message) for warning in said)
+    assert left_out.startswith(f"1 of 5 runs diverged and are left out, the first for runs[3]: {reason}")
+    assert learnt.startswith("1 of 5 runs diverged: only")
+    # A finished run is never dropped for a mistake.
+    with pytest.raises(ValueError, match=reason):
+        read_runs([*runs, {**runs[0], **changes}], "acme")
+
+
 def test_an_imported_table_without_sizes_says_how_to_map_them(shipped, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("name,config.model.n_params,config.tokens,summary.loss\na,50000000,1000000000,3.5\n")

@@ -84,6 +84,8 @@ def test_every_argument_with_every_kind_of_value(matrix, tmp_path, monkeypatch):
         ("ForecastCallback", "forecaster", "3", "forecaster: got 3, expected a Forecaster"),
         ("processor loss", "v", "np str", "final_loss: got "),
         ("NSP moe", "v", "Decimal('sNaN')", "moe: Decimal('sNaN'), accepted are true and false"),
+        ("optimize", "config", "'lr points': array([[1., 0.], [0., 1.]])", "lr points: got [[1.0, 0.0], [0.0, 1.0]]"),
+        ("plan", "base", "tensor 1-d", "base: got tensor([1., 1.])"),
         ("optimize", "within", "'x'", "within: got 'x', expected nats"),
     ],
 )

@@ -129,6 +129,11 @@ def test_a_truncated_parquet(tmp_path):
 
 TOLD = {
     "a loss that is text": (TABLE.replace("3.1\n", "3.1 nats\n"), ["no loss", "finished"], "'3.1 nats' is no loss"),
+    "losses that are not above 0": (
+        TABLE.replace("3.1\n", "-3.1\n").replace("3.0\n", "0\n"),
+        ["no loss", "no loss"],
+        "-3.1 is no loss: not above 0",
+    ),
     "a perplexity called loss": (
         TABLE.replace("3.1\n", "22.2\n").replace("3.0\n", "20.1\n"),
         ["diverged", "diverged"],

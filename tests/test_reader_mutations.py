@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent / "framework_configs"
 FILES = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.name != "expected.json"}
 FILES |= {f"{name}.log": text.encode() for name, (text, _) in LOGS.items()}
 FILES |= {"megatron.log": MEGATRON.encode(), "table.csv": TABLE.encode(), "history.csv": history(range(50)).encode()}
+FINDINGS = Path(__file__).parent / "reader_findings"
 SUFFIXES = (".csv", ".yaml", ".json", ".jsonl", ".log", ".sh", ".toml", ".py", ".tsv", ".txt", "")
 PIECES = (
     b"null", b"NaN", b"-1", b"1e999", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"=", b"true", b"\x00", b"\xff",
@@ -116,3 +117,11 @@ def test_a_mutated_file_gives_good_rows_or_one_sentence(tmp_path, seed):
         assert len(str(error)) <= 300, str(error)
         assert time.process_time() - start < MOST_SECONDS, (name, content)
     assert taken, "no mutated file was read: nothing was proved of rows"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FINDINGS.iterdir()))
+def test_what_the_fuzzer_found_gives_good_rows_or_one_sentence(name):
+    """`python -m tests.hardening.readers` found these; the first word of a name is the reader."""
+    read = {"logs": imported, "configurations": configured}[name.partition("-")[0]]
+    error, _ = refusal(FINDINGS / name, read)
+    assert error is None or (type(error) is ValueError and len(str(error)) <= 300 and str(error).isprintable())

@@ -327,10 +327,19 @@ class _Table:
                 continue
             if kind == "nats" and self._in_bits(run, name, float(number)):
                 kind = "bits per token"
-            if kind == "perplexity":
-                return (math.log(number) if number > 0 else math.nan), name
-            return float(number) * (math.log(2) if kind == "bits per token" else 1), name
+            loss = _in_nats(float(number), kind)
+            if math.isfinite(number) and loss <= 0:
+                # A cross-entropy is above 0: this is another quantity, or stands for one that was not measured.
+                self.notes.append(f"{one_line(run.name or self.origin, 60)}: {name} {number:g} is no loss: not above 0")
+                continue
+            return loss, name
         return None, None
+
+
+def _in_nats(number: float, kind: str) -> float:
+    if kind == "perplexity":
+        return math.log(number) if number > 0 else -math.inf
+    return number * (math.log(2) if kind == "bits per token" else 1)
 
 
 def _last(run: Logged, name: str) -> float | None:
