@@ -229,7 +229,7 @@ def test_a_configuration_differs_from_itself_by_nothing_and_another_run_by_its_o
 
 
 def test_a_labs_own_finished_and_diverged_runs_move_its_probability_to_diverge(shipped, tmp_path):
-    rates = {"learning rate": 8e-3, "batch size": 128, "warmup": 100}
+    rates = {"learning rate": 1e-2, "batch size": 128, "warmup": 100}
     runs = lab_runs(**rates)
     asked = {"source": "acme", "model size": 300.0, "data size": 6.0, "optimizer": "adamw", **rates}
 
