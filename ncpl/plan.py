@@ -256,7 +256,7 @@ def _plan(
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
     ends = {"params_low": low, "params_high": high}
     shown = {name: config[name] for name in _SHOWN if name in config}
-    notes = (*told, *_notes(search, tokens, costs))
+    notes = (*told, *_notes(search, config, tokens, costs))
     values: dict[Any, Any] = {**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}
     references = reference_allocations(costs["flops"], size, tokens, search.seq_len)
     compared = _compare(search, budget, loss, optimizers)
@@ -383,8 +383,11 @@ def _compare(search: Search, budget: float, loss: float, optimizers: Sequence[st
     return pd.DataFrame(rows)
 
 
-def _notes(search: Search, tokens: float, costs: Mapping[str, Any]) -> list[str]:
+def _notes(search: Search, config: Config, tokens: float, costs: Mapping[str, Any]) -> list[str]:
     notes = []
+    stated = search.base.get("warmup")
+    if stated is not None and config["warmup"] < stated:
+        notes.append(f"warmup: {config['warmup']} steps, a twentieth of the run, in place of the {stated:g} given")
     if not costs["fits"]:
         least = costs["smallest_count"]
         needed = "no count of them holds it" if least is None else f"the least count is {least}"

@@ -390,8 +390,15 @@ def test_a_plan_warms_up_as_its_sources_runs_did(forecaster):
     ]  # fmt: skip
     lab = forecaster.adapt(runs, source="acme")
     for base, warmup in (({}, 500), ({"warmup": 2000}, 2000)):
-        found = lab.plan(flops=1e19, base={"source": "acme", **base})
+        found = lab.plan(flops=4e19, base={"source": "acme", **base})
         assert found["warmup"] == warmup
         assert any("warmup (" in note for note in found.notes) == (warmup != 500)
+        assert not any("in place of" in note for note in found.notes)
         # The runs' law does not read the learning rate, of which a usual one is then chosen.
         assert 5e-4 < found["learning rate"] < 1e-2
+
+
+def test_a_warmup_too_long_for_the_run_is_cut_and_that_is_said(forecaster):
+    found = forecaster.plan(flops=1e18, base={"source": "marin", "optimizer": "adamw", "warmup": 4000})
+    assert found["warmup"] == found["max step"] // 20 < 4000
+    assert f"warmup: {found['warmup']} steps, a twentieth of the run, in place of the 4000 given" in found.notes
