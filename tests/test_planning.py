@@ -279,6 +279,22 @@ def test_unreachable_by_a_law_of_its_own():
         plan(of_law(HOFFMANN), target_loss=1.6)
 
 
+def test_a_target_loss_takes_few_forecasts():
+    """The budget is searched for along the frontier, which is not scanned; the run that is found has the loss."""
+    law, asked = of_law(HOFFMANN), []
+
+    def counting(configs):
+        asked.append(len(configs))
+        return law(configs)
+
+    found = plan(counting, target_loss=2.2)
+    assert found["loss"] == pytest.approx(2.2, abs=1e-3)
+    for_target = sum(asked)
+    asked.clear()
+    plan(counting, flops=found.budget)
+    assert for_target < 6 * sum(asked)
+
+
 def test_commands(forecaster, tmp_path, capsys):
     picture = tmp_path / "plan.html"
     found = as_json("plan", "--flops", "1e20", "--save", picture, capsys=capsys)
