@@ -2,7 +2,8 @@
 
 What is forecast of the end and of the shape errs jointly normally; the observed part conditions it. Where the log
 disagrees with that by more than such errors explain, the run has an offset of its own, or goes its own way for a
-while, each of an unknown height: `forecast` averages over heights by how well they explain the log. numpy alone.
+while, each of an unknown height: `forecast` averages over heights by how well they explain the log. A run that stands
+above its forecast for a while, as in a spike, makes less progress meanwhile and stays behind. numpy alone.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ _OFFSETS, _OFFSET_CHANCE, _OFFSET_SCALE = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0
 # length, over `early`; the heights' median and the standard deviation of their logarithm.
 _WANDERS, _WANDER_LENGTH = np.array([0.0, 0.002, 0.005, 0.015, 0.05, 0.15, 0.5]), 1.0
 _WANDER_MEDIAN, _WANDER_SPREAD = 0.005, 1.2
+# Steps of progress that a run loses for each step that it stands a nat above its forecast. Both are counted on the
+# clock of the learning rate, so a spike costs a short run much, a long one little, and one in warmup next to nothing.
+_LOST = 2.0
 # Degrees of freedom of a log's noise, and how often its weights are found anew.
 _FREEDOM, _ITERATIONS = 4.0, 6
 # Where less than all of an update is taken ahead, it fades over this many log units of the step.
@@ -184,7 +188,10 @@ def forecast(
     own, path = law.path(run, knots), law.path(run, x, knots)
     residual, covariance = own.weights @ law.residual(run), own.weights @ law.covariance(run, deviation) @ own.weights.T
     error = observed.losses - run.below_chance(final + law.path(run, observed.shares, knots).with_residual(residual))
-    moved, after, taken = _conditional(covariance, _wander(knots, run), seen, error, observed.variance)
+    progress = law.progress(run, knots)
+    behind = np.eye(len(knots)) + _behind(*progress, np.arange(len(knots)))
+    wander = behind @ _wander(knots, run) @ behind.T
+    moved, after, taken = _conditional(covariance, wander, _behind(*progress, seen), seen, error, observed.variance)
     # Of the update less may be taken ahead; what is left out stays unknown.
     trust = law.trusted(last, deviation)
     part = trust + (1 - trust) * np.exp(-np.maximum(np.log(knots / last), 0.0) / _FADE)
@@ -207,17 +214,43 @@ def _wander(knots: np.ndarray, run: RunShape) -> np.ndarray:
     return np.outer(wide, wide) * fades
 
 
+def _behind(clock: np.ndarray, gain: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """How far a run stays behind at every knot for each nat that it stands above its forecast at some, in nats.
+
+    It loses `_LOST` steps a step and nat from its start on (the trapezoid rule), each worth `gain`.
+
+    Args:
+        clock, gain: `CurveLaw.progress` at the knots, (knots,).
+        at: which knots, ascending.
+
+    >>> _behind(np.array([100.0, 300.0, 400.0]), np.array([1e-3, 5e-4, 4e-4]), np.array([0, 1])).tolist()
+    [[0.2, 0.0], [0.2, 0.1], [0.16, 0.08]]
+    """
+    half = np.diff(clock[at], prepend=0.0) / 2
+    past = np.arange(len(clock))[:, None] >= at
+    steps = past * np.append(2 * half[0], half[1:])
+    steps[:, :-1] += past[:, 1:] * half[1:]
+    return _LOST * gain[:, None] * steps
+
+
 def _conditional(
-    covariance: np.ndarray, wander: np.ndarray, seen: np.ndarray, error: np.ndarray, variance: np.ndarray
+    covariance: np.ndarray,
+    wander: np.ndarray,
+    behind: np.ndarray,
+    seen: np.ndarray,
+    error: np.ndarray,
+    variance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and covariance of errors at knots given those at some of them, and how much of the covariance that explains.
 
     A mixture over heights of the run's own offset and of what it does for a while, each a Gaussian conditional
-    (Rasmussen & Williams 2006, eq. 2.23) under Student-t noise, weighed by their evidence.
+    (Rasmussen & Williams 2006, eq. 2.23) under Student-t noise, weighed by their evidence. A loss far off its
+    neighbours is noise to the curve, and the run was there nevertheless: it stays behind by it.
 
     Args:
         covariance: of the errors, (knots, knots).
-        wander: `_wander`.
+        wander: `_wander`, with how far the run stays behind by it.
+        behind: `_behind` of the observed knots, (knots, observed).
         seen: which knots are observed.
         error: observed there.
         variance: of the noise, in squared nats.
@@ -228,13 +261,15 @@ def _conditional(
     whole = covariance + offset[:, None, None] ** 2 + height[:, None, None] ** 2 * wander
     across, inner = whole[:, seen], whole[:, seen][:, :, seen]
     errors = np.broadcast_to(error[None, :, None], (len(offset), len(seen), 1))
-    weights = np.ones((len(offset), len(seen)))
+    weights, moves_seen = np.ones((len(offset), len(seen))), np.eye(len(seen)) + behind[seen]
     for _ in range(_ITERATIONS):
-        noisy = inner + (variance / weights)[:, :, None] * np.eye(len(seen))
-        solved = np.linalg.solve(noisy, errors)[..., 0]
-        off = (variance / weights * solved) ** 2 / variance
+        noise = (variance / weights)[:, None, :] * moves_seen
+        solved = np.linalg.solve(inner + noise @ moves_seen.T, errors)
+        off = (noise.transpose(0, 2, 1) @ solved)[..., 0] ** 2 / variance
         weights = np.minimum((_FREEDOM + 1) / (_FREEDOM + off), 1.0)
-    noisy = inner + (variance / weights)[:, :, None] * np.eye(len(seen))
+    noise = (variance / weights)[:, None, :] * moves_seen
+    noisy = inner + noise @ moves_seen.T
+    across = across + noise @ behind.T
     gain = np.linalg.solve(noisy, across)
     moves = np.einsum("csk,s->ck", gain, error)
     fits = np.einsum("s,cs->c", error, np.linalg.solve(noisy, errors)[..., 0]) + np.linalg.slogdet(noisy)[1]
@@ -246,4 +281,5 @@ def _conditional(
     mean = parts @ moves
     explained = np.tensordot(parts, np.transpose(across, (0, 2, 1)) @ gain, 1)
     between = (parts[:, None] * (moves - mean)).T @ (moves - mean)
-    return mean, np.tensordot(parts, whole, 1) - explained + between, explained
+    prior = np.tensordot(parts, whole, 1) + behind * (parts @ (variance / weights)) @ behind.T
+    return mean, prior - explained + between, explained
