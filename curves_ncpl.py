@@ -296,7 +296,7 @@ class CurveLaw:
         return Path(losses[: len(x)], losses[len(x) :], run.schedule.falls(at), x, at)
 
     def progress(self, run: RunShape, shares: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Steps on the clock up to shares of a run, and the nats that one step there takes off the loss, annealing aside."""
+        """Steps of the clock up to shares of a run, and the nats that one takes off the loss there, annealing aside."""
         c, at = self.coefficients(run.source), places([run], [np.asarray(shares, dtype=float)])
         _, slopes = shape_terms(c, at)
         clock = REFERENCE["steps"] * np.exp(at["start"])
