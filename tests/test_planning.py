@@ -11,6 +11,7 @@ from ncpl.hardware import Shape, checkpoint_gb, memory_gb, nearest_shape, read_h
 from ncpl.plan import BASE, plan
 from ncpl.plan_search import Search
 from tests.test_cli import as_json, run
+from tests.work import calls
 
 # A Llama 7B on 2T tokens.
 LLAMA = {
@@ -356,6 +357,8 @@ def test_scores_along_a_plan(forecaster, capsys):
     assert "nobody" in told
 
 
+# Of functions; the loss that no run reaches, which is searched for first, takes 930,000, a second some ten million.
+MOST_CALLS = 5_000_000
 # A grid of a trillion.
 _LARGE = ("lr=1e-3:1e-2:10000", "warmup=1:20000:10000", "weight_decay=0.01:1:10000")
 
@@ -378,16 +381,14 @@ _LARGE = ("lr=1e-3:1e-2:10000", "warmup=1:20000:10000", "weight_decay=0.01:1:100
     ],
 )
 def test_what_cannot_be_planned_is_told_at_once(arguments, told, capsys):
-    import time
-
-    start = time.process_time()
-    status, _, said = run(*arguments, capsys=capsys)
+    with calls() as made:
+        status, _, said = run(*arguments, capsys=capsys)
     assert status == 2
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert told in errors[0]
     assert len(errors[0]) < 320
-    assert time.process_time() - start < 20
+    assert made.count < MOST_CALLS
 
 
 def test_what_stands_in_where_the_base_does_not_say_is_told(forecaster):
