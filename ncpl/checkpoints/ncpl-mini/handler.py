@@ -90,8 +90,8 @@ class EndpointHandler:
             table a list of losses in nats per token, as the Hub's tabular regression asks for.
 
         Raises:
-            ValueError: there are no inputs, they have another form, a configuration is not accepted, or a level is named
-                where the checkpoint is not calibrated.
+            ValueError: there are no inputs, they have another form, a configuration is not accepted, or a level is
+                named where the checkpoint is not calibrated.
         """
         configs, level, form = self.read(data)
         forecasts = [forecast for batch in _batches(configs) for forecast in self.forecast(batch, level)]
@@ -159,7 +159,7 @@ def _level(parameters: Any, calibrated: bool) -> float | None:
     unknown = sorted(one_line(name, 60) for name in set(parameters or {}) - {"level"})
     if unknown:
         raise ValueError(f"parameters: got {', '.join(unknown[:3])}, accepted: level")
-    if "level" in (parameters or {}):
+    if parameters and "level" in parameters:
         return check_level(parameters["level"], calibrated)
     return LEVEL if calibrated else None
 
