@@ -412,3 +412,9 @@ def test_a_plan_warms_up_as_its_sources_runs_did(forecaster):
         assert any("warmup (" in note for note in found.notes) == (warmup != 500)
         # The runs' law does not read the learning rate, of which a usual one is then chosen.
         assert 5e-4 < found["learning rate"] < 1e-2
+
+
+def test_an_optimizer_that_no_run_had_is_told_where_it_is_compared(forecaster):
+    found = forecaster.plan(flops=1e20, base=BASE, optimizers=["nobodys"])
+    assert found.optimizers["optimizer"].tolist() == ["adamw", "nobodys"]
+    assert any(note.startswith("optimizer: 'nobodys' is not among the fitted") for note in found.notes)
