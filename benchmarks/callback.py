@@ -74,7 +74,7 @@ class Alternated(ForecastCallback):
         self.forecasts += self.latest is not latest
 
     def ratios(self, clock: int) -> list[float]:
-        """Time of each block with forecasts over that of the blocks around it; 0 is the wall clock, 1 the processor's."""
+        """Each block's time with forecasts over that of its neighbours; clock 0 is the wall's, 1 the processor's."""
         times = [after[clock] - before[clock] for before, after in itertools.pairwise(self.clock)]
         return [2 * times[i] / (times[i - 1] + times[i + 1]) for i in range(1, len(times) - 1, 2)]
 
