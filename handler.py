@@ -51,8 +51,8 @@ BODY_SECONDS, FORECAST_SECONDS, IDLE_SECONDS, HEAD_SECONDS, SHUTDOWN_SECONDS = 1
 """How long a body may take to arrive, a forecast to be made, a connection to be idle, a request's head to arrive, and
 requests under way to be finished when the server stops."""
 
-Forecast = Callable[[Sequence[Mapping[str, Any]], float], list[dict[str, float]]]
-"""Checked configurations and the coverage of the intervals -> a forecast for each."""
+Forecast = Callable[[Sequence[Mapping[str, Any]], float | None], list[dict[str, float]]]
+"""Checked configurations and the coverage of the intervals, where there are any -> a forecast for each."""
 _log = logging.getLogger("ncpl.serving")
 
 
@@ -71,7 +71,7 @@ class EndpointHandler:
     def __init__(self, path: str = "") -> None:
         try:
             self.strict = bool(read_settings(Path(path)).get("strict", True))
-            self.forecast: Forecast = _law_forecast(Path(path)) or _network_forecast(str(path))
+            self.forecast, self.calibrated = _law_forecast(Path(path)) or _network_forecast(str(path))
         except Exception as error:
             # A damaged file fails wherever the damage shows, in whatever library reads it.
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -90,19 +90,20 @@ class EndpointHandler:
             table a list of losses in nats per token, as the Hub's tabular regression asks for.
 
         Raises:
-            ValueError: there are no inputs, they have another form, or a configuration is not accepted.
+            ValueError: there are no inputs, they have another form, a configuration is not accepted, or a level is
+                named where the checkpoint is not calibrated.
         """
         configs, level, form = self.read(data)
         forecasts = [forecast for batch in _batches(configs) for forecast in self.forecast(batch, level)]
         return form(_finite(forecasts))
 
-    def read(self, data: Any) -> tuple[list[dict[str, Any]], float, Callable[[list[dict[str, float]]], Any]]:
+    def read(self, data: Any) -> tuple[list[dict[str, Any]], float | None, Callable[[list[dict[str, float]]], Any]]:
         """A request's checked configurations, its level, and what makes the answer of their forecasts."""
         if not isinstance(data, Mapping):
             raise ValueError(f"request: got {type(data).__name__}, expected a JSON object with inputs")
         if unknown := sorted(one_line(name, 60) for name in set(data) - set(ACCEPTED)):
             raise ValueError(f"request: got {', '.join(unknown[:3])}, accepted: {', '.join(ACCEPTED)}")
-        level = _level(data.get("parameters"))
+        level = _level(data.get("parameters"), self.calibrated)
         inputs: Any = data["inputs"] if data.get("inputs") is not None else {"table": data.get("table")}
         form: Callable[[list[dict[str, float]]], Any] = list
         if isinstance(inputs, Mapping) and "table" in inputs:
@@ -151,13 +152,16 @@ def columns_to_records(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]
     return [{name: value for name, value in row.items() if value not in (None, "")} for row in rows]
 
 
-def _level(parameters: Any) -> float:
+def _level(parameters: Any, calibrated: bool) -> float | None:
+    """The coverage that a request asks for; None where the checkpoint has no intervals."""
     if parameters is not None and not isinstance(parameters, Mapping):
         raise ValueError(f"parameters: got {type(parameters).__name__}, expected a JSON object")
     unknown = sorted(one_line(name, 60) for name in set(parameters or {}) - {"level"})
     if unknown:
         raise ValueError(f"parameters: got {', '.join(unknown[:3])}, accepted: level")
-    return check_level((parameters or {}).get("level", LEVEL))
+    if parameters and "level" in parameters:
+        return check_level(parameters["level"], calibrated)
+    return LEVEL if calibrated else None
 
 
 def _check_values(config: Any) -> None:
@@ -198,21 +202,21 @@ def _batches(configs: Sequence[Any]) -> list[Sequence[Any]]:
     return [configs[start : start + BATCH_SIZE] for start in range(0, len(configs), BATCH_SIZE)]
 
 
-def _law_forecast(folder: Path) -> Forecast | None:
-    """The law of a checkpoint whose network has no effect; None where it has one."""
+def _law_forecast(folder: Path) -> tuple[Forecast, bool] | None:
+    """The law of a checkpoint whose network has no effect, and whether it is calibrated; None where it has one."""
     if not head_is_zero(folder):
         return None
     law, calibration = read_law(folder)
 
-    def forecast(configs: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, float]]:
-        columns = forecast_columns(law, calibration, configs, level=level)
+    def forecast(configs: Sequence[Mapping[str, Any]], level: float | None) -> list[dict[str, float]]:
+        columns = forecast_columns(law, calibration, configs, level=level or LEVEL)
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    return forecast
+    return forecast, calibration is not None
 
 
-def _network_forecast(path: str) -> Forecast:
+def _network_forecast(path: str) -> tuple[Forecast, bool]:
     from transformers import AutoModel, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -221,8 +225,10 @@ def _network_forecast(path: str) -> Forecast:
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{len(missing)} tensors are missing, the first {missing[0]!r}")
     made = get_class_from_dynamic_module("pipeline_ncpl.ScalingForecastPipeline", path)
-    pipe = made(model=model, processor=AutoProcessor.from_pretrained(path, trust_remote_code=True))
-    return lambda configs, level: pipe(list(configs), batch_size=BATCH_SIZE, level=level)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    pipe = made(model=model, processor=processor)
+    calibrated = processor.calibrator is not None
+    return lambda configs, level: pipe(list(configs), batch_size=BATCH_SIZE, level=level), calibrated
 
 
 # Serving ------------------------------------------------------------------------------------------------------------
@@ -237,12 +243,12 @@ class Waiting:
 
     def __init__(self, forecast: Forecast) -> None:
         self.forecast = forecast
-        self.queue: deque[tuple[Sequence[Mapping[str, Any]], float, asyncio.Future]] = deque()
+        self.queue: deque[tuple[Sequence[Mapping[str, Any]], float | None, asyncio.Future]] = deque()
         self.came = asyncio.Event()
         # One: forecasts are one after the other, and the event loop keeps the second core.
         self.worker = ThreadPoolExecutor(1)
 
-    async def __call__(self, configs: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, float]]:
+    async def __call__(self, configs: Sequence[Mapping[str, Any]], level: float | None) -> list[dict[str, float]]:
         answer: asyncio.Future = asyncio.get_running_loop().create_future()
         self.queue.append((configs, level, answer))
         self.came.set()
@@ -272,7 +278,7 @@ class Waiting:
                     if not answer.done():
                         answer.set_result(own)
 
-    def _next(self) -> list[tuple[Sequence[Mapping[str, Any]], float, asyncio.Future]]:
+    def _next(self) -> list[tuple[Sequence[Mapping[str, Any]], float | None, asyncio.Future]]:
         """Requests of one level from the front of the queue, as many as fit a batch; at least one."""
         together = [self.queue.popleft()]
         count = len(together[0][0])

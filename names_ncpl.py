@@ -69,6 +69,7 @@ def _spellings(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {_letters(alias): name for name, others in table.items() for alias in (name, *others)}
 
 
+_SCHEDULES_BY_SPELLING, _SHAPES_BY_SPELLING = _spellings(SCHEDULE_NAMES), _spellings(SHAPE_NAMES)
 _BY_SPELLING = _spellings(OPTIMIZERS) | {name: name for name in OTHER_OPTIMIZERS}
 _LONGEST_FIRST = "|".join(sorted(_BY_SPELLING, key=len, reverse=True))
 _OPTIMIZER = re.compile(rf"(?:{_PREFIXES})*?({_LONGEST_FIRST})(?:{_SUFFIXES})*")
@@ -120,13 +121,14 @@ def _plain(name: Any) -> str:
     return text
 
 
-def _named(field: str, value: Any, table: Mapping[str, tuple[str, ...]]) -> str:
-    known = _spellings(table)
-    if _plain(value) in known:
-        return known[_plain(value)]
-    near = get_close_matches(_plain(value), known, 1, 0.4)
+def _named(field: str, value: Any, known: Mapping[str, str]) -> str:
+    plain = _plain(value)
+    if plain in known:
+        return known[plain]
+    near = get_close_matches(plain, known, 1, 0.4)
     hint = f"; did you mean {known[near[0]]!r}?" if near else ""
-    raise ValueError(f"{field}: got {short(value)}, expected one of {', '.join(table)}{hint}")
+    names = ", ".join(dict.fromkeys(known.values()))
+    raise ValueError(f"{field}: got {short(value)}, expected one of {names}{hint}")
 
 
 def schedule_name(value: Any) -> str:
@@ -138,7 +140,7 @@ def schedule_name(value: Any) -> str:
     >>> schedule_name("cosine_with_warmup"), schedule_name("WSD"), schedule_name("inverse_sqrt")
     ('cosine', 'wsd', 'inverse square root')
     """
-    return _named("lr_schedule", value, SCHEDULE_NAMES)
+    return _named("lr_schedule", value, _SCHEDULES_BY_SPELLING)
 
 
 def shape_name(value: Any) -> str:
@@ -150,4 +152,4 @@ def shape_name(value: Any) -> str:
     >>> shape_name("minus_sqrt")
     'sqrt'
     """
-    return _named("cooldown shape", value, SHAPE_NAMES)
+    return _named("cooldown shape", value, _SHAPES_BY_SPELLING)

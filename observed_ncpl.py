@@ -2,7 +2,8 @@
 
 What is forecast of the end and of the shape errs jointly normally; the observed part conditions it. Where the log
 disagrees with that by more than such errors explain, the run has an offset of its own, or goes its own way for a
-while, each of an unknown height: `forecast` averages over heights by how well they explain the log. numpy alone.
+while, each of an unknown height: `forecast` averages over heights by how well they explain the log. A run that stands
+above its forecast for a while, as in a spike, makes less progress meanwhile and stays behind. numpy alone.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ _OFFSETS, _OFFSET_CHANCE, _OFFSET_SCALE = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0
 # length, over `early`; the heights' median and the standard deviation of their logarithm.
 _WANDERS, _WANDER_LENGTH = np.array([0.0, 0.002, 0.005, 0.015, 0.05, 0.15, 0.5]), 1.0
 _WANDER_MEDIAN, _WANDER_SPREAD = 0.005, 1.2
+# Steps of progress that a run may lose for each step that it stands a nat above its forecast, each as likely. Both are
+# counted on the learning rate's clock, so a spike costs a short run much, a long one little, one in warmup hardly any.
+_LOST = np.array([0.0, 1.0])
 # Degrees of freedom of a log's noise, and how often its weights are found anew.
 _FREEDOM, _ITERATIONS = 4.0, 6
 # Where less than all of an update is taken ahead, it fades over this many log units of the step.
@@ -184,7 +188,10 @@ def forecast(
     own, path = law.path(run, knots), law.path(run, x, knots)
     residual, covariance = own.weights @ law.residual(run), own.weights @ law.covariance(run, deviation) @ own.weights.T
     error = observed.losses - run.below_chance(final + law.path(run, observed.shares, knots).with_residual(residual))
-    moved, after, taken = _conditional(covariance, _wander(knots, run), seen, error, observed.variance)
+    clock, gain = law.progress(run, knots)
+    follows = np.eye(len(knots)) + _behind(clock, gain, np.arange(len(knots)))
+    wanders = follows @ _wander(knots, run) @ follows.transpose(0, 2, 1)
+    moved, after, taken = _conditional(covariance, wanders, _behind(clock, gain, seen), seen, error, observed.variance)
     # Of the update less may be taken ahead; what is left out stays unknown.
     trust = law.trusted(last, deviation)
     part = trust + (1 - trust) * np.exp(-np.maximum(np.log(knots / last), 0.0) / _FADE)
@@ -207,34 +214,66 @@ def _wander(knots: np.ndarray, run: RunShape) -> np.ndarray:
     return np.outer(wide, wide) * fades
 
 
+def _behind(clock: np.ndarray, gain: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """How far a run stays behind at every knot for each nat that it stands above its forecast at some, in nats.
+
+    The steps that it loses (the trapezoid rule) are each worth `gain`.
+
+    Args:
+        clock, gain: `CurveLaw.progress` at the knots, (knots,).
+        at: which knots, ascending.
+
+    Returns:
+        For each of `_LOST`, (losses, knots, knots at which it stands above).
+
+    >>> _behind(np.array([100.0, 300.0, 400.0]), np.array([1e-3, 5e-4, 4e-4]), np.array([0, 1]))[1].round(3).tolist()
+    [[0.1, 0.0], [0.1, 0.05], [0.08, 0.04]]
+    """
+    half = np.diff(clock[at], prepend=0.0) / 2
+    past = np.arange(len(clock))[:, None] >= at
+    steps = past * np.append(2 * half[0], half[1:])
+    steps[:, :-1] += past[:, 1:] * half[1:]
+    return _LOST[:, None, None] * gain[:, None] * steps
+
+
 def _conditional(
-    covariance: np.ndarray, wander: np.ndarray, seen: np.ndarray, error: np.ndarray, variance: np.ndarray
+    covariance: np.ndarray,
+    wanders: np.ndarray,
+    behind: np.ndarray,
+    seen: np.ndarray,
+    error: np.ndarray,
+    variance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and covariance of errors at knots given those at some of them, and how much of the covariance that explains.
 
-    A mixture over heights of the run's own offset and of what it does for a while, each a Gaussian conditional
-    (Rasmussen & Williams 2006, eq. 2.23) under Student-t noise, weighed by their evidence.
+    A mixture over heights of the run's own offset and of what it does for a while, and over what it loses by that, each
+    a Gaussian conditional (Rasmussen & Williams 2006, eq. 2.23) under Student-t noise, weighed by evidence. A loss far
+    off its neighbours is noise to the curve; the run may have been there nevertheless, and stay behind by it.
 
     Args:
         covariance: of the errors, (knots, knots).
-        wander: `_wander`.
+        wanders: `_wander` with how far the run stays behind by it, (losses, knots, knots).
+        behind: `_behind` of the observed knots, (losses, knots, observed).
         seen: which knots are observed.
         error: observed there.
         variance: of the noise, in squared nats.
     """
-    offset, height = (a.ravel() for a in np.meshgrid(_OFFSETS, _WANDERS, indexing="ij"))
+    offset, height, which = (a.ravel() for a in np.meshgrid(_OFFSETS, _WANDERS, range(len(_LOST)), indexing="ij"))
+    behind = behind[which]
     chance = np.where(offset == 0, 1 - _OFFSET_CHANCE, _OFFSET_CHANCE / 4 / (1 + (offset / _OFFSET_SCALE) ** 2))
     strange = np.log(np.maximum(height, 1e-4) / _WANDER_MEDIAN) / _WANDER_SPREAD
-    whole = covariance + offset[:, None, None] ** 2 + height[:, None, None] ** 2 * wander
+    whole = covariance + offset[:, None, None] ** 2 + height[:, None, None] ** 2 * wanders[which]
     across, inner = whole[:, seen], whole[:, seen][:, :, seen]
     errors = np.broadcast_to(error[None, :, None], (len(offset), len(seen), 1))
-    weights = np.ones((len(offset), len(seen)))
+    weights, moves_seen = np.ones((len(offset), len(seen))), np.eye(len(seen)) + behind[:, seen]
     for _ in range(_ITERATIONS):
-        noisy = inner + (variance / weights)[:, :, None] * np.eye(len(seen))
-        solved = np.linalg.solve(noisy, errors)[..., 0]
-        off = (variance / weights * solved) ** 2 / variance
+        noise = (variance / weights)[:, None, :] * moves_seen
+        solved = np.linalg.solve(inner + noise @ moves_seen.transpose(0, 2, 1), errors)
+        off = (noise.transpose(0, 2, 1) @ solved)[..., 0] ** 2 / variance
         weights = np.minimum((_FREEDOM + 1) / (_FREEDOM + off), 1.0)
-    noisy = inner + (variance / weights)[:, :, None] * np.eye(len(seen))
+    noise = (variance / weights)[:, None, :] * moves_seen
+    noisy = inner + noise @ moves_seen.transpose(0, 2, 1)
+    across = across + noise @ behind.transpose(0, 2, 1)
     gain = np.linalg.solve(noisy, across)
     moves = np.einsum("csk,s->ck", gain, error)
     fits = np.einsum("s,cs->c", error, np.linalg.solve(noisy, errors)[..., 0]) + np.linalg.slogdet(noisy)[1]
@@ -246,4 +285,6 @@ def _conditional(
     mean = parts @ moves
     explained = np.tensordot(parts, np.transpose(across, (0, 2, 1)) @ gain, 1)
     between = (parts[:, None] * (moves - mean)).T @ (moves - mean)
-    return mean, np.tensordot(parts, whole, 1) - explained + between, explained
+    lost = (behind * (variance / weights)[:, None]) @ behind.transpose(0, 2, 1)
+    prior = np.tensordot(parts, whole + lost, 1)
+    return mean, prior - explained + between, explained

@@ -151,26 +151,8 @@ class Schedule:
 
         With power 1, the share of the run at the peak rate that has the same sum of learning rates.
         """
-        grid, integral = self._integral(power)
+        grid, integral = _integral(self, power)
         return np.interp(np.asarray(share, dtype=float), grid, integral)
-
-    def _integral(self, power: float) -> tuple[np.ndarray, np.ndarray]:
-        """`_grid` and the integral of the power of the rate at it."""
-        if power not in self._integrals:
-            grid, rates = self._grid, self.rate(self._grid) ** power
-            pieces = np.diff(grid) * (rates[1:] + rates[:-1]) / 2
-            self._integrals[power] = np.concatenate([[0.0], np.cumsum(pieces)])
-        return self._grid, self._integrals[power]
-
-    @cached_property
-    def _integrals(self) -> dict[float, np.ndarray]:
-        return {}
-
-    @cached_property
-    def _grid(self) -> np.ndarray:
-        """Shares of the run, denser at the start, with both sides of every break."""
-        spread = [np.linspace(0, 1, 1001), np.geomspace(1e-5, 1, 500), *_both_sides(self.breaks)]
-        return np.unique(np.clip(np.concatenate(spread), 0.0, 1.0))
 
     def drops(self, share: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The falls of the rate up to shares of the run, as `annealing` reads them.
@@ -230,6 +212,20 @@ def _remaining(shape: str, done: np.ndarray, ratio: float) -> np.ndarray:
         low = max(ratio, 0.01)
         return (low**done - low) / (1 - low) if low < 1 else 1 - done
     return 1 - done
+
+
+# Shares of the run, denser at the start.
+_SPREAD = np.concatenate([np.linspace(0, 1, 1001), np.geomspace(1e-5, 1, 500)])
+
+
+# Runs of one sweep share schedules; the tables of 256 take 6 MiB.
+@lru_cache(maxsize=256)
+def _integral(schedule: Schedule, power: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the run with both sides of every break, and the integral of the power of the rate at them."""
+    grid = np.unique(np.clip(np.concatenate([_SPREAD, *_both_sides(schedule.breaks)]), 0.0, 1.0))
+    rates = schedule.rate(grid) ** power
+    pieces = np.diff(grid) * (rates[1:] + rates[:-1]) / 2
+    return grid, np.concatenate([[0.0], np.cumsum(pieces)])
 
 
 # How far before a position the nodes of `Schedule.drops` lie, as shares of the way back to the peak.

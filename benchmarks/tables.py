@@ -18,7 +18,7 @@ from benchmarks.definitions import coefficients_table, curve_coefficients_table,
 from calibration_ncpl import DRIFT  # noqa: E402
 
 CHECKPOINT = FOLDER.parent / "ncpl" / "checkpoints" / "ncpl-mini"
-BENCHMARKS = ("training_throughput", "sweep", "startup", "serving")
+BENCHMARKS = ("training_throughput", "sweep", "startup", "serving", "callback")
 
 
 def number(value: Any) -> str:

@@ -24,7 +24,7 @@ from ncpl.errors import short
 from ncpl.hardware import Hardware, check_count, check_utilisation, cost, nearest_shape, read_hardware, run_utilisation
 from ncpl.hardware import shape_of as model_shape
 from ncpl.plan_search import SHAPE_FIELDS, SIZES, TOKENS, Config, Losses, Run, Search, active_share, lowest_between
-from text_ncpl import as_number
+from text_ncpl import as_number, listed
 
 if TYPE_CHECKING:
     from ncpl.drawing import Picture
@@ -134,8 +134,14 @@ class Plan:
         return plots.plan(self)
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
-        """Everything as plain values; with `curves` the frontier and the lines of equal loss too."""
+        """Everything as plain values; with `curves` the frontier and the lines of equal loss too.
+
+        Raises:
+            ValueError: `curves` is neither true nor false.
+        """
         tables = {"valley": self.valley, "references": self.references, "optimizers": self.optimizers}
+        if not isinstance(curves, bool):
+            raise ValueError(f"curves: got {short(curves)}, expected true or false")
         if curves:
             tables |= {"frontier": self.frontier, "iso_loss": self.iso_loss}
         plain = {name: table.to_dict("records") for name, table in tables.items()}
@@ -211,7 +217,7 @@ def plan(
     else:
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
     price = partial(cost, gpu=gpu, count=count, utilisation=utilisation, hardware=hardware)
-    found = _plan(search, budget, optimizers, _without(idle, base, forecast), price)
+    found = _plan(search, budget, _optimizers(optimizers), _without(idle, base, forecast), price)
     return replace(found, notes=(*_stand_ins(asked), *found.notes))
 
 
@@ -256,10 +262,15 @@ def _plan(
     ratio = {"params": size, "tokens": tokens, "tokens_per_param": tokens / size}
     ends = {"params_low": low, "params_high": high}
     shown = {name: config[name] for name in _SHOWN if name in config}
-    notes = (*told, *_notes(search, config, tokens, costs))
     values: dict[Any, Any] = {**ratio, "params_total": costs.pop("params"), **ends, **shown, **table, **costs}
     references = reference_allocations(costs["flops"], size, tokens, search.seq_len)
     compared = _compare(search, budget, loss, optimizers)
+    if forecast is not None:
+        others = [{**config, "optimizer": name} for name in compared["optimizer"][1:]]
+        own = [note for other in others for note in forecast(other).attrs.get("notes", [])]
+        # What is told of an optimizer alone: of the rest the first forecast has told.
+        told = [*told, *(note for note in dict.fromkeys(own) if note.startswith("optimizer: "))]
+    notes = (*told, *_notes(search, config, tokens, costs))
     return Plan(pd.Series(values), config, valley, references, compared, notes, search, budget)
 
 
@@ -290,6 +301,14 @@ def _budget(limits: Mapping[str, Any]) -> tuple[str, float]:
     return name, _above_0(name, value)
 
 
+def _optimizers(given: Any) -> list[str]:
+    """The names of optimizers to compare, checked."""
+    names = listed(given, "optimizers")
+    if names is None or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"optimizers: got {short(given)}, expected a list of names, such as ['muon']")
+    return names
+
+
 def _fixed(constraints: Mapping[str, Any], inference_tokens: object) -> dict[str, Any]:
     """What holds whatever the budget, checked."""
     fixed = {name: None if value is None else _above_0(name, value) for name, value in constraints.items()}
@@ -301,6 +320,8 @@ def _fixed(constraints: Mapping[str, Any], inference_tokens: object) -> dict[str
         )
     if params is not None and not SIZES[0] <= params <= SIZES[1]:
         raise ValueError(f"params: got {params:g}, expected {SIZES[0]:g} to {SIZES[1]:g} non-embedding parameters")
+    if fixed["unique_tokens"] is not None and fixed["unique_tokens"] < 1:
+        raise ValueError(f"unique_tokens: got {fixed['unique_tokens']:g}, expected a number of tokens, at least 1")
     served = as_number(inference_tokens)
     if served is None or not 0 <= served < LARGEST:
         raise ValueError(f"inference_tokens: got {short(inference_tokens)}, expected a number of tokens, at least 0")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -223,7 +223,13 @@ class Search:
     def fixed(self, budget: float) -> float:
         """The one size that a fixed size or a fixed number of tokens per parameter leaves."""
         if self.tokens_per_param is not None:
-            return self._of_ratio(budget, self.tokens_per_param)
+            sizes, costs = self._of_ratio
+            if not costs[0] <= budget <= costs[-1]:
+                raise ValueError(
+                    f"budget: got {budget:.3g}, expected {costs[0]:.3g} to {costs[-1]:.3g}, what models of "
+                    f"{sizes[0]:.0e} to {sizes[-1]:.0e} parameters cost on {self.tokens_per_param:g} tokens for each"
+                )
+            return float(np.exp(np.interp(math.log(budget), np.log(costs), np.log(sizes))))
         size = float(self.params or 0.0)
         tokens = self.tokens(size, budget)
         least, most = TOKENS_PER_PARAMETER
@@ -235,54 +241,55 @@ class Search:
             )
         return size
 
-    def _of_ratio(self, budget: float, ratio: float) -> float:
-        """The size whose training on so many tokens for each parameter costs the budget."""
-        smallest, largest = max(SIZES[0], TOKENS[0] / ratio), min(SIZES[1], TOKENS[1] / ratio)
+    @cached_property
+    def _of_ratio(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes, and what training each on the fixed number of tokens for each parameter costs."""
+        ratio = self.tokens_per_param or 0.0
         least, most = TOKENS_PER_PARAMETER
-        if not (least <= ratio <= most and smallest < largest):
+        if not least <= ratio <= most or TOKENS[0] / ratio >= SIZES[1] or TOKENS[1] / ratio <= SIZES[0]:
             raise ValueError(f"tokens_per_param: got {ratio:g}, expected {least:g} to {most:g}")
-        every = np.geomspace(smallest, largest, 4001)
+        sizes = np.geomspace(max(SIZES[0], TOKENS[0] / ratio), min(SIZES[1], TOKENS[1] / ratio), 4001)
         # Sizes of real proportions go in steps, and so does their cost.
-        costs = np.maximum.accumulate([self.budget(n, ratio * n) for n in every.tolist()])
-        if not costs[0] <= budget <= costs[-1]:
-            raise ValueError(
-                f"budget: got {budget:.3g}, expected {costs[0]:.3g} to {costs[-1]:.3g}, what models of {smallest:.0e} "
-                f"to {largest:.0e} parameters cost on {ratio:g} tokens for each"
-            )
-        return float(np.exp(np.interp(math.log(budget), np.log(costs), np.log(every))))
+        return sizes, np.maximum.accumulate([self.budget(n, ratio * n) for n in sizes.tolist()])
 
     def cheapest(self, target: float, budgets: tuple[float, float]) -> float:
-        """The least budget whose best run reaches a loss, by bisection on the logarithm.
+        """The budget whose best run has a loss, to half a per cent, by Brent's method on its logarithm.
+
+        Args:
+            target: the loss, in nats per token.
+            budgets: the least and the largest.
 
         Raises:
-            ValueError: no budget does.
+            ValueError: no budget reaches it.
         """
-        low, high = (self._usable(end, toward) for end, toward in (budgets, budgets[::-1]))
-        lowest = self.lowest(high, 11, 2).loss
-        if lowest > target:
-            raise ValueError(
-                f"target_loss: got {target:g}, expected at least {lowest:.4g}, the lowest loss that this law gives any "
-                "run within the ranges of model size and data size"
-            )
-        if self.lowest(low, 11, 2).loss <= target:
-            return low
-        while high / low > 1.01:
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.lowest(middle, 11, 2).loss <= target else (middle, high)
-        return high
+        # Only now: forecasts need no scipy.
+        from scipy.optimize import brentq
 
-    def _usable(self, end: float, toward: float) -> float:
-        """The budget nearest to an end that trains any allowed model at all."""
-        for budget in np.geomspace(end, toward, 401):
-            try:
-                if self.is_fixed:
-                    self.fixed(float(budget))
-                else:
-                    self.sizes(float(budget), 2)
-            except ValueError:
-                continue
-            return float(budget)
-        raise ValueError(f"budget: none trains {self.params or self.tokens_per_param:g} within the fields' ranges")
+        @cache
+        def loss(place: float) -> float:
+            return self.lowest(math.exp(place), 11, 2).loss
+
+        low, high = (math.log(end) for end in self._ends(*budgets))
+        if loss(high) > target:
+            raise ValueError(
+                f"target_loss: got {target:g}, expected at least {loss(high):.4g}, the lowest loss that this law gives "
+                "any run within the ranges of model size and data size"
+            )
+        if loss(low) <= target:
+            return math.exp(low)
+        return math.exp(brentq(lambda place: loss(place) - target, low, high, xtol=5e-3))
+
+    def _ends(self, least: float, most: float) -> tuple[float, float]:
+        """The least and the largest budget between two that train any allowed model."""
+        if self.tokens_per_param is not None:
+            costs = self._of_ratio[1]
+        else:
+            sizes = np.geomspace(*SIZES, 241) if self.params is None else np.array([self.params])
+            low, high = USUAL_TOKENS_PER_PARAMETER if self.params is None else TOKENS_PER_PARAMETER
+            ends = [(n, max(TOKENS[0], low * n), min(TOKENS[1], high * n)) for n in sizes.tolist()]
+            costs = np.array([self.budget(n, d) for n, few, many in ends if few <= many for d in (few, many)])
+        # A little inside, for rounding.
+        return max(least, 1.001 * costs.min()), min(most, 0.999 * costs.max())
 
 
 _COARSE = tuple(2.0**i for i in range(-4, 6)), tuple(2.0**i for i in (-4, -2, 0, 2))

@@ -68,6 +68,7 @@ def test_a_table_gives_losses_alone(endpoint, expected, wrap):
         ({"inputs": {"table": {"optimizer": "adamw"}}}, "optimizer: got 'adamw', expected a list"),
         ({"inputs": {"optimizer": ["adamw"], "source": ["marin", "marin"]}}, "columns: got lengths"),
         ({"inputs": ADAMW, "parameters": {"temperature": 1}}, "parameters: got temperature, accepted: level"),
+        ({"inputs": ADAMW, "parameters": {"level": 0.5}}, "level: got 0.5, but this checkpoint has no calibration"),
         ([ADAMW], "request: got list"),
     ],
 )

@@ -108,6 +108,13 @@ def test_a_level_that_is_no_coverage_is_refused(forecast, level):
         forecast(ADAMW, level=level)
 
 
+def test_a_level_where_there_are_no_intervals_is_refused(forecast):
+    assert forecast.processor.calibrator is None
+    with pytest.raises(ValueError, match=r"level: got 0\.5, but this checkpoint has no calibration"):
+        forecast(ADAMW, level=0.5)
+    assert forecast(ADAMW).keys() == {"loss"}
+
+
 EVERY_DOOR = """
 import json, os
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline

@@ -1,6 +1,7 @@
 """The house plan, held: the direction of imports, no circles, and the size of files and functions."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +218,13 @@ def test_files_and_functions_are_short():
                     functions[f"{relative}::{node.name}"] = lines
     assert not files
     assert not functions
+
+
+def test_no_test_reads_a_clock():
+    """Speed is measured in `benchmarks/`; a test counts work (`tests/work.py`)."""
+    clocks = re.compile(r"\b(process_time|thread_time|perf_counter|monotonic)(_ns)?\(\)|\btime\.time\(\)")
+    read = [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if clocks.search(path.read_text("utf-8"))]
+    assert not read
 
 
 def test_the_import_reader_sees_what_is_hidden(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +56,9 @@ def ncpl(
         print(f"ncpl {version('ncpl')}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.invoked_subcommand != "train":
+        # A law's matrices are small: several threads mostly wait for each other. Read when numpy is imported.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def absent(value: Any) -> bool:

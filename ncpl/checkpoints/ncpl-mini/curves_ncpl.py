@@ -295,6 +295,13 @@ class CurveLaw:
         losses -= losses[-1]
         return Path(losses[: len(x)], losses[len(x) :], run.schedule.falls(at), x, at)
 
+    def progress(self, run: RunShape, shares: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Steps of the clock up to shares of a run, and the nats that one takes off the loss there, annealing aside."""
+        c, at = self.coefficients(run.source), places([run], [np.asarray(shares, dtype=float)])
+        _, slopes = shape_terms(c, at)
+        clock = REFERENCE["steps"] * np.exp(at["start"])
+        return clock, (_slope(c, at) * slopes["logB"] + c["kappa"] * slopes["logK"]) / clock
+
     def residual(self, run: RunShape) -> np.ndarray:
         """What the run's source differs by from the law at `KNOTS`, in nats; 0 at the end."""
         return self.residuals[run.source](run)[0] if run.source in self.residuals else np.zeros(len(KNOTS))

@@ -42,7 +42,8 @@ class ScalingForecastPipeline(Pipeline):
 
         Args:
             inputs: a configuration (field -> value), or a list, tuple, iterator or `Dataset` of them.
-            kwargs: `level`, the coverage of the interval, 0.9 when absent; `batch_size`, configurations a forward pass.
+            kwargs: `level`, the coverage of a calibrated checkpoint's interval, 0.9 when absent; `batch_size`,
+                configurations a forward pass.
 
         Returns:
             For a configuration a dict, for a list or tuple a list of dicts, otherwise an iterator of dicts, with `loss`
@@ -50,7 +51,8 @@ class ScalingForecastPipeline(Pipeline):
             the probability of `divergence`, and `extrapolation`, the distance from the training runs.
 
         Raises:
-            ValueError: an empty list, and everything the processor refuses: it names field, value and what is accepted.
+            ValueError: an empty list, a level where there is no calibration, and everything the processor refuses: it
+                names field, value and what is accepted.
         """
         if isinstance(inputs, list | tuple):
             if not inputs:
@@ -68,7 +70,7 @@ class ScalingForecastPipeline(Pipeline):
     def _sanitize_parameters(self, level: float | None = None) -> tuple[dict, dict, dict]:
         if level is None:
             return {}, {}, {}
-        return {}, {"level": check_level(level)}, {}
+        return {}, {"level": check_level(level, self.processor.calibrator is not None)}, {}
 
     def _checked(self, configs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """The one check of many configurations, one by one, so that a stream stays one; errors say which it is."""

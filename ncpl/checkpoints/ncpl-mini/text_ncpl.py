@@ -159,14 +159,15 @@ def parse_count(text: str) -> float | None:
 LEAST_LEVEL, MOST_LEVEL = 1e-6, 0.999
 
 
-def check_level(level: object) -> float:
+def check_level(level: object, calibrated: bool = True) -> float:
     """The coverage that an interval is asked to have, checked.
 
     Args:
         level: a number between 0 and 1, at most `MOST_LEVEL`.
+        calibrated: whether the checkpoint has intervals at all.
 
     Raises:
-        ValueError: something else.
+        ValueError: something else, or a checkpoint without intervals.
 
     >>> check_level(0.9)
     0.9
@@ -174,6 +175,8 @@ def check_level(level: object) -> float:
     number = as_number(level)
     if number is None or not LEAST_LEVEL <= number <= MOST_LEVEL:
         raise ValueError(f"level: got {short(level)}, expected a coverage between 0 and 1 (at most {MOST_LEVEL})")
+    if not calibrated:
+        raise ValueError(f"level: got {short(level)}, but this checkpoint has no calibration and so no intervals")
     return float(number)
 
 
