@@ -114,6 +114,10 @@ def curve(table: pd.DataFrame, observed: Any = None) -> Picture:
     )
 
 
+# Letters of a title's line.
+_TITLE = 44
+
+
 def comparison(difference: Any, names: tuple[str, str] = ("A", "B")) -> Picture:
     """The difference of two losses, and the probability that it is below 0.
 
@@ -134,10 +138,13 @@ def comparison(difference: Any, names: tuple[str, str] = ("A", "B")) -> Picture:
     )
 
     def draw(axes: Any, theme: Theme) -> None:
-        said = "difference (nats per token), below 0: first is better"
+        first = names[0] if len(names[0]) < 8 else "first"
+        said = f"difference (nats per token), below 0: {first} is better"
         ranges(axes, theme, [""], found, "difference", said, zero=True)
         axes.set_yticks([])
-        axes.set_title("\n".join(shortened(text, 44) for text in (f"{names[0]} less", names[1])))
+        whole = f"{names[0]} less {names[1]}"
+        lines = [whole] if len(whole) <= _TITLE else [f"{names[0]} less", names[1]]
+        axes.set_title("\n".join(shortened(text, _TITLE) for text in lines))
 
     return Picture(words, (draw,), height=2.2)
 

@@ -6,6 +6,7 @@ Layout alone; what it shows comes from `ncpl.views`.
 import os
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 # Several people ask at a time: a thread for each does more than threads that share one answer's small matrices.
@@ -89,12 +90,37 @@ def build() -> gr.Blocks:
 
 
 def _answering(tab: str) -> Callable[..., tuple[Any, str, str, str]]:
-    def answering(lab: Forecaster | None, *values: Any) -> tuple[Any, str, str, str]:
-        files, texts = values[: len(values) - len(INPUTS)], values[len(values) - len(INPUTS) :]
-        answer = views.answer(tab, lab or FORECASTER, _named(texts), *files)
-        return answer.state or lab, answer.inputs["source"], answer.html, answer.query
+    def answering(request: gr.Request, lab: Forecaster | None, *values: Any) -> tuple[Any, str, str, str]:
+        files, texts = values[: len(values) - len(INPUTS)], _named(values[len(values) - len(INPUTS) :])
+        if lab is None and tab != "runs" and not any(files):
+            answer = _asked(tab, *texts.values())
+        else:
+            answer = views.answer(tab, lab or FORECASTER, texts, *files)
+        if answer.state is not None:
+            _LEARNT[str(request.session_hash)] = answer.inputs["source"]
+            if len(_LEARNT) > 100 * SESSIONS:
+                del _LEARNT[next(iter(_LEARNT))]
+        return answer.state or lab, answer.inputs["source"], _kept(request, lab, answer), answer.query
 
     return answering
+
+
+# Examples and addresses are asked for again and again; 256 answers take 30 MiB.
+@lru_cache(maxsize=256)
+def _asked(tab: str, *texts: str) -> views.Answer:
+    """The default forecaster's answer to the page's inputs."""
+    return views.answer(tab, FORECASTER, _named(texts))
+
+
+# Session -> the source that it learnt; names alone, which outlive the session's forecaster.
+_LEARNT: dict[str, str] = {}
+
+
+def _kept(request: gr.Request, lab: Forecaster | None, answer: views.Answer) -> str:
+    """An answer, and before it what is said where its source was learnt but is no longer kept."""
+    source = answer.inputs["source"].strip().lower()
+    lost = lab is None and answer.view != "runs" and _LEARNT.get(str(request.session_hash)) == source
+    return (views.forgotten(source) if lost else "") + answer.html
 
 
 def _named(texts: Any) -> dict[str, str]:
@@ -107,7 +133,7 @@ def _opening(tabs: list[str]) -> Callable[[gr.Request], list[Any]]:
     def opening(request: gr.Request) -> list[Any]:
         tab, inputs = from_query(str(request.query_params))
         # Uploaded files are no part of an address.
-        shown = [views.answer(tab, FORECASTER, inputs).html if tab == name != "runs" else "" for name in tabs]
+        shown = [_asked(tab, *map(inputs.get, INPUTS)).html if tab == name != "runs" else "" for name in tabs]
         return [gr.Tabs(selected=tab), *(inputs[name] for name in INPUTS), *shown]
 
     return opening
@@ -144,9 +170,10 @@ def _form(made: Made) -> Callable[..., None]:
     return connect
 
 
-def _reading(lab: Forecaster | None, file: str | None, text: str, *values: str) -> list[Any]:
+def _reading(request: gr.Request, lab: Forecaster | None, file: str | None, text: str, *values: str) -> list[Any]:
     answer = views.answer("forecasts", lab or FORECASTER, _named(values), file, text)
-    return [gr.Tabs(selected="forecast"), answer.html, answer.query, *(answer.inputs[name] for name in INPUTS)]
+    html = _kept(request, lab, answer)
+    return [gr.Tabs(selected="forecast"), html, answer.query, *(answer.inputs[name] for name in INPUTS)]
 
 
 def _forecast_tab(made: Made) -> tuple[Any, Any]:

@@ -92,6 +92,20 @@ def answer(view: str, forecaster: "Forecaster", inputs: Inputs, *more: Any) -> A
         return Answer(page.html(), {**inputs, **page.inputs}, view, page.state)
 
 
+def forgotten(source: str) -> str:
+    """What a page says first where a source that its session learnt is no longer kept.
+
+    >>> "upload them again" in forgotten("mine")
+    True
+    """
+    return error_html(
+        ValueError(
+            f"what was learnt from the runs of {source} is no longer kept here, because the page rested for hours or "
+            "many others came: upload them again in Your runs; until then it counts as an unknown source"
+        )
+    )
+
+
 def preset(title: str | None) -> list[str]:
     """What to write into the form for a preset, in the order of its inputs."""
     return list(inputs_of(PRESETS[title or next(iter(PRESETS))]).values())

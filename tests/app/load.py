@@ -35,7 +35,7 @@ def ask(address: str, tab: str, seed: int) -> float:
     Raises:
         AssertionError: the answer is an error.
     """
-    inputs = from_query("")[1] | {"learning rate": f"{0.001 * (1 + seed % 40 / 10):.4f}"}
+    inputs = from_query("")[1] | {"learning rate": f"{0.001 * (1 + seed % 1000 / 250):.6f}"}
     values = [None] * FILES.get(tab, 0) + [inputs[name] for name in INPUTS]
     start = time.perf_counter()
     where = f"{address}gradio_api/call/{tab}"

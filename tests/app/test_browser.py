@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ncpl.views.inputs import from_query
+from tests.app.load import ask
 from tests.app.server import ROOT, served
 from tests.test_views import OWN_RUNS
 
@@ -154,6 +156,26 @@ def test_own_runs_are_learnt_and_downloaded(page, tmp_path):
     assert zipped.value.suggested_filename == "mine.zip"
     text = answered(page, "Forecast")
     assert "'mine' is not among" not in text
+
+
+def test_a_session_that_lost_its_runs_is_told(address, tmp_path):
+    """The app keeps the last sessions only; whose own source is gone is told to upload again."""
+    from gradio_client import Client, handle_file
+
+    file = tmp_path / "own.csv"
+    file.write_text(OWN_RUNS)
+    client = Client(address, verbose=False)
+    values = from_query("")[1]
+    learnt = client.predict([handle_file(str(file))], *values.values(), api_name="/runs")
+    assert "is learnt from" in learnt[1]
+    mine = {**values, "source": "mine"}
+    assert "upload them again" not in client.predict(*mine.values(), api_name="/forecast")[1]
+    # More sessions than the app keeps.
+    for _ in range(250):
+        ask(address, "forecast", 0)
+    lost = client.predict(*mine.values(), api_name="/forecast")[1]
+    assert "what was learnt from the runs of mine is no longer kept here" in lost
+    assert "upload them again" not in client.predict(*values.values(), api_name="/forecast")[1]
 
 
 def test_the_table_and_the_figure_are_downloaded(page):
