@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -146,7 +147,9 @@ def run(target: str, seconds: float, given: argparse.Namespace) -> dict[str, Any
     """A target's inputs and findings, as its process says them."""
     command = [sys.executable, "-m", "tests.hardening.readers", "--target", target, "--seconds", str(seconds)]
     command += ["--seed", str(given.seed), "--findings", str(given.findings)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=ROOT)
+    computed = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
     said = done.stdout + done.stderr
     runs = re.search(r"Done (\d+) runs? in (\d+) second", said)
     reached = re.findall(r"cov: (\d+)", said)
@@ -157,7 +160,13 @@ def run(target: str, seconds: float, given: argparse.Namespace) -> dict[str, Any
     found = [line for line in said.splitlines() if line.startswith("FOUND ")]
     print("\n".join(found))
     branches = {"reached_by_seeds": int(reached[0]), "reached": int(reached[-1])}
-    return {"inputs": int(runs[1]), "seconds": int(runs[2]), "findings": len(found), **branches}
+    return {
+        "inputs": int(runs[1]),
+        "seconds": int(runs[2]),
+        "cpu_seconds": computed,
+        "findings": len(found),
+        **branches,
+    }
 
 
 def main() -> None:
@@ -176,7 +185,10 @@ def main() -> None:
     for target, share in shares.items():
         found[target] = run(target, given.seconds * share, given)
         print(target, found[target], flush=True)
-    total = {key: sum(counts.get(key, 0) for counts in found.values()) for key in ("inputs", "findings", "seconds")}
+    total = {
+        key: sum(counts.get(key, 0) for counts in found.values())
+        for key in ("inputs", "findings", "seconds", "cpu_seconds")
+    }
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
     results["readers"] = {**total, "by_reader": found, "seeds": [given.seed], **provenance()}
     write_json(given.output, results)
