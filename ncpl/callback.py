@@ -13,6 +13,7 @@ from fields_ncpl import max_step
 from ncpl.configs import one_config
 from ncpl.curves import read_log, spoken
 from ncpl.errors import short
+from text_ncpl import as_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Share of the time since the run began that forecasts may take.
 _SHARE = 0.005
+DAY = 86_400
+"""Seconds."""
 
 
 def forecast_final(
@@ -53,7 +56,7 @@ def forecast_final(
 
 
 def follow(
-    log: Path,
+    log: str | Path,
     config: Mapping[str, Any],
     forecaster: "Forecaster",
     level: float = 0.9,
@@ -68,11 +71,17 @@ def follow(
         forecaster: forecasts.
         level: coverage of the interval.
         window: steps that each loss is the mean of.
-        every: seconds between two looks at the log; None looks once.
+        every: seconds between two looks at the log, at most a day; None looks once.
 
     Yields:
         `step`, then what `forecast_final` gives.
+
+    Raises:
+        ValueError: `every` is no such time, or what `read_log` and `Forecaster.curve` refuse.
     """
+    forecaster, pause = _checked(forecaster), None if every is None else as_number(every)
+    if every is not None and (pause is None or not 0 < pause <= DAY):
+        raise ValueError(f"every: got {short(every)}, expected seconds above 0 and at most {DAY}, or none to look once")
     told, end = 0, math.inf
     while True:
         seen = read_log(log)
@@ -81,9 +90,9 @@ def follow(
             table = forecaster.curve(config, 1, seen, level, window)
             end = float(table["step"].iloc[-1])
             yield {"step": step, **_final(table)}
-        if every is None or (told and seen["step"][-1] >= end):
+        if pause is None or (told and seen["step"][-1] >= end):
             return
-        time.sleep(every)
+        time.sleep(pause)
 
 
 def _final(table: "pd.DataFrame") -> dict[str, Any]:

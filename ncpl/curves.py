@@ -17,10 +17,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from curves_ncpl import CurveLaw, RunShape
-from ncpl.errors import short
+from ncpl.errors import as_path, one_line, short
+from ncpl.files import read_growing
 from observed_ncpl import Curve, Observed, forecast
 from schedules_ncpl import Schedule
-from text_ncpl import as_number, listed
+from text_ncpl import as_number, listed, read_number
 from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
@@ -323,63 +324,34 @@ _LOSS_NAMES = (
 )
 
 
-def read_log(path: Path) -> dict[str, list[float]]:
+def read_log(path: str | Path) -> dict[str, list[float]]:
     """Steps and losses of a log (CSV, TSV or JSON lines) that may still be written: a last line without end is left.
 
     Raises:
-        ValueError: no such file, or none of its columns is a step or a loss; says which there are.
+        ValueError: a file that cannot be read, none of its columns is a step or a loss (says which there are), or one
+            of them holds something else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
-    whole = text[: text.rfind("\n") + 1] if "\n" in text else text
-    rows = _rows(path, whole)
+    path = as_path(path, "log", "the path of a log: CSV, TSV or JSON lines")
+    rows = read_growing(path)
     names = {str(name).strip().lower(): name for row in rows for name in row}
-    step = next((names[name] for name in _STEP_NAMES if name in names), None)
-    loss = next((names[name] for name in _LOSS_NAMES if name in names), None)
-    if step is None or loss is None:
-        missing = "step" if step is None else "loss"
-        raise ValueError(
-            f"{path}: no column is a {missing}; expected step and loss, found {', '.join(names) or 'none'}"
-        )
-    pairs = [(row[step], row[loss]) for row in rows if _number(row.get(step)) and _filled(row.get(loss))]
-    return {"step": [float(a) for a, _ in pairs], "loss": [_loss(b) for _, b in pairs]}
+    found = {}
+    for what, known in {"step": _STEP_NAMES, "loss": _LOSS_NAMES}.items():
+        column = next((names[name] for name in known if name in names), None)
+        if column is None:
+            held = one_line(", ".join(names) or "none", 120)
+            raise ValueError(f"{one_line(path, 80)}: no column is a {what}; expected step and loss, found {held}")
+        found[what] = column
+    pairs = [[_logged(path, what, row.get(column)) for what, column in found.items()] for row in rows]
+    # Rows of other things, such as evaluations, lack one of them; a step is finite, a loss need not be.
+    points = [(step, loss) for step, loss in pairs if step is not None and loss is not None and math.isfinite(step)]
+    return {"step": [step for step, _ in points], "loss": [loss for _, loss in points]}
 
 
-def _rows(path: Path, text: str) -> list[dict[str, Any]]:
-    import csv
-
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-        rows = []
-        for i, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{path}: line {i} is not JSON, expected an object a line") from None
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows
-    first = text.split("\n", 1)[0]
-    delimiter = max(",\t;", key=first.count)
-    return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
-
-
-def _number(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
-def _filled(value: Any) -> bool:
-    return value is not None and str(value).strip() != ""
-
-
-def _loss(value: Any) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan
+def _logged(path: Path, what: str, value: Any) -> float | None:
+    """A logged number, NaN and infinities included; None where there is none."""
+    if value is None or value == "":
+        return None
+    number = read_number(value) if isinstance(value, str) else as_number(value)
+    if number is None:
+        raise ValueError(f"{one_line(path, 120)}: {what}: got {short(value)}, expected a number")
+    return float(number)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from fields_ncpl import FIELDS
 from ncpl.allocations import VALLEY
+from ncpl.errors import as_path, one_line, short
 
 # Okabe and Ito's colours, which every eye tells apart and both papers carry.
 BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
@@ -89,14 +90,14 @@ class Picture:
         Raises:
             ValueError: matplotlib is not installed, the suffix is not known, or the file cannot be written.
         """
-        path = Path(path)
+        path = as_path(path, "path", "a file to write")
         check_suffix(path)
         kind = path.suffix[1:].lower()
         content = self.page().encode() if kind == "html" else self._bytes("light", kind)
         try:
             path.write_bytes(content)
         except OSError as error:
-            raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+            raise ValueError(f"{one_line(path, 150)}: cannot be written ({error.strerror})") from None
 
     def svg(self) -> str:
         """SVG for a page, in the page's text colour and its `--ncpl-main`, one panel below the other."""
@@ -173,7 +174,7 @@ def check_suffix(path: Path) -> None:
         ValueError: says which kinds there are.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: got suffix {path.suffix!r}, accepted: {', '.join(SUFFIXES)}")
+        raise ValueError(f"{one_line(path, 150)}: got suffix {short(path.suffix, 40)}, accepted: {', '.join(SUFFIXES)}")
 
 
 def label(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from text_ncpl import one_line, short
 
-__all__ = ["CheckpointError", "HubError", "as_path", "one_line", "short"]
+__all__ = ["CheckpointError", "HubError", "as_path", "new_folder", "one_line", "short"]
 
 
 class CheckpointError(OSError, ValueError):
@@ -33,6 +33,29 @@ def as_path(given: object, name: str, accepted: str) -> Path:
     if not isinstance(given, str | os.PathLike) or not str(given).strip():
         raise ValueError(f"{name}: got {short(given)} ({type(given).__name__}), expected {accepted}")
     return Path(given)
+
+
+def new_folder(given: object, name: str) -> Path:
+    """The path of a folder that is to be written, absent or empty.
+
+    Args:
+        given: text or a path.
+        name: what it is the path of.
+
+    Raises:
+        ValueError: something else, or a folder that holds something.
+
+    >>> new_folder("no-such-folder", "out").name
+    'no-such-folder'
+    """
+    path = as_path(given, name, "the path of a folder, absent or empty")
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise ValueError(f"{name}: {one_line(path, 120)}: cannot be written ({error.strerror})") from None
+    if taken:
+        raise ValueError(f"{one_line(path, 120)}: holds something already, expected a folder that is absent or empty")
+    return path
 
 
 class TrainingError(ValueError):

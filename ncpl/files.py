@@ -156,6 +156,21 @@ def read_cells(path: str | Path, count: int) -> tuple[list[str], Callable[[str],
     return header, functools.partial(_cell, mark=mark), columns()
 
 
+def read_growing(path: str | Path) -> list[Row]:
+    """`read_rows` of a log that may still be written, JSON lines or a table: a last line without an end is left out.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    lines = list(read_lines(path))
+    if len(lines) > 1 and not lines[-1].endswith("\n"):
+        lines.pop()
+    stream = io.StringIO("".join(lines), newline="")
+    first = next((line for line in lines if line.strip()), "")
+    with _faults(path):
+        return list((_jsonl if first.lstrip().startswith(("{", "[")) else _csv)(stream))
+
+
 def read_lines(path: str | Path) -> Iterator[str]:
     """The lines of a text file of any size.
 

@@ -384,6 +384,9 @@ def test_logs_of_several_kinds(tmp_path):
     (tmp_path / "c.csv").write_text("time,value\n1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no column is a step; expected step and loss, found time, value"):
         read_log(tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_text("step,loss\n1,4.5\n2,low\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"d\.csv: loss: got 'low', expected a number"):
+        read_log(tmp_path / "d.csv")
 
 
 def test_commands(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from ncpl import Forecaster
 from ncpl.configs import read_configs
 from ncpl.hub.embed import CHECKPOINTS
+from ncpl.hub.push import push
 from tests.hardening import arguments as values
 from tests.hardening.arguments import Matrix
 from tests.hardening.doors import COMPUTES, Counts, Doors, knock
@@ -49,7 +50,7 @@ VALUES = (
     *("series", "frame of equal columns", "'model size': Decimal('sNaN')", "'lr points': array([[1., 0.], [0., 1.]])"),
 )
 # Searches and what loads a model each time are left to the command.
-SLOW = ("plan", "optimize", "benchmarks", "NSP load", "NSP config")
+SLOW = ("plan", "optimize", "benchmarks", "NSP load", "NSP config", "convert", "merge", "push", "report")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,14 @@ def test_every_argument_with_every_kind_of_value(matrix, tmp_path, monkeypatch):
         ("plan", "unique_tokens", "5e-324", "unique_tokens: got 4.94066e-324, expected a number of tokens, at least 1"),
         ("plan to_dict", "curves", "NA", "curves: got <NA>, expected true or false"),
         ("plan", "base", "tensor 1-d", "base: got tensor([1., 1.])"),
+        ("push", "tag", "3", "tag: got 3, expected text"),
+        ("push", "private", "'x'", "private: got 'x', expected true or false"),
+        ("push", "folder", "None", "folder: got None (NoneType), expected the path of a checkpoint's folder"),
+        ("push", "base_model", "3", "base_model: got 3, expected owner/name (text)"),
+        ("merge", "adapter", "None", "adapter: got None (NoneType), expected the folder of an adapter"),
+        ("convert", "curves", "NA", "curves: got <NA>, expected true or false"),
+        ("follow", "every", "-1", "every: got -1, expected seconds above 0 and at most 86400"),
+        ("read_log", "path", "'/dev/zero'", "/dev/zero: is a pipe or a device"),
         ("optimize", "within", "'x'", "within: got 'x', expected nats"),
     ],
 )
@@ -97,6 +106,19 @@ def test_a_wrong_argument_is_named(matrix, name, argument, value, message):
     door, good, _ = matrix.calls[name]
     with pytest.raises(ValueError, match="|".join(map(re.escape, message.split("|")))):
         door(**{**good, argument: values.VALUES[value]()})
+
+
+def test_a_pushs_options_are_its_own():
+    """A misspelt `private` would make a repository that everybody reads."""
+    with pytest.raises(ValueError, match="privat: no option of a push; did you mean 'private'"):
+        push(CHECKPOINTS / "ncpl-mini", "me/x", dry_run=True, **{"privat": True})  # type: ignore[arg-type]
+
+
+def test_a_merge_overwrites_nothing(matrix, tmp_path):
+    (tmp_path / "kept").write_text("")
+    door, good, _ = matrix.calls["merge"]
+    with pytest.raises(ValueError, match="holds something already, expected a folder that is absent or empty"):
+        door(**good, out=tmp_path)
 
 
 def test_another_models_weights_are_not_read_as_nsps(matrix):

@@ -6,6 +6,7 @@ A checkpoint's result files lie beside it: `training_record.json` (written by tr
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -20,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fields_ncpl import SOURCES
-from ncpl.errors import CheckpointError
+from ncpl.errors import CheckpointError, as_path, one_line, short
 from ncpl.evaluation import PREDICTORS
 from ncpl.hub.bundle import compatibility
 from ncpl.hub.files import figures, model_in, read_json
@@ -87,13 +88,15 @@ def checkpoint_card(
         CheckpointError: a file is missing or not readable.
         ValueError: not a repo id.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder", "the path of a checkpoint's folder")
     check_repo_id(repo_id)
+    if base_model is not None:
+        check_repo_id(base_model, "base_model")
     files = {name: _read(folder, name) for name in ("adapter_config.json", "config.json", *RESULT_FILES)}
     adapter, config, record = files["adapter_config.json"], files["config.json"], files[RECORD]
     if not adapter and not config:
         raise CheckpointError(
-            f"{folder}: no config.json and no adapter_config.json, expected a checkpoint or an adapter"
+            f"{one_line(folder, 150)}: no config.json and no adapter_config.json, expected a checkpoint or an adapter"
         )
     if not adapter and model_in(folder, config) == "nsp":
         return _nsp_card(files[NSP_RECORD], repo_id)
@@ -286,7 +289,7 @@ def _loss(value: float | None) -> str:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file that goes into a card, {} where there is none; its text holds nothing that a page would execute."""
-    return clean(read_json(folder, name)) if (folder / name).exists() else {}
+    return clean(read_json(folder, name)) if os.path.exists(folder / name) else {}  # noqa: PTH110 - never raises
 
 
 def clean(value: Any) -> Any:
@@ -304,12 +307,16 @@ def clean(value: Any) -> Any:
     return [clean(item) for item in value] if isinstance(value, list) else value
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raises ValueError where a text is no repo id."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo: got {repo_id!r}, expected owner/name ({' '.join(str(error).split())})"[:300]) from None
+def check_repo_id(repo_id: object, name: str = "repo") -> None:
+    """Raises ValueError where something is no repo id; `name` is the argument's."""
+    why = "text"
+    if isinstance(repo_id, str):
+        try:
+            validate_repo_id(repo_id)
+            return
+        except HFValidationError as error:
+            why = str(error)
+    raise ValueError(one_line(f"{name}: got {short(repo_id)}, expected owner/name ({why})"))
 
 
 def _backbone_repo(record: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoTokenizer
 from configuration_ncpl import NCPLConfig
 from fields_ncpl import REQUIRED
 from modeling_ncpl import PUBLISHED_PREFIXES, NCPLForecaster, from_published
-from ncpl.errors import CheckpointError
+from ncpl.checkpoint import errors
+from ncpl.errors import CheckpointError, as_path, new_folder, short
 from processing_ncpl import NCPLProcessor
 
 WEIGHTS = "pytorch_model.bin"
@@ -55,12 +56,13 @@ def convert(
             unexpected keys and the shapes that differ.
         ValueError: `out` holds something.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: holds something already, expected a folder that is absent or empty")
+    out, named = new_folder(out, "out"), as_path(backbone, "backbone", "a folder or a repo id of a language model")
+    if not isinstance(curves, bool):
+        raise ValueError(f"curves: got {short(curves)}, expected true or false")
     state = read_published(_weights_file(published, revision))
-    config = NCPLConfig(text_config=AutoConfig.from_pretrained(backbone), curves=curves)
-    processor = NCPLProcessor(AutoTokenizer.from_pretrained(backbone))
+    with errors(str(named)):
+        config = NCPLConfig(text_config=AutoConfig.from_pretrained(named), curves=curves)
+        processor = NCPLProcessor(AutoTokenizer.from_pretrained(named))
     with torch.device("meta"):
         model = NCPLForecaster(config)
     _check_fit(state, model.state_dict())
@@ -133,7 +135,9 @@ def verify(folder: str | Path, published: Mapping[str, Tensor]) -> None:
 
 
 def _weights_file(published: str | Path, revision: str | None) -> Path:
-    path = Path(published)
+    path = as_path(published, "published", f"a folder with {WEIGHTS}, the file, or a repo id")
+    if not isinstance(revision, str | None):
+        raise ValueError(f"revision: got {short(revision)}, expected a branch, a tag or a commit of {path}")
     if path.is_file():
         return path
     if path.is_dir():

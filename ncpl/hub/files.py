@@ -1,6 +1,7 @@
 """What a push sends: a checkpoint's or an adapter's accepted files with the installed package's code, or the Space."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -49,8 +50,9 @@ def checkpoint_files(folder: Path, base_model: str | None = None) -> dict[str, P
     Raises:
         CheckpointError: the folder does not hold a whole checkpoint, or the installed code cannot read it.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+    # `Path.is_dir` raises where a name is longer than a file's may be.
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise CheckpointError(f"{one_line(folder, 150)}: no such folder")
     files = folder_files(folder)
     adapter = "adapter_config.json" in files
     model = model_in(folder, read_json(folder, "config.json")) if "config.json" in files and not adapter else None

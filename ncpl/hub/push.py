@@ -21,10 +21,11 @@ from huggingface_hub.utils.sha import git_hash
 
 from embedded_ncpl import EMBEDDED
 from ncpl.download import HUB_ERRORS, PASSING, bounded, explain
-from ncpl.errors import CheckpointError, HubError
+from ncpl.errors import CheckpointError, HubError, as_path, one_line, short
 from ncpl.hub.bundle import CODE, bundle_files, model_of, renewed, requirements
 from ncpl.hub.files import STALE, Files, check_tensors, checkpoint_files, space_files
 from ncpl.hub.secrets import check_secrets
+from text_ncpl import did_you_mean
 
 ATTEMPTS = 4
 """Of a whole push, after the client's own retries of single requests."""
@@ -72,6 +73,28 @@ class PushOptions(TypedDict, total=False):
     token: str | None
 
 
+_OPTIONS: dict[str, type] = {"private": bool, "create_pr": bool, "dry_run": bool}
+"""Options that are no text."""
+
+
+def _checked(options: PushOptions, message: str = "") -> PushOptions:
+    """The options of a push, with its own message where none is given.
+
+    Raises:
+        ValueError: an option that is none, or a value of another type.
+    """
+    for name, value in options.items():
+        if name not in PushOptions.__annotations__:
+            known = PushOptions.__annotations__
+            raise ValueError(
+                f"{one_line(name, 60)}: no option of a push{did_you_mean(name, known)} ({', '.join(known)})"
+            )
+        kind = _OPTIONS.get(name, str)
+        if not isinstance(value, kind | None):
+            raise ValueError(f"{name}: got {short(value)}, expected {'true or false' if kind is bool else 'text'}")
+    return {**options, "message": options.get("message") or message or "Push"}
+
+
 def push(folder: str | Path, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]) -> Pushed:
     """Pushes a checkpoint or an adapter: weights, configuration, processor, code, card, training record and figures.
 
@@ -92,10 +115,12 @@ def push(folder: str | Path, repo_id: str, *, base_model: str | None = None, **o
 
     try:
         check_repo_id(repo_id)
+        if base_model is not None:
+            check_repo_id(base_model, "base_model")
     except ValueError as error:
         raise HubError(str(error)) from None
-    folder = Path(folder)
-    options["message"] = options.get("message") or f"Push {folder.resolve().name}"
+    folder = as_path(folder, "folder", "the path of a checkpoint's folder")
+    options = _checked(options, f"Push {folder.resolve().name}")
     files = checkpoint_files(folder, base_model)
     if "README.md" not in files or b"[More Information Needed]" in (folder / "README.md").read_bytes():
         from ncpl.hub.cards import checkpoint_card, widget_examples
@@ -125,7 +150,7 @@ def push_code(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
         CheckpointError: the repository holds no model of ours.
         HubError: the Hub could not be reached, refused, or has changed meanwhile.
     """
-    options["message"] = options.get("message") or "Renew the code"
+    options = _checked(options, "Renew the code")
 
     def content(name: str) -> str | None:
         try:
@@ -179,6 +204,7 @@ def push_dataset(
     from datasets_scripts.runs import data_hash, export_parquet
     from ncpl.hub.cards import dataset_card
 
+    options = _checked(options, f"Push the {source} runs")
     with tempfile.TemporaryDirectory() as scratch:
         folder = export_parquet(source, Path(scratch) / source, data_dir)
         configs = DatasetCard.load(folder / "README.md").data.to_dict()["configs"]
@@ -190,7 +216,6 @@ def push_dataset(
             for entry in configs[0]["data_files"]
         }
         files["README.md"] = dataset_card(source, repo_id, configs, runs, data_hash(source, data_dir)).encode()
-        options["message"] = options.get("message") or f"Push the {source} runs"
         return push_files(files, repo_id, repo_type="dataset", **options)
 
 
@@ -205,7 +230,7 @@ def push_space(repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
         HubError: the Hub could not be reached, or refused.
         ValueError: the package was installed without its Space, which a clone of the repository has.
     """
-    options["message"] = options.get("message") or "Push the Space"
+    options = _checked(options, "Push the Space")
     return push_files(space_files(), repo_id, repo_type="space", **options)
 
 
@@ -230,6 +255,7 @@ def push_files(
         HubError: the Hub could not be reached, refused, or has changed meanwhile.
         ValueError: a file holds an access token, or the card's metadata are refused.
     """
+    options = _checked(options)
     check_secrets(files, options.get("token"))
     check_tensors(files)
     if options.get("dry_run"):
@@ -316,7 +342,7 @@ class _Push:
 
     @property
     def _message(self) -> str:
-        return self.options.get("message") or "Push"
+        return str(self.options["message"])
 
     @property
     def _name(self) -> str:

@@ -151,7 +151,7 @@ def write_runs(runs: pd.DataFrame, path: str | Path) -> None:
     Raises:
         ValueError: another ending, or the file cannot be written.
     """
-    path = Path(path)
+    path = as_path(path, "path", "a file to write")
     kind = path.suffix.lower()
     if kind == ".csv":
         table = runs.apply(lambda column: column.map(no_formula) if column.dtype == object else column)

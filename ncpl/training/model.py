@@ -1,6 +1,7 @@
 """The model before training, and low-rank adapters on a trained one."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 
 from configuration_ncpl import NCPLConfig
 from modeling_ncpl import NCPLForecaster
+from ncpl.errors import as_path, new_folder, one_line
 from ncpl.recipe import Lora, ModelBlock
 from ncpl.training.backbone import scratch_config, train_tokenizer
 from ncpl.training.data import LoggedRun
@@ -107,9 +109,12 @@ def load_adapter(adapter: str | Path) -> PeftModel:
     Raises:
         ValueError: the folder holds no adapter.
     """
-    settings = Path(adapter) / "adapter_config.json"
-    if not settings.exists():
-        raise ValueError(f"adapter: {adapter} holds no adapter_config.json, expected a folder that training wrote")
+    adapter = as_path(adapter, "adapter", "the folder of an adapter")
+    settings = adapter / "adapter_config.json"
+    # `Path.exists` raises where a name is longer than a file's may be.
+    if not os.path.exists(settings):  # noqa: PTH110
+        held = f"{one_line(adapter, 120)} holds no adapter_config.json"
+        raise ValueError(f"adapter: {held}, expected a folder that training wrote")
     base = json.loads(settings.read_text())["base_model_name_or_path"]
     model = NCPLForecaster.from_pretrained(base, dtype=torch.float32)
     with _old_names_of_peft():
@@ -121,11 +126,12 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> NCPLForecaster:
 
     Args:
         adapter: folder of an adapter that training wrote.
-        output: folder for the merged forecaster.
+        output: folder for the merged forecaster, absent or empty.
 
     Raises:
-        ValueError: the folder holds no adapter.
+        ValueError: the folder holds no adapter, or the other one holds something.
     """
+    output = new_folder(output, "out")
     merged = load_adapter(adapter).merge_and_unload()
     merged.save_pretrained(output)
     NCPLProcessor.from_pretrained(adapter).save_pretrained(output)

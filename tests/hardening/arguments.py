@@ -30,12 +30,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pandas as pd
 import torch
+from transformers import Qwen3Config
 
-from ncpl import ForecastCallback, Forecaster, NSPEnsemble, NSPModel, import_runs
-from ncpl.callback import forecast_final
+from fields_ncpl import check_config
+from ncpl import ForecastCallback, Forecaster, NCPLForecaster, NCPLProcessor, NSPEnsemble, NSPModel, import_runs
+from ncpl.callback import follow, forecast_final
+from ncpl.curves import read_log
+from ncpl.hub.cards import checkpoint_card
+from ncpl.hub.convert import convert
+from ncpl.hub.push import push
+from ncpl.logs.importer import write_runs
 from ncpl.nsp.benchmarks import load_predictor
+from ncpl.recipe import Lora
+from ncpl.training.backbone import scratch_config, train_tokenizer
+from ncpl.training.model import add_adapters, merge_adapter
+from ncpl.views.report import report
 from pipeline_ncpl import ScalingForecastPipeline
-from tests.checkpoints import ADAMW, save_tiny
+from tests.checkpoints import ADAMW, CONFIGS, published_weights, save_tiny
 from tests.hardening.doors import Counts, call
 from tests.hardening.inputs import Unprintable
 from text_ncpl import short
@@ -347,6 +358,51 @@ def of_scores() -> dict[str, Call]:
     }
 
 
+def adapter(folder: Path) -> Path:
+    """An adapter over the tiny checkpoint, as training writes it."""
+    model = NCPLForecaster.from_pretrained(folder / "tiny")
+    add_adapters(model, Lora(r=2, target_modules=["q_proj"])).save_pretrained(folder / "adapter")
+    NCPLProcessor.from_pretrained(folder / "tiny").save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def published(folder: Path) -> dict[str, Any]:
+    """A checkpoint in the published layout, and the folder of its backbone."""
+    (folder / "published").mkdir()
+    torch.save(published_weights(), folder / "published" / "pytorch_model.bin")
+    train_tokenizer(CONFIGS, prompt_version=1, vocab_size=400).save_pretrained(folder / "backbone")
+    Qwen3Config(**scratch_config(400, 32, 2, 2)).save_pretrained(folder / "backbone")
+    return {"published": folder / "published", "backbone": folder / "backbone"}
+
+
+def of_files(folder: Path, forecaster: Forecaster) -> dict[str, Call]:
+    """Name -> call, of what is written, converted, sent or followed. Nothing is sent: pushes are dry runs."""
+    log = folder / "log.csv"
+    log.write_text("step,loss\n400,4.5\n500,4.4\n")
+    checked = check_config(ADAMW)
+    followed = {"log": log, "config": ADAMW, "forecaster": forecaster, "level": 0.9, "window": 1.0, "every": None}
+    fresh = (folder / "fresh" / str(i) for i in itertools.count())
+    options = ("private", "revision", "create_pr", "tag", "message", "token")
+
+    def merged(adapter: Any, out: Any = None) -> Any:
+        return merge_adapter(adapter, next(fresh) if out is None else out)
+
+    def converted(out: Any = None, **given: Any) -> Any:
+        return convert(out=next(fresh) if out is None else out, **given)
+
+    return {
+        "push": (push, {"folder": folder / "tiny", "repo_id": "me/x", "dry_run": True}, ("base_model", *options)),
+        "merge": (merged, {"adapter": adapter(folder)}, ("out",)),
+        "convert": (converted, published(folder), ("out", "revision", "curves")),
+        "follow": (lambda **given: next(follow(**given), None), followed, ()),
+        "read_log": (read_log, {"path": log}, ()),
+        "report": (report, {"forecaster": forecaster, "config": checked, "gpu": "h100", "gpus": 64, "level": 0.9}, ()),
+        "picture": (forecaster.curve(ADAMW, 3).plot().save, {"path": folder / "curve.svg"}, ()),
+        "write_runs": (partial(write_runs, import_runs(folder / "runs.csv")), {"path": folder / "written.csv"}, ()),
+        "checkpoint_card": (checkpoint_card, {"folder": folder / "tiny", "repo_id": "me/x"}, ("base_model",)),
+    }
+
+
 class Matrix:
     """Calls that are right, and which of their arguments are tried."""
 
@@ -356,6 +412,7 @@ class Matrix:
             **forecasts(folder, forecaster, forecaster.adapt(RUNS, source="mine")),
             **of_runs(folder, forecaster),
             **of_networks(folder),
+            **of_files(folder, forecaster),
             **of_scores(),
             **searches(forecaster),
         }
