@@ -2,8 +2,8 @@
 
     python -m tests.app.load [--users 50] [--requests 1000]
 
-Each user asks one question after the other over HTTP, as the page does, of the tabs in turn; to the app every question
-is a session of its own, which takes the most memory. First paint is Chromium's own `first-contentful-paint`, where
+Each user asks one question after the other over HTTP, as the page does, of the tabs in turn, no question twice; then
+all ask what a new page asks. To the app every question is a session of its own, which takes the most memory. First paint is Chromium's own `first-contentful-paint`, where
 playwright and a chromium are installed.
 """
 
@@ -56,8 +56,8 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def load(address: str, pid: int, users: int, requests: int) -> dict[str, Any]:
-    """All requests by so many users at once."""
+def load(address: str, pid: int, users: int, requests: int, *, alike: bool = False) -> dict[str, Any]:
+    """All requests by so many users at once, each a question of its own, or all `alike` in each tab."""
     left, taken, errors, memory = iter(range(requests)), [], [], {}
     lock = threading.Lock()
 
@@ -68,7 +68,7 @@ def load(address: str, pid: int, users: int, requests: int) -> dict[str, Any]:
             if number is None:
                 return
             try:
-                seconds = ask(address, TABS[number % len(TABS)], number)
+                seconds = ask(address, TABS[number % len(TABS)], 0 if alike else number)
             except Exception as error:
                 with lock:
                     errors.append(f"{TABS[number % len(TABS)]}: {error}"[:200])
@@ -140,10 +140,15 @@ def main() -> None:
             "alone_s": alone,
             "browser": first_paint(server.address),
             "load": load(server.address, server.pid, arguments.users, arguments.requests),
+            "load_alike": load(server.address, server.pid, arguments.users, arguments.requests, alike=True),
             "load_average_after": os.getloadavg(),
         }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({name: result[name] for name in ("load_average", "alone_s", "browser", "load")}, indent=1))
+    print(
+        json.dumps(
+            {name: result[name] for name in ("load_average", "alone_s", "browser", "load", "load_alike")}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":
