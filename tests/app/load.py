@@ -3,8 +3,8 @@
     python -m tests.app.load [--users 50] [--requests 1000]
 
 Each user asks one question after the other over HTTP, as the page does, of the tabs in turn, no question twice; then
-all ask what a new page asks. To the app every question is a session of its own, which takes the most memory. First paint is
-Chromium's own `first-contentful-paint`, where playwright and a chromium are installed.
+all ask what a new page asks. To the app every question is a session of its own, which takes the most memory.
+First paint is Chromium's own `first-contentful-paint`, where playwright and a chromium are installed.
 """
 
 import argparse
