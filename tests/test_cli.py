@@ -86,16 +86,24 @@ def test_help_waits_for_nothing_heavy():
 
 
 def test_forecasts_of_the_law_alone_import_no_torch():
-    """From the shell and from Python: forecast, sweep, optimum, curve and comparison."""
+    """From the shell and from Python: forecast, comparison, curve, sweep, optimum, plan and costs."""
     code = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import ncpl_cli
-sys.argv = ["ncpl", "predict", "examples/marin-1b.yaml", "--json"]
-try:
-    ncpl_cli.main()
-except SystemExit as end:
-    assert not end.code
+for words in (
+    ["predict", "examples/marin-1b.yaml", "--json"],
+    ["curve", "examples/marin-1b.yaml", "--points", "5"],
+    ["sweep", "examples/marin-1b.yaml", "lr=1e-3,2e-3"],
+    ["optimize", "examples/marin-1b.yaml", "lr=1e-3:2e-3"],
+    ["plan", "--target-loss", "2.5"],
+    ["cost", "examples/marin-1b.yaml"],
+):
+    sys.argv = ["ncpl", *words]
+    try:
+        ncpl_cli.main()
+    except SystemExit as end:
+        assert not end.code, words
 from ncpl import Forecaster
 forecaster = Forecaster.from_pretrained()
 config = {"source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3}

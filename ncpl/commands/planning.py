@@ -110,8 +110,6 @@ def plan(
     from ncpl.configs import read_configs
 
     check_picture(save)
-    quiet_loading(None)
-
     rows = read_configs(configs)[0] if configs else [{}]
     if len(rows) > 1:
         raise ValueError(f"configurations: got {len(rows)}, expected one")
@@ -124,7 +122,10 @@ def plan(
     found = load(model).plan(base=rows[0], level=level, **options)
     if save is not None:
         found.plot().save(save)
-    along = found.scores(like, level) if scores or like is not None else None
+    along = None
+    if scores or like is not None:
+        quiet_loading(None)
+        along = found.scores(like, level)
     if as_json:
         print_json(found.to_dict(curves=True) | ({} if along is None else {"scores": records(along)}))
         return
