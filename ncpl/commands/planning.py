@@ -122,10 +122,9 @@ def plan(
     found = load(model).plan(base=rows[0], level=level, **options)
     if save is not None:
         found.plot().save(save)
-    along = None
     if scores or like is not None:
         quiet_loading(None)
-        along = found.scores(like, level)
+    along = found.scores(like, level) if scores or like is not None else None
     if as_json:
         print_json(found.to_dict(curves=True) | ({} if along is None else {"scores": records(along)}))
         return
