@@ -11,8 +11,9 @@ from transformers import TrainerCallback
 
 from fields_ncpl import max_step
 from ncpl.configs import one_config
-from ncpl.curves import read_log, spoken
+from ncpl.curves import spoken
 from ncpl.errors import short
+from ncpl.run_log import read_log
 from text_ncpl import as_number
 
 if TYPE_CHECKING:
@@ -66,31 +67,34 @@ def follow(
     """Forecasts of a run's final loss whenever its log has grown, until the run's end.
 
     Args:
-        log: CSV, TSV or JSON lines with steps and losses.
+        log: as `ncpl.run_log.read_log` reads it.
         config: of the run.
         forecaster: forecasts.
         level: coverage of the interval.
         window: steps that each loss is the mean of.
         every: seconds between two looks at the log, at most a day; None looks once.
 
-    Yields:
-        `step`, then what `forecast_final` gives.
-
     Raises:
-        ValueError: `every` is no such time, or what `read_log` and `Forecaster.curve` refuse.
+        ValueError: `every` is no such time, what `read_log` and `Forecaster.curve` refuse, or a log without a loss that
+            is looked at once.
+
+    Yields:
+        `step`, then what `forecast_final` gives, then `notes` on the configuration and on what was left out of the log.
     """
     forecaster, pause = _checked(forecaster), None if every is None else as_number(every)
     if every is not None and (pause is None or not 0 < pause <= DAY):
         raise ValueError(f"every: got {short(every)}, expected seconds above 0 and at most {DAY}, or none to look once")
-    told, end = 0, math.inf
+    told, step, end = 0, 0.0, math.inf
     while True:
         seen = read_log(log)
-        if len(seen["step"]) > told:
-            told, step = len(seen["step"]), seen["step"][-1]
+        if len(seen["loss"]) > told:
+            told = len(seen["loss"])
             table = forecaster.curve(config, 1, seen, level, window)
-            end = float(table["step"].iloc[-1])
-            yield {"step": step, **_final(table)}
-        if pause is None or (told and seen["step"][-1] >= end):
+            step, end = table.attrs["seen"], float(table["step"].iloc[-1])
+            yield {"step": step, **_final(table), "notes": table.attrs["notes"]}
+        if pause is None and not told:
+            raise ValueError(f"{log}: holds no loss yet, expected at least one")
+        if pause is None or step >= end:
             return
         time.sleep(pause)
 
@@ -140,7 +144,7 @@ class ForecastCallback(TrainerCallback):
         self._told: tuple[str, bool] = ("on course", False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Checks that the run is the configuration's.
+        """Checks that the run is the configuration's, and takes what was logged before it was resumed.
 
         Raises:
             ValueError: the Trainer runs longer than the configuration says.
@@ -151,6 +155,8 @@ class ForecastCallback(TrainerCallback):
                 f"max step: the configuration ends at {total}, but the Trainer runs {state.max_steps} steps"
             )
         self._began = time.perf_counter()
+        logged = [row for row in state.log_history if "loss" in row and "step" in row]
+        self.steps, self.losses = [int(row["step"]) for row in logged], [float(row["loss"]) for row in logged]
         if state.is_world_process_zero:
             self._line = tqdm(total=0, position=1, bar_format="{desc}", disable=None, leave=False)
             self._show({str(name): value for name, value in self.before.items()}, None)
@@ -163,7 +169,9 @@ class ForecastCallback(TrainerCallback):
         self.steps.append(int(state.global_step))
         self.losses.append(float(logs["loss"]))
         if self._spent <= _SHARE * (started - self._began):
-            window = self.steps[-1] - self.steps[-2] if len(self.steps) > 1 else self.steps[-1]
+            window = (
+                self.steps[-1] - self.steps[-2] if len(self.steps) > 1 else min(self.steps[-1], state.logging_steps)
+            )
             self.latest = forecast_final(
                 self.config, self.steps, self.losses, forecaster=self.forecaster, level=self.level, window=window or 1
             )

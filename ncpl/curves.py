@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from curves_ncpl import CurveLaw, RunShape
-from ncpl.errors import as_path, one_line, short
-from ncpl.files import read_growing
+from ncpl.errors import short
 from observed_ncpl import Curve, Observed, forecast
 from schedules_ncpl import Schedule
-from text_ncpl import as_number, listed, read_number
+from text_ncpl import as_number, listed
 from upgrade_ncpl import join_arrays, split_arrays
 
 FILE = "curves.safetensors"
@@ -104,14 +103,14 @@ def curve(
         config: a checked configuration.
         final: its forecast final loss.
         points: how many, evenly spaced over the run; the last is its end.
-        observed: the run's first part: a mapping or DataFrame with `step` and `loss`, or None.
+        observed: the run's first part, as `read_observed` takes it, or None.
         level: coverage of the bands.
         window: steps that each observed loss is the mean of, ending at its step.
 
     Returns:
         A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token), all of the loss
-        without a log's noise. With `observed`, `.attrs["report"]` is what `report` says of the run;
-        `.attrs["schedule"]` are the fields of its schedule.
+        without a log's noise. `.attrs["schedule"]` are the fields of its schedule. With `observed`, `.attrs["report"]`
+        is what `report` says of the run, `.attrs["seen"]` its last step and `.attrs["notes"]` say what was left out.
 
     Raises:
         ValueError: no such points, or an observed part without steps and losses.
@@ -125,8 +124,8 @@ def curve(
     steps = np.unique(np.ceil(np.linspace(0, run.steps, int(count) + 1)[1:]).astype(int))
     deviation = final.deviation(law.scores["before"])
     known = math.isfinite(deviation)
-    read = None if observed is None else read_observed(observed, run.steps)
-    seen = None if read is None else Observed.of(*read, run, steps_seen)
+    read = None if observed is None else read_observed(observed, run.steps, run.tokens)
+    seen = None if read is None else Observed.of(read.steps, read.losses, run, steps_seen)
     found = forecast(law, run, steps / run.steps, final.loss, deviation if known else _UNKNOWN, seen)
     lower, upper = found.interval(level, *final.sides) if known else (np.nan * steps, np.nan * steps)
     table = pd.DataFrame(
@@ -135,7 +134,9 @@ def curve(
     table.attrs["schedule"] = {name: config[name] for group in _SCHEDULE_FIELDS for name in group if name in config}
     if read is not None:
         end = forecast(law, run, np.array([1.0]), final.loss, deviation if known else _UNKNOWN, seen)
-        table.attrs["report"] = report(law, run, final, *read, float(end.loss[0]), float(end.deviation[0]))
+        now = float(end.loss[0]), float(end.deviation[0])
+        table.attrs["report"] = report(law, run, final, read.steps, read.losses, *now)
+        table.attrs["seen"], table.attrs["notes"] = float(read.steps.max()), read.notes
     return table
 
 
@@ -185,23 +186,61 @@ def stand_ins(config: Mapping[str, Any], filled: Mapping[str, Any]) -> list[str]
     return [f"no {', '.join(names)} given: the curve is that of {told}"] if names else []
 
 
-def read_observed(observed: Any, total: float) -> tuple[np.ndarray, np.ndarray]:
+class Seen(NamedTuple):
+    """The first part of a run: training steps and losses in the order of the log, and notes on what was left out."""
+
+    steps: np.ndarray
+    losses: np.ndarray
+    notes: list[str]
+
+
+def read_observed(observed: Any, total: float, tokens: float) -> Seen:
     """Steps and losses of a run's first part.
 
+    Where the log goes back to an earlier step the run was started again there: what was logged from that step on before
+    is left out. A log that goes back at every second or third point is not in order, and all of it counts.
+
+    Args:
+        observed: a mapping or table with `loss` and `step`, or `tokens` (seen so far, in billions or one by one).
+        total: training steps of the whole run.
+        tokens: billions of the whole run.
+
     Raises:
-        ValueError: no `step` or `loss`, of different lengths, not numbers, or steps beyond the run's end.
+        ValueError: no such columns, of different lengths, not numbers, or steps beyond the run's end.
     """
     try:
-        steps, losses = (_numbers(observed[name]) for name in ("step", "loss"))
+        by_step = "step" in observed
+        steps, losses = _numbers(observed["step" if by_step else "tokens"]), _numbers(observed["loss"])
+        told = list(observed["notes"]) if "notes" in observed else []
     except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         raise ValueError('observed: expected {"step": [...], "loss": [...]} of numbers, or a table with both') from None
     if len(steps) != len(losses) or not len(steps):
         raise ValueError(f"observed: got {len(steps)} steps and {len(losses)} losses, expected as many, at least one")
+    if not by_step:
+        # No run has as many billions of tokens as tokens.
+        billions = steps.max() <= tokens * (1 + 1e-9)
+        steps = steps * total / (tokens if billions else tokens * 1e9)
     if not np.isfinite(steps).all() or steps.min() < 0 or steps.max() > total * (1 + 1e-9):
-        raise ValueError(
-            f"observed: steps from {np.nanmin(steps):g} to {np.nanmax(steps):g}, expected 0 to the run's {total:g}"
-        )
-    return steps, losses
+        found = f"steps from {np.nanmin(steps):g} to {np.nanmax(steps):g}"
+        longer = f"; a longer run is max_step={steps.max():.0f}" if steps.max() > total else ""
+        raise ValueError(f"observed: {found}, expected 0 to the run's {total:g}{longer}")
+    return _resumed(steps, losses, told)
+
+
+def _resumed(steps: np.ndarray, losses: np.ndarray, notes: list[str]) -> Seen:
+    """A log without what a restart from an earlier step took the place of."""
+    back = np.flatnonzero(np.diff(steps) < 0)
+    if not 0 < len(back) <= len(steps) / 4:
+        return Seen(steps, losses, notes)
+    starts = np.full(len(steps), np.inf)
+    starts[back] = steps[back + 1]
+    kept = steps < np.minimum.accumulate(starts[::-1])[::-1]
+    again = f"{len(back)} times, first" if len(back) > 1 else "once,"
+    note = (
+        f"the log goes back {again} from step {steps[back[0]]:g} to {steps[back[0] + 1]:g}, as a run does that starts "
+        f"again there: {(~kept).sum()} earlier losses are left out"
+    )
+    return Seen(steps[kept], losses[kept], [*notes, note])
 
 
 def _numbers(given: Any) -> np.ndarray:
@@ -249,12 +288,17 @@ def report(
     finite = np.isfinite(losses)
     steps, losses = steps[finite], losses[finite]
     above, before, _ = _off(law, run, final.loss, _UNKNOWN, steps, losses)
+    # A failing run recovers as often as others did, and no likelier than its own log says, which is never sure of it.
+    back = max(0.01, 0.5 * (1 + math.erf((final.loss + _FAILING_NATS - loss) / deviation / math.sqrt(2))))
     if steps[-1] >= _FAILING_STEP and above > max(_FAILING_NATS, _FAILING_DEVIATIONS * float(before.deviation[-1])):
         reason = f"the loss stands {above:.2f} nats above its forecast at step {steps[-1]:g}"
-        return said | _failing(law, reason, above)
+        if losses.min() > run.chance:
+            reason += f"; all losses lie above {run.chance:.1f}, those of guessing: are they nats per token?"
+        return said | _failing(reason, min(law.recovery(above), back))
     risen = _risen(losses)
     if risen > 0:
-        return said | _failing(law, f"the loss has risen by {risen:.2f} nats", max(above, risen))
+        reason = f"the loss has risen by {risen:.2f} nats"
+        return said | _failing(reason, min(law.recovery(max(above, risen)), back))
     deviation_before = final.deviation(before.scores)
     said |= _off_course(*_off(law, run, final.loss, deviation_before, steps, losses))
     surely = loss - _ONE_SIDED * deviation - final.loss
@@ -289,14 +333,13 @@ def spoken(said: Mapping[str, Any] | None) -> str:
     return "; ".join(text for text in (said["reason"], said["advice"]) if text) if said else ""
 
 
-def _failing(law: CurveLaw, reason: str, above: float) -> dict[str, Any]:
-    recovers = law.recovery(above)
+def _failing(reason: str, recovers: float) -> dict[str, Any]:
     advice = "consider to stop it" if recovers < 0.5 else "watch it"
     return {
         "status": "failing",
         "reason": reason,
         "recovers": recovers,
-        "advice": f"{advice}: of such runs {recovers:.0%} recover",
+        "advice": f"{advice}: it recovers with {recovers:.0%}",
     }
 
 
@@ -309,49 +352,3 @@ def _risen(losses: np.ndarray) -> float:
     noise = 1.48 * np.median(np.abs(np.diff(losses[-2 * quarter :]))) / math.sqrt(2)
     risen = float(np.median(new) - np.median(old))
     return risen if risen > max(0.05, 3 * noise) else 0.0
-
-
-# Names of columns in logs, the likeliest first.
-_STEP_NAMES = ("step", "global_step", "train/global_step", "_step", "iteration", "iter", "train_step")
-_LOSS_NAMES = (
-    "loss",
-    "train_loss",
-    "train/loss",
-    "training loss",
-    "lm loss",
-    "train/crossentropyloss",
-    "train/ce loss",
-)
-
-
-def read_log(path: str | Path) -> dict[str, list[float]]:
-    """Steps and losses of a log (CSV, TSV or JSON lines) that may still be written: a last line without end is left.
-
-    Raises:
-        ValueError: a file that cannot be read, none of its columns is a step or a loss (says which there are), or one
-            of them holds something else.
-    """
-    path = as_path(path, "log", "the path of a log: CSV, TSV or JSON lines")
-    rows = read_growing(path)
-    names = {str(name).strip().lower(): name for row in rows for name in row}
-    found = {}
-    for what, known in {"step": _STEP_NAMES, "loss": _LOSS_NAMES}.items():
-        column = next((names[name] for name in known if name in names), None)
-        if column is None:
-            held = one_line(", ".join(names) or "none", 120)
-            raise ValueError(f"{one_line(path, 80)}: no column is a {what}; expected step and loss, found {held}")
-        found[what] = column
-    pairs = [[_logged(path, what, row.get(column)) for what, column in found.items()] for row in rows]
-    # Rows of other things, such as evaluations, lack one of them; a step is finite, a loss need not be.
-    points = [(step, loss) for step, loss in pairs if step is not None and loss is not None and math.isfinite(step)]
-    return {"step": [step for step, _ in points], "loss": [loss for _, loss in points]}
-
-
-def _logged(path: Path, what: str, value: Any) -> float | None:
-    """A logged number, NaN and infinities included; None where there is none."""
-    if value is None or value == "":
-        return None
-    number = read_number(value) if isinstance(value, str) else as_number(value)
-    if number is None:
-        raise ValueError(f"{one_line(path, 120)}: {what}: got {short(value)}, expected a number")
-    return float(number)

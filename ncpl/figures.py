@@ -10,6 +10,7 @@ import pandas as pd
 from curves_ncpl import RunShape
 from fields_ncpl import check_config
 from modeling_nsp import NSPModel
+from ncpl.curves import read_observed
 from ncpl.drawing import COLOURS, LOSS, RED, Panel, Picture, Theme, count, ranges
 from ncpl.evaluation import PREDICTORS, comparable
 from ncpl.nsp.benchmarks import benchmarks_along, by_task, compute_path, emergence_marks, emergence_scales
@@ -233,7 +234,7 @@ def curves(
 
     Args:
         runs: name -> configuration and what `Forecaster.curve` gave for it.
-        observed: `step` and `loss` of the first run's first part.
+        observed: the first run's first part, as `Forecaster.curve` takes it.
     """
     named = list(zip(runs.items(), itertools.cycle(COLOURS), strict=False))
     # Both panels share the tokens.
@@ -255,8 +256,18 @@ def curves(
             highs.append(late["loss"].max())
         if observed is not None:
             table = named[0][0][1][1]
-            seen = np.asarray(observed["step"], dtype=float) * table["tokens"].iloc[-1] / table["step"].iloc[-1]
-            axes.scatter(seen, observed["loss"], s=7, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
+            steps, billions = table["step"].iloc[-1], table["tokens"].iloc[-1]
+            seen = read_observed(observed, steps, billions)
+            axes.scatter(
+                seen.steps * billions / steps,
+                seen.losses,
+                s=7,
+                color=theme["ink"],
+                alpha=0.6,
+                lw=0,
+                label="observed",
+                zorder=3,
+            )
         room = 0.12 * (max(highs) - min(lows)) + 0.02
         axes.set(ylabel=LOSS, xlim=tokens, ylim=(min(lows) - room, max(highs) + 3 * room))
         axes.legend(loc="upper right")

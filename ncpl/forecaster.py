@@ -562,7 +562,7 @@ class Forecaster:
             config: a configuration (field -> value, in any order); `lr_schedule`, `warmup`, `decay`, `cooldown shape`,
                 `min_lr` or `min_lr_ratio`, or `lr points`, say how its learning rate goes.
             points: how many, evenly spaced over the run; the last is its end.
-            observed: what is seen of the run: a mapping or DataFrame with `step` and `loss`.
+            observed: what is seen of the run: a mapping or DataFrame with `loss`, and `step` or `tokens`.
             level: coverage of the bands, between 0 and 1.
             window: steps that each observed loss is the mean of, ending at its step.
 
@@ -595,5 +595,6 @@ class Forecaster:
         if observed is None and self.network is not None and self.network.model.config.curves:
             moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
-        table.attrs["notes"] = [*forecast.attrs["notes"], *curves.stand_ins(checked, config)]
+        of_log = drawn.attrs.get("notes", [])
+        table.attrs["notes"] = [*forecast.attrs["notes"], *curves.stand_ins(checked, config), *of_log]
         return table

@@ -92,14 +92,14 @@ def curve(table: pd.DataFrame, observed: Any = None) -> Picture:
 
     Args:
         table: what `Forecaster.curve` gave.
-        observed: `step` and `loss` of what is seen of the run.
+        observed: what is seen of the run, as `Forecaster.curve` takes it.
     """
     end = table.iloc[-1]
     late = table[table["step"] >= 0.05 * end["step"]]
     points = None
     if observed is not None:
-        steps, losses = read_observed(observed, float(end["step"]))
-        points = (steps * float(end["tokens"] / end["step"]), losses.tolist())
+        seen = read_observed(observed, float(end["step"]), float(end["tokens"]))
+        points = (seen.steps * float(end["tokens"] / end["step"]), seen.losses.tolist())
     words = (
         f"Forecast loss along the run: {late['loss'].iloc[0]:.3f} at {late['tokens'].iloc[0]:.3g} billion tokens, "
         f"{end['loss']:.3f} at its end, {end['tokens']:.3g} billion."

@@ -86,6 +86,22 @@ def test_forecasts_take_at_most_half_a_percent_of_the_time(monkeypatch):
     assert callback.steps == list(range(1, 2001))
 
 
+def test_a_run_that_is_resumed_is_forecast_from_all_of_its_log():
+    curve = Forecaster.from_pretrained().curve(CONFIG, 400)
+    rows = [{"step": int(s), "loss": y} for s, y in zip(curve["step"][:60], curve["loss"][:60], strict=True)]
+    found = []
+    for before in ([], rows[:40]):
+        callback = ForecastCallback(CONFIG)
+        state = TrainerState(max_steps=3000, logging_steps=100, log_history=[*before, {"step": 1, "eval_loss": 9.0}])
+        callback.on_train_begin(None, state, None)
+        for row in rows[len(before) :]:
+            state.global_step = row["step"]
+            callback._spent = 0.0
+            callback.on_log(None, state, None, {"loss": row["loss"]})
+        found.append(callback.latest)
+    assert found[0] == found[1]
+
+
 def test_a_run_longer_than_its_configuration_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max step: the configuration ends at 20, but the Trainer runs 30 steps"):
         train(tmp_path, [ForecastCallback({**CONFIG, "batch size": 8000, "max step": 20})])

@@ -89,7 +89,9 @@ def curve(
     configs: Configs,
     model: Model = None,
     points: Annotated[int, typer.Option(help="Points, evenly spaced over the run.")] = 20,
-    observed: Annotated[Path | None, typer.Option(help="Log of the run's first part (CSV, JSON lines).")] = None,
+    observed: Annotated[
+        Path | None, typer.Option(help="Log of the run's first part, as `ncpl watch` reads it.")
+    ] = None,
     window: Window = 1,
     level: Level = 0.9,
     save: Save = None,
@@ -102,7 +104,8 @@ def curve(
       ncpl curve examples/marin-1b.yaml lr_schedule=wsd decay=0.2
     """
     from ncpl.configs import read_configs
-    from ncpl.curves import read_log, spoken
+    from ncpl.curves import spoken
+    from ncpl.run_log import read_log
 
     check_picture(save)
     rows, origins = read_configs(configs)
@@ -131,7 +134,9 @@ def curve(
 
 @app.command()
 def watch(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="Log that is being written: CSV, TSV or JSON lines.")],
+    log: Annotated[
+        Path, typer.Argument(metavar="LOG", help="Log that is being written: CSV, JSON lines, what a training prints.")
+    ],
     configs: Configs,
     model: Model = None,
     window: Window = 1,
@@ -152,7 +157,10 @@ def watch(
     rows, origins = read_configs(configs)
     if len(rows) > 1:
         raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
+    told: set[str] = set()
     for found in follow(log, rows[0], load(model), level, window, every or None):
+        tell([message for message in found["notes"] if message not in told])
+        told.update(found["notes"])
         if as_json:
             print(json.dumps(without_nan(found)), flush=True)
         else:

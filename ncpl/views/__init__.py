@@ -205,7 +205,8 @@ def _who_is_better(found: Comparison, level: float) -> str:
 
 def curve(forecaster: "Forecaster", inputs: Inputs, file: str | None = None) -> Page:
     """The loss along the run, from the start or from what is seen of it."""
-    from ncpl.curves import read_log, spoken
+    from ncpl.curves import spoken
+    from ncpl.run_log import read_log
 
     config, level = forecaster.check([config_of(inputs)])[0], read_level(inputs)
     seen = None

@@ -35,13 +35,13 @@ from transformers import Qwen3Config
 from fields_ncpl import check_config
 from ncpl import ForecastCallback, Forecaster, NCPLForecaster, NCPLProcessor, NSPEnsemble, NSPModel, import_runs
 from ncpl.callback import follow, forecast_final
-from ncpl.curves import read_log
 from ncpl.hub.cards import checkpoint_card
 from ncpl.hub.convert import convert
 from ncpl.hub.push import push
 from ncpl.logs.importer import write_runs
 from ncpl.nsp.benchmarks import load_predictor
 from ncpl.recipe import Lora
+from ncpl.run_log import read_log
 from ncpl.training.backbone import scratch_config, train_tokenizer
 from ncpl.training.model import add_adapters, merge_adapter
 from ncpl.views.report import report

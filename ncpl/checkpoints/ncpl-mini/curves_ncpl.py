@@ -328,10 +328,14 @@ class CurveLaw:
         return float(1 - left * min(1.0, (_WELL_KNOWN / max(deviation, 1e-9)) ** 2))
 
     def scored(self, share: float) -> Sequence[float] | None:
-        """Of `scores`, those where this share of a run is seen, between those measured; None where none were."""
-        measured = sorted((float(name), values) for name, values in self.scores.items() if name != "before")
+        """Of `scores`, those where this share of a run is seen, between those measured; None where none were.
+
+        Up to the first of `KNOTS` nothing is seen of a run, and those before it hold.
+        """
+        first = {"before": KNOTS[0]}
+        measured = sorted((first.get(name) or float(name), values) for name, values in self.scores.items())
         if not measured:
-            return self.scores.get("before")
+            return None
         shares, quantiles = np.log([part for part, _ in measured]), np.array([values for _, values in measured])
         return [float(np.interp(np.log(share), shares, column)) for column in quantiles.T]
 
