@@ -63,6 +63,9 @@ class Alternated(ForecastCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.block == 0:
             self.clock.append((time.perf_counter(), time.process_time()))
+            if state.global_step // self.block % 2 == 1:
+                # The time that it may take is a share of its own blocks'.
+                self._began += self.clock[-1][0] - self.clock[-2][0]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         # The log of a block's last step is its own.
@@ -117,7 +120,7 @@ def main() -> None:
     load.append(os.getloadavg()[0])
     walls, processors = (mean(callback.ratios(clock)) for clock in (0, 1))
     rows: list[dict[str, Any]] = [
-        {"figure": "time in the callback, % of a run's", "ours": 100 * callback.taken / whole, "target": "1"},
+        {"figure": "time in the callback, % of its blocks'", "ours": 200 * callback.taken / whole, "target": "1"},
         {"figure": "time of steps with the callback over without, wall", "ours": walls["mean"], "target": "1.01"},
         {"figure": "its standard error", "ours": walls["standard_error"]},
         {"figure": "the same, processor time", "ours": processors["mean"], "target": "1.01"},

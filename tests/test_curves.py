@@ -1,7 +1,6 @@
 """Loss curves: the law along a run, its fit, forecasts before and during a run, and what is said of failing runs."""
 
 import json
-import math
 import re
 from dataclasses import replace
 
@@ -18,7 +17,6 @@ from ncpl.commands import forecasts  # noqa: F401 (adds `curve` to the app)
 from ncpl.commands.shared import app
 from ncpl.curves import EMBEDDED, Final, read_law, report, save_law
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
-from ncpl.run_log import read_log
 from observed_ncpl import Observed, forecast
 
 CONFIG = {
@@ -383,116 +381,6 @@ def test_a_run_that_ends_worse_is_advised_against():
     losses = 2.5 + law.shape(run, steps / run.steps)
     advice = report(law, run, Final(2.4, 2.35, 2.45, 0.9), steps, losses, 2.5, 0.01)["advice"]
     assert advice == "this run ends 0.08 nats or more above its forecast with 95 %; consider to stop it"
-
-
-def test_logs_of_several_kinds(tmp_path):
-    (tmp_path / "a.csv").write_text("step,loss\n10,5.0\n20,4.5\n30,4", encoding="utf-8")
-    # The last line is still being written.
-    assert read_log(tmp_path / "a.csv") == {"step": [10.0, 20.0], "loss": [5.0, 4.5]}
-    rows = [{"global_step": 1, "train/loss": 9.5}, {"global_step": 2, "lr": 1e-3}, {"global_step": 3, "train/loss": 9}]
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert read_log(tmp_path / "b.jsonl") == {"step": [1.0, 3.0], "loss": [9.5, 9.0]}
-    (tmp_path / "c.csv").write_text("time,value\n1,2\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="no column is a step; expected step and loss, found time, value"):
-        read_log(tmp_path / "c.csv")
-    (tmp_path / "d.csv").write_text("step,loss\n1,4.5\n2,low\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"d\.csv: loss: got 'low', expected a number"):
-        read_log(tmp_path / "d.csv")
-
-
-def logs_of_one_run(forecaster):
-    """Ways in which loops write the same 60 points, name of the file -> text, and the points."""
-    curve = forecaster.curve(CONFIG, 200)
-    steps, losses = curve["step"][:60].tolist(), curve["loss"][:60].round(4).tolist()
-    pairs = list(zip(steps, losses, strict=True))
-    tokens = curve["tokens"].iloc[-1] * 1e9 / curve["step"].iloc[-1]
-    state = {"log_history": [{"step": s, "loss": y, "grad_norm": 1.0} for s, y in pairs], "max_steps": 100000}
-    lines = {
-        "plain.csv": ["step,loss", *(f"{s},{y}" for s, y in pairs)],
-        "twice.csv": [f"{s},{y}" for s, y in [("step", "loss"), *pairs[:30], ("step", "loss"), *pairs[30:]]],
-        "tokens.csv": ["tokens_seen,train/loss", *(f"{s * tokens},{y}" for s, y in pairs)],
-        "billions.csv": ["tokens,loss", *(f"{s * tokens / 1e9},{y}" for s, y in pairs)],
-        "panel.csv": ['"Step","a - train/loss","a - train/loss__MIN"', *(f'"{s}","{y}","{y}"' for s, y in pairs)],
-        "printed.log": [f"12:00 | iteration {s}/ 99999 | lm loss: {y:.6E} | lr: 2e-3" for s, y in pairs],
-        "nested.jsonl": [json.dumps({"global_step": s, "train": {"ce_loss": y}, "val": {"n": 1}}) for s, y in pairs],
-        "trainer_state.json": json.dumps(state, indent=1).split("\n"),
-    }  # fmt: skip
-    return {name: "\n".join(rows) + "\n" for name, rows in lines.items()}, pairs
-
-
-def test_a_log_says_the_same_whatever_wrote_it(forecaster, tmp_path):
-    texts, pairs = logs_of_one_run(forecaster)
-    expected = forecaster.curve(CONFIG, 7, observed=dict(zip(("step", "loss"), zip(*pairs, strict=True), strict=True)))
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        seen = read_log(tmp_path / name)
-        found = forecaster.curve(CONFIG, 7, observed=seen)
-        np.testing.assert_allclose(found["loss"], expected["loss"], atol=1e-6, err_msg=name)
-        assert found.attrs["seen"] == pytest.approx(pairs[-1][0])
-        assert found.plot(seen).figure()
-
-
-def test_a_log_of_held_out_losses_alone_is_read_and_said_so(forecaster, tmp_path):
-    _, pairs = logs_of_one_run(forecaster)
-    (tmp_path / "eval.csv").write_text("step,eval_loss\n" + "".join(f"{s},{y}\n" for s, y in pairs), encoding="utf-8")
-    seen = read_log(tmp_path / "eval.csv")
-    assert seen["loss"] == [y for _, y in pairs]
-    notes = forecaster.curve(CONFIG, 3, observed=seen).attrs["notes"]
-    assert "no loss of training in the log: eval_loss stands in" in notes
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("step,loss,run\n1,9,a\n1,9,b\n", r"2 runs \('a', 'b'\), expected the log of one"),
-        ("Step,a - loss,b - loss\n1,9,9\n", r"2 runs \('a', 'b'\), expected the log of one"),
-        ("step,loss\n1,low\n", "loss: got 'low', expected a number"),
-        ("step,perplexity\n1,20\n", "no column is a loss; expected step and loss, found step, perplexity"),
-    ],
-)
-def test_a_log_that_is_none_of_one_run_is_refused(tmp_path, text, message):
-    (tmp_path / "log.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        read_log(tmp_path / "log.csv")
-
-
-def test_an_empty_log_is_waited_for(forecaster, tmp_path):
-    log = tmp_path / "log.csv"
-    log.write_text("step,loss\n", encoding="utf-8")
-    assert read_log(log) == {"step": [], "loss": []}
-    with pytest.raises(ValueError, match="holds no loss yet"):
-        next(follow(log, CONFIG, forecaster, every=None))
-
-
-@pytest.mark.parametrize("lost", [0.5, math.nan])
-def test_a_run_that_was_started_again_is_what_it_did_after_that(forecaster, lost):
-    """From an earlier checkpoint, where it had begun to fail."""
-    _, pairs = logs_of_one_run(forecaster)
-    steps, losses = map(list, zip(*pairs, strict=True))
-    first = losses[:40]
-    first[30:] = [loss + lost for loss in first[30:]]
-    again = {"step": steps[:40] + steps[25:], "loss": first + losses[25:]}
-    found, plain = (forecaster.curve(CONFIG, 9, observed=seen) for seen in (again, {"step": steps, "loss": losses}))
-    np.testing.assert_allclose(found["loss"], plain["loss"], atol=1e-9)
-    assert found.attrs["report"]["status"] == "on course"
-    said = f"goes back once, from step {steps[39]:g} to {steps[25]:g}"
-    assert any(said in note and "15 earlier losses are left out" in note for note in found.attrs["notes"])
-    # A table without an order is no run that starts again.
-    order = np.random.default_rng(0).permutation(len(steps))
-    mixed = forecaster.curve(CONFIG, 9, observed={"step": np.array(steps)[order], "loss": np.array(losses)[order]})
-    np.testing.assert_allclose(mixed["loss"], plain["loss"], atol=1e-9)
-    assert mixed.attrs["seen"] == steps[-1]
-
-
-def test_what_stays_far_above_its_forecast_does_not_recover(forecaster):
-    """The chance agrees with the forecast that the log gives: here losses in bits, then in percent."""
-    _, pairs = logs_of_one_run(forecaster)
-    steps, losses = (np.array(values) for values in zip(*pairs, strict=True))
-    for scale in (1 / math.log(2), 100):
-        told = forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": losses * scale}).attrs["report"]
-        assert told["status"] == "failing"
-        assert told["recovers"] < 0.05
-    assert "are they nats per token?" in told["reason"]
 
 
 def test_commands(tmp_path):
