@@ -1,5 +1,6 @@
 """Published NCPL checkpoints (`OptimizerStudy/NCPL-final`, `-intermediate`) to folders that `AutoModel` loads."""
 
+import os
 import pickle
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from configuration_ncpl import NCPLConfig
 from fields_ncpl import REQUIRED
 from modeling_ncpl import PUBLISHED_PREFIXES, NCPLForecaster, from_published
 from ncpl.checkpoint import errors
-from ncpl.errors import CheckpointError, as_path, new_folder, short
+from ncpl.errors import CheckpointError, as_path, new_folder, one_line, short
 from processing_ncpl import NCPLProcessor
 
 WEIGHTS = "pytorch_model.bin"
@@ -138,9 +139,10 @@ def _weights_file(published: str | Path, revision: str | None) -> Path:
     path = as_path(published, "published", f"a folder with {WEIGHTS}, the file, or a repo id")
     if not isinstance(revision, str | None):
         raise ValueError(f"revision: got {short(revision)}, expected a branch, a tag or a commit of {path}")
-    if path.is_file():
+    # `Path.is_file` raises where a name is longer than a file's may be.
+    if os.path.isfile(path):  # noqa: PTH113
         return path
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         if (path / WEIGHTS).is_file():
             return path / WEIGHTS
         found = sorted(file.name for file in path.iterdir())
@@ -148,7 +150,8 @@ def _weights_file(published: str | Path, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(str(published), WEIGHTS, revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(f"{published}: no such folder or file, and no repository with {WEIGHTS}") from error
+        named = one_line(published, 150)
+        raise CheckpointError(f"{named}: no such folder or file, and no repository with {WEIGHTS}") from error
 
 
 def _check_fit(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
