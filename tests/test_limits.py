@@ -126,3 +126,16 @@ def test_the_probability_to_diverge_has_no_step_over_the_rate(default):
         chances = default.predict(configs)["divergence"].to_numpy()
         assert np.abs(np.diff(chances)).max() < 0.03, (source, optimizer)
         assert chances.max() > 0.1
+
+
+@pytest.mark.parametrize(("name", "value"), [("momentum", 0.99), ("normalize_grads", True), ("gamma", 5.0)])
+def test_a_field_that_an_optimizer_does_not_have_moves_nothing_and_is_said_to(default, name, value):
+    before, after = default.predict([MARIN]), default.predict([MARIN | {name: value}])
+    np.testing.assert_array_equal(before.to_numpy(), after.to_numpy())
+    assert any(note.startswith(f"no effect on this forecast: {name} (") for note in after.attrs["notes"])
+
+
+def test_an_optimizer_without_runs_of_its_source_is_said_to_come_from_others(default):
+    notes = default.predict([STEPLAW | {"optimizer": "muon"}]).attrs["notes"]
+    assert any("source 'steplaw' has no runs of 'muon' (only adamw)" in note and "marin" in note for note in notes)
+    assert not any("has no runs" in note for note in default.predict([STEPLAW, MARIN]).attrs["notes"])

@@ -212,11 +212,16 @@ class ConfigurationLaw:
 
     def idle_fields(self, config: Mapping[str, Any]) -> list[str]:
         """The fields of a configuration that move no forecast of its source, because its law does not read them."""
-        source = str(config.get("source"))
-        read = set(self.residuals[source].fields) if source in self.residuals else set()
-        read |= set(_ALWAYS_READ) | (set(SCHEDULE_FIELDS) if self.form > 1 else set())
+        read = self._varied(config) | set(_ALWAYS_READ) | (set(SCHEDULE_FIELDS) if self.form > 1 else set())
         # With a known sequence length the steps follow from tokens and batch.
         return [name for name, value in config.items() if name in FIELDS and value is not None and name not in read]
+
+    def _varied(self, config: Mapping[str, Any]) -> set[str]:
+        """The fields that the residual of a configuration's source reads, of those that its optimizer has there."""
+        source, optimizer = str(config.get("source")), str(config.get("optimizer"))
+        varied = set(self.residuals[source].fields) if source in self.residuals else set()
+        own = self.typical.get(source, {}).get(optimizer) if self.form > 1 else None
+        return varied if own is None else varied & {*own}
 
     def notes(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
         """What has to be known of forecasts of these configurations, a sentence each, once."""
@@ -398,8 +403,16 @@ class ConfigurationLaw:
     def fallbacks(self, config: Mapping[str, Any]) -> list[str]:
         """Says where a configuration gets common values because its source or optimizer is not among the fitted."""
         kinds = (("source", self.sources), ("optimizer", self.optimizers))
-        said = (not_fitted(name, config.get(name), known) for name, known in kinds)
-        return [note for note in said if note]
+        said = [note for name, known in kinds if (note := not_fitted(name, config.get(name), known))]
+        source, optimizer = str(config.get("source")), str(config.get("optimizer"))
+        runs_of = {name for name in self.typical.get(source, {}) if name}
+        if not said and runs_of and optimizer not in runs_of:
+            others = sorted(name for name, kinds in self.typical.items() if optimizer in kinds)
+            said = [
+                f"optimizer: source {source!r} has no runs of {optimizer!r} (only {', '.join(sorted(runs_of))}); what "
+                f"it gains is taken from {', '.join(others)}"
+            ]
+        return said
 
     def _by_source(self, at: Evaluation) -> Iterator[tuple[np.ndarray, KernelResidual, dict[str, np.ndarray]]]:
         """The configurations of each source with a residual: which they are, the residual, their coordinates."""
@@ -443,7 +456,7 @@ class ConfigurationLaw:
         rate = float(read.get("learning rate", math.nan))
         # A field that the source's logs never vary stays as it was in all of them.
         own = self.residuals.get(str(config.get("source")))
-        varied = own.fields if own else COORDINATES
+        varied = self._varied(config) if own else COORDINATES
         fields = coordinates | {name: COORDINATES[name](value) for name, value in read.items() if name in varied}
         decay = stated_decay(read)
         if "decay" in fields and decay is not None:
