@@ -352,7 +352,16 @@ def _positive(value: Any) -> bool:
 
 
 def _row(cells: Iterable[tuple[Any, Any]]) -> Config:
-    return {name: _cell(value) for name, value in cells if not (pd.api.types.is_scalar(value) and pd.isna(value))}
+    return {name: _cell(value) for name, value in cells if not _absent(value)}
+
+
+def _absent(value: Any) -> bool:
+    """Whether a table's cell stands for nothing."""
+    try:
+        return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+    except ArithmeticError:
+        # A signalling NaN is a value, which the check of configurations refuses.
+        return False
 
 
 def _cell(value: Any) -> Any:

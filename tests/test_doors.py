@@ -47,7 +47,13 @@ VALUES = (
         "range(0, 3)",
     ),
     *("unprintable", "an unprintable key", "a list that holds itself", "np 0-d", "NA", "tensor", "empty tensor"),
-    *("series", "frame of equal columns", "'model size': Decimal('sNaN')", "'lr points': array([[1., 0.], [0., 1.]])"),
+    *(
+        "series",
+        "frame of equal columns",
+        "frame of signalling NaN",
+        "'model size': Decimal('sNaN')",
+        "'lr points': array([[1., 0.], [0., 1.]])",
+    ),
 )
 # Searches and what loads a model each time are left to the command.
 SLOW = ("plan", "optimize", "benchmarks", "NSP load", "NSP config", "convert", "merge", "push", "report")
@@ -73,6 +79,7 @@ def test_every_argument_with_every_kind_of_value(matrix, tmp_path, monkeypatch):
     ("name", "argument", "value", "message"),
     [
         ("predict", "configs", "a generator without end", "configs: got more than 5000000 items"),
+        ("predict", "configs", "frame of signalling NaN", "learning rate: got Decimal('sNaN'), expected"),
         ("predict", "configs", "an unprintable key", "field: got a Unprintable that cannot be printed as a name"),
         ("sweep values", "v", "tensor", "learning rate: got tensor(0.9000), expected a list of values"),
         ("adapt", "eval", "series", "eval: got "),

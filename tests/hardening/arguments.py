@@ -179,6 +179,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "good frame": lambda: pd.DataFrame([ADAMW]),
     "empty frame": pd.DataFrame,
     "frame of NA": lambda: pd.DataFrame([{**ADAMW, "learning rate": pd.NA}]),
+    "frame of signalling NaN": lambda: pd.DataFrame([{**ADAMW, "learning rate": Decimal("sNaN")}]),
     "frame of objects": lambda: pd.DataFrame([{**ADAMW, "learning rate": Unprintable()}]),
     "frame of equal columns": lambda: pd.DataFrame([[1, 2]], columns=["step", "step"]),
     "frame of levels": lambda: pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("a", "b")])),
