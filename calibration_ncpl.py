@@ -47,6 +47,15 @@ def distance_in_words(extrapolation: float) -> str:
     return next(word for word, most in DISTANCES.items() if extrapolation <= most)
 
 
+def size_in_words(millions: float) -> str:
+    """Parameters from millions of them, as people write them.
+
+    >>> size_in_words(10.6), size_in_words(7000), size_in_words(2e6)
+    ('10.6M', '7,000M', '2,000B')
+    """
+    return f"{millions:,.6g}M" if millions < 1e5 else f"{millions / 1e3:,.6g}B"
+
+
 def envelope(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """field -> the lowest and highest value among configurations, of sizes and tuned fields; a batch in tokens.
 
@@ -345,7 +354,11 @@ class Calibration:
         if not outside:
             return []
         fields = [
-            f"{name} (unknown)" if name in ("source", "optimizer") else f"{name} ({math.exp(log_factor):.2g} times)"
+            f"{name} (unknown)"
+            if name in ("source", "optimizer")
+            else f"{name} ({math.exp(log_factor):.2g} times)"
+            if math.exp(log_factor) >= 1.05
+            else name
             for name, log_factor in self.extrapolation_by_field([configs[farthest]])[0].items()
         ]
         which = f"{outside} of {len(configs)} configurations lie outside the training runs, the farthest"
@@ -369,18 +382,41 @@ class Calibration:
                 f"{which} likely to diverge (probability up to {float(divergence.max()):.2f}): loss and interval are "
                 "those of a run that does not"
             )
+        return found + self._far_off(configs)
+
+    def _far_off(self, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """A note on the configuration whose learning rate is farthest from the best, where that is far, by the losses
+        that are forecast: best rate and cost are those of the law, whichever it is, along the learning rate.
+        """
         asked = np.unique(np.linspace(0, len(configs) - 1, 1000).astype(int))
-        at = self.law.evaluate([configs[int(i)] for i in asked])
-        i = int(np.argmax(np.abs(at.terms["valley"])))
-        off = float(at.terms["valley"][i])
-        if abs(off) > math.log(_FAR_OFF):
-            best = REFERENCE["learning rate"] * math.exp(float(at.terms["best"][i]))
-            size, cost = float(at.configs[i]["model size"]), float(at.terms["surface"][i])
-            found.append(
-                f"learning rate {math.exp(off):.2g} times the best of about {best:.2g} at {size:g}M parameters, which "
-                f"costs {cost:.2g} nats; the best falls with size, so that at a fixed rate a larger model may be worse"
-            )
-        return found
+        some = [configs[int(i)] for i in asked]
+        valley = self.law.valley(some)
+        i = int(np.argmax(np.abs(valley)))
+        config = some[i]
+        if abs(valley[i]) <= math.log(_FAR_OFF) or config.get("learning rate") is None:
+            return []
+        rate, cost = float(config["learning rate"]), float(self.law.losses(self.law.evaluate([config]))[0])
+        best, reach = rate * math.exp(-float(valley[i])), math.log(8)
+        for _ in range(3):
+            rates = best * np.exp(np.linspace(-reach, reach, 33))
+            losses = self.law.losses(self.law.evaluate([{**config, "learning rate": float(r)} for r in rates]))
+            best, reach = float(rates[int(np.argmin(losses))]), reach / 8
+        cost, off = cost - float(losses.min()), rate / best
+        if abs(math.log(off)) <= math.log(_FAR_OFF):
+            return []
+        said = f"learning rate {off:.2g} times the best of about {best:.2g}"
+        size = size_in_words(float(config["model size"]))
+        if len(configs) == 1:
+            return [f"{said} at {size} parameters, which costs {cost:.2g} nats"]
+        which = f"{size} parameters, {float(config['data size']):.4g}B tokens"
+        if config.get("batch size") is not None:
+            which += f", batch size {config['batch size']:g}"
+        larger = off > 1 and len({float(other["model size"]) for other in some}) > 1
+        return [
+            f"{said}, which costs {cost:.2g} nats, in configuration [{asked[i]}] of {len(configs)} ({which}, learning "
+            f"rate {rate:.2g}), the farthest off"
+            + ("; the best falls with size, so that at a fixed rate a larger model may be worse" if larger else "")
+        ]
 
     def to_dict(self, with_law: bool = True) -> dict[str, Any]:
         """Its state, which `from_dict` reads; without the law where that is kept elsewhere."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adapted_ncpl import DEFAULT_OPTIMIZER, RANGE, AdaptedLaw, flops, one_ratio
+from fields_ncpl import FIELDS
 from ncpl import own_fits
 from ncpl.adapt import SHAPE, adapt_law
 from ncpl.suggest import choose
@@ -163,8 +164,8 @@ def in_words(said: Mapping[str, Any]) -> list[str]:
     sizes = said["sizes"]
     span = f"{sizes[0]:g} million" if len(sizes) == 1 else f"{sizes[0]:g} to {sizes[-1]:g} million"
     lines = [
-        f"Learnt from {said['runs']} runs of {len(sizes)} model sizes ({span} non-embedding parameters), {low:.2g} to "
-        f"{high:.2g} FLOPs (6ND) each.",
+        f"Learnt from {_counted(said['runs'], 'run')} of {_counted(len(sizes), 'model size')} ({span} non-embedding "
+        f"parameters), {low:.2g} to {high:.2g} FLOPs (6ND) each.",
         f"Believe forecasts up to about {said['believed_up_to']:.2g} FLOPs, {RANGE:g} times the dearest run's.",
     ]
     own = [name for name, found in said["learned"].items() if found["said_by"] == "your runs"]
@@ -181,6 +182,10 @@ def in_words(said: Mapping[str, Any]) -> list[str]:
             f"{100 * (1 - best['interval_over_now']):.0f} %."
         )
     return lines
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
@@ -212,14 +217,36 @@ def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
             "nats and more were measured."
         )
     if "learning rate" in unread and any(run.get("learning rate") for run in runs):
-        found.append("The learning rate follows from model size: nothing is said about other learning rates.")
+        constant = len({float(run["learning rate"]) for run in runs if run.get("learning rate")}) == 1
+        said = "never varies" if constant else "follows from model size"
+        found.append(f"The learning rate {said}: nothing is said about other learning rates.")
     if len(runs) > 1 and len({run["batch size"] for run in runs if run.get("batch size")}) == 1:
         found.append("The batch size never varies: nothing is said about other batch sizes.")
-    names = [str(run["name"]).rsplit("-", 1)[0] for run in runs if run.get("name")]
-    same = {(round(float(run["model size"]), 3), run.get("learning rate"), run.get("batch size")) for run in runs}
-    if len(names) == len(runs) and len(same) * 3 <= len(runs) and len(set(names)) * 3 <= len(runs):
+    if _points_of_one_run(runs):
         found.append("Several rows look like points of one run: undecayed losses lie above those of finished runs.")
     schedules = {str(run["schedule"]) for run in runs if run.get("schedule")}
     if len(schedules) > 1:
         found.append(f"Schedules are mixed ({', '.join(sorted(schedules))}): their losses do not lie on one law.")
     return found
+
+
+# Where a run is, and what follows from that.
+_PLACE = ("name", "data size", "max step", "final_loss")
+
+
+def _points_of_one_run(runs: Sequence[Run]) -> bool:
+    """Whether runs of one stem of a name are equal but for their tokens, three or more to a stem in the mean.
+
+    A stem of several sizes is a numbering, and seeds have equal tokens.
+    """
+    if not all(run.get("name") for run in runs):
+        return False
+    tokens: dict[str, set[float]] = {}
+    others: dict[str, set[str]] = {}
+    for run in runs:
+        stem = str(run["name"]).rsplit("-", 1)[0]
+        tokens.setdefault(stem, set()).add(round(float(run["data size"]), 4))
+        fields = {name: value for name, value in run.items() if name in FIELDS and name not in _PLACE}
+        others.setdefault(stem, set()).add(repr(sorted(fields.items(), key=lambda item: item[0])))
+    points = sum(len(found) for stem, found in tokens.items() if len(others[stem]) == 1)
+    return 3 * len(tokens) <= points

@@ -97,6 +97,10 @@ class AdaptedSource:
         """Losses in nats per token."""
         return self.weights @ np.array([law.losses(at) for law, at in self._evaluations(configs)])
 
+    def valley(self, configs: Configs) -> np.ndarray:
+        """See `ConfigurationLaw.valley`: the mean over the laws."""
+        return self.weights @ np.array([law.valley(at) for law, at in self._evaluations(configs)])
+
     def covariance(self, configs: Configs) -> np.ndarray:
         """Joint covariance of the losses without the runs' own noise, (configurations, configurations)."""
         losses = np.array([law.losses(at) for law, at in self._evaluations(configs)])
@@ -241,6 +245,14 @@ class AdaptedLaw:
         found = np.empty(len(configs))
         for rows, source, own in self._split(self.evaluate(configs)):
             found[rows] = self.base.risk(own) if source is None else source.risk(own)
+        return found
+
+    def valley(self, configs: Configs | Evaluation) -> np.ndarray:
+        """See `ConfigurationLaw.valley`."""
+        at = self.evaluate(configs)
+        found = np.empty(len(at.configs))
+        for rows, source, own in self._split(at):
+            found[rows] = self.base.valley(own) if source is None else source.valley(own)
         return found
 
     def fallbacks(self, config: Mapping[str, Any]) -> list[str]:
