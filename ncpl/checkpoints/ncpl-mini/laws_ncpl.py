@@ -84,9 +84,9 @@ def no_effect(config: Mapping[str, Any], idle: Sequence[str]) -> list[str]:
         idle: the fields.
 
     >>> no_effect({"source": "marin", "beta1": 0.9}, ["beta1"])
-    ["no effect on this forecast: beta1 (the law of source 'marin' does not read them)"]
+    ["no effect on this forecast: beta1 (not read by the law of source 'marin')"]
     """
-    reader = f"the law of source {str(config.get('source'))!r} does not read them"
+    reader = f"not read by the law of source {str(config.get('source'))!r}"
     return [f"no effect on this forecast: {', '.join(idle)} ({reader})"] if idle else []
 
 
@@ -280,6 +280,10 @@ class ConfigurationLaw:
     def closed_form(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Losses without the residual, in nats per token."""
         return self.evaluate(configs).terms["loss"]
+
+    def valley(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> np.ndarray:
+        """Logarithms of the learning rates over the closed form's best; 0 where none is stated or read."""
+        return np.asarray(self.evaluate(configs).terms["valley"])
 
     def uncertainty(self, configs: Sequence[Mapping[str, Any]] | Evaluation) -> dict[str, np.ndarray]:
         """What the losses' uncertainty is made of, in nats per token.
