@@ -40,6 +40,7 @@ from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
 from ncpl.files import write_json
 from ncpl.fitting import fit
 from ncpl.forecaster import Forecaster
+from ncpl.own_runs import calibrated
 from ncpl.record import provenance
 from ncpl.suggest import choose
 
@@ -49,6 +50,8 @@ SIZES = (8, 16, 32)
 TARGETS, RUNS_OF_A_FIT = 150, 150
 # Labs whose runs are all of 30M parameters or more, on which the shipped law's own forecasts are at home.
 LARGE = ("olmo", "xlstm", "chinchilla", "steplaw", "marin")
+# When an order of runs has reached an error, and the noise of a run in nats before the lab's first one.
+WHEN, FIRST_NOISE = ("first", "for_good"), 0.01
 # Least standard deviations over labs of `SHAPE`, and the share of the correlations that is believed.
 FLOOR, BELIEVED = np.array([0.35, 0.35, 0.05, 0.4, 0.08, 0.1, 0.04]), 0.5
 
@@ -89,7 +92,7 @@ def main() -> None:
         write_json(args.output, read(args.output) | part, 1)
         print(json.dumps({**part["packages"], "cells": None}, indent=1))
         return
-    cells = all_cells(law, asked, bases, shapes, args.draws)
+    cells = all_cells(calibration, asked, bases, shapes, args.draws)
     result = {
         **provenance(),
         "seeds": list(range(args.draws)),
@@ -104,7 +107,7 @@ def main() -> None:
 
 
 def all_cells(
-    law: ConfigurationLaw,
+    calibration: Calibration,
     labs: Mapping[str, Sequence[Row]],
     bases: Mapping[str, ConfigurationLaw],
     shapes: Mapping[str, np.ndarray],
@@ -116,7 +119,8 @@ def all_cells(
         believed = beliefs_without(shapes, group(lab))
         for k, design, choices in designs(rows, draws):
             start = time.perf_counter()
-            judged = [judge(bases.get(lab, law), believed, lab, rows, *choice) for choice in choices]
+            own = replace(calibration, law=bases.get(lab, calibration.law))
+            judged = [judge(own, believed, rows, *choice) for choice in choices]
             cells.append({"lab": lab, "k": k, "design": design, **averaged(judged)})
             print(f"{lab} {k} {design} {cells[-1]['mae']} {time.perf_counter() - start:.0f} s", flush=True)
     return cells
@@ -201,12 +205,13 @@ def as_run(row: Row) -> dict[str, Any]:
 
 
 def judge(
-    law: ConfigurationLaw, believed: Beliefs, lab: str, rows: Sequence[Row], chosen: np.ndarray, targets: np.ndarray
+    calibration: Calibration, believed: Beliefs, rows: Sequence[Row], chosen: np.ndarray, targets: np.ndarray
 ) -> dict[str, Any]:
     """Errors of every method on one choice of runs."""
     runs, held = ([as_run(rows[int(i)]) for i in index] for index in (chosen, targets))
     observed = np.array([run["final_loss"] for run in held])
     start = time.process_time()
+    law = calibration.law
     adapted = adapt_law(law, runs, "new lab", beliefs=believed)
     seconds = time.process_time() - start
     asked = [{**run, "source": "new lab"} for run in held]
@@ -215,14 +220,17 @@ def judge(
     deviation = source.deviation(found)
     forecasts = {"adapted": found["loss"], **baselines.forecasts(law, runs, held)}
     errors = {name: float(np.abs(values - observed).mean()) for name, values in forecasts.items()}
-    ratios = np.abs(found["loss"] - observed) / deviation
+    error = np.abs(found["loss"] - observed)
+    # The shipped interval adds the drift beyond the runs to what the quantile is of.
+    shipped = calibrated(calibration, adapted, "new lab").deviation(asked)
     pairs = pair_ratios(adapted, asked, observed, found["loss"])
     kinds: dict[str, float] = {}
     for label, weight in zip(source.labels, source.weights.tolist(), strict=True):
         kinds[label[0]] = kinds.get(label[0], 0.0) + weight
     return {
         "mae": errors,
-        "ratios": np.quantile(ratios, np.linspace(0, 1, 41)).tolist(),
+        "ratios": np.quantile(error / deviation, np.linspace(0, 1, 41)).tolist(),
+        "shipped_ratios": np.quantile(error / shipped, np.linspace(0, 1, 41)).tolist(),
         "deviation": float(deviation.mean()),
         "pairs": pairs,
         "seconds": seconds,
@@ -280,17 +288,22 @@ def compared(calibration: Calibration, labs: Mapping[str, Sequence[Row]], bases:
     }
 
 
-def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], draws: int) -> dict[str, float] | None:
-    """FLOPs at which suggested runs reach the error of the whole pool, over those of runs in random order.
+def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], draws: int) -> dict[str, Any] | None:
+    """FLOPs at which runs in some order reach the error of the whole pool, over the mean of those in random order.
 
     The pool is the cheaper half of a lab's runs, the targets are all runs of at least twice its dearest one's FLOPs
-    (budget-aware experiment selection, arXiv 2604.22753). Both orders start from the four cheapest runs; the law is
-    adapted anew whenever a third more runs are made. The error is reached where it is within a tenth of the pool's:
-    for the first time, which a random order may owe to luck, and for good, whatever runs follow.
+    (budget-aware experiment selection, arXiv 2604.22753). Every order starts from nothing: the first run is suggested
+    by the shipped law, that of an unknown lab. The law is adapted anew whenever a third more runs are made. The error
+    is reached where it is within a tenth of the pool's: for the first time, which an order may owe to luck, and for
+    good, whatever runs follow.
+
+    Returns:
+        Of `suggested` and `cheapest` runs the FLOPs over random's, and random's own over the pool's; None where the
+        pool has under 12 runs, or the lab under three targets.
     """
     costs = np.array([flops(row) for row in rows])
     order = np.argsort(costs, kind="stable")
-    pool = order[: min(len(order) // 2, 64)]
+    pool = [int(i) for i in order[: min(len(order) // 2, 64)]]
     targets = np.flatnonzero(costs >= 2 * costs[pool].max() * (1 - 1e-9))[:60]
     if len(pool) < 12 or len(targets) < 3:
         return None
@@ -298,50 +311,73 @@ def suggested(law: ConfigurationLaw, believed: Beliefs, rows: Sequence[Row], dra
     observed = np.array([run["final_loss"] for run in held])
 
     def error(chosen: Sequence[int]) -> tuple[float, Any]:
-        adapted = adapt_law(law, [as_run(rows[int(i)]) for i in chosen], "new lab", beliefs=believed)
+        adapted = adapt_law(law, [as_run(rows[i]) for i in chosen], "new lab", beliefs=believed)
         return float(np.abs(adapted(held) - observed).mean()), adapted.adapted["new lab"]
-
-    def reached(orders: Any) -> tuple[float, float]:
-        """FLOPs at which the error is reached for the first time and for good."""
-        chosen, spent, inside = [int(i) for i in pool[:4]], [], []
-        while True:
-            now, source = error(chosen)
-            spent.append(float(costs[chosen].sum()))
-            inside.append(now <= 1.1 * whole)
-            if len(chosen) == len(pool):
-                return spent[inside.index(True)], spent[len(inside) - [*inside[::-1], False].index(False)]
-            chosen += orders(source, [int(i) for i in pool if i not in set(chosen)], max(len(chosen) // 3, 1))
-
-    whole = error(pool.tolist())[0]
 
     def by_variance(source: Any, left: Sequence[int], count: int) -> list[int]:
         asked = [{**as_run(rows[i]), "source": "new lab"} for i in left] + held
-        covariance, noise = source.covariance(asked), source.noise(source.forecast(asked)["excess"]) ** 2
+        covariance = (source or law).covariance(asked)
+        noise = source.noise(source.forecast(asked)["excess"]) ** 2 if source else np.full(len(asked), FIRST_NOISE**2)
         wanted = list(range(len(left), len(asked)))
         prices = np.array([flops({"conf": run}) for run in asked])
         steps = choose(covariance, noise, prices, list(range(len(left))), wanted, float(prices.sum()), count)
         return [left[step.candidate] for step in steps]
 
+    whole = error(pool)[0]
+
+    def reached(suggest: Any) -> np.ndarray:
+        path = [
+            (costs[chosen].sum() / costs[pool].sum(), now <= 1.1 * whole) for chosen, now in made(suggest, pool, error)
+        ]
+        spent, inside = zip(*path, strict=True)
+        return np.array([spent[inside.index(True)], spent[len(inside) - [*inside[::-1], False].index(False)]])
+
     random = []
     for draw in range(draws):
         rng = np.random.default_rng(draw)
-        random.append(reached(lambda source, left, count, rng=rng: list(rng.permutation(left)[:count])))
-    ours, spread = reached(by_variance), np.array(random) / costs[pool].sum()
-    found = {"error_of_pool": round(whole, 4)}
-    for i, when in enumerate(("first", "for_good")):
-        share = float(spread[:, i].mean())
-        found[f"{when}_suggested_over_random"] = round(ours[i] / costs[pool].sum() / share, 3)
-        found[f"{when}_random_over_pool"] = round(share, 3)
-        found[f"{when}_random_deviation"] = round(float(spread[:, i].std()), 3)
-    return found
-
-
-def of_labs(found: Mapping[str, Mapping[str, float] | None]) -> dict[str, Any]:
-    known = {lab: value for lab, value in found.items() if value}
-    ratios = {when: [own[f"{when}_suggested_over_random"] for own in known.values()] for when in ("first", "for_good")}
+        random.append(reached(lambda source, left, count, rng=rng: rng.permutation(left)[:count].tolist()))
+    mean = np.mean(random, axis=0)
+    orders = {"suggested": by_variance, "cheapest": lambda source, left, count: list(left[:count])}
+    found = {
+        name: dict(zip(WHEN, (reached(one) / mean).round(4).tolist(), strict=True)) for name, one in orders.items()
+    }
+    spread = {when: np.sort([own[i] / mean[i] for own in random]).round(3).tolist() for i, when in enumerate(WHEN)}
     return {
-        "median_over_labs": {when: round(float(np.median(own)), 3) for when, own in ratios.items()},
-        "quartiles_over_labs": {when: np.quantile(own, [0.25, 0.75]).round(3).tolist() for when, own in ratios.items()},
+        "error_of_pool": round(whole, 4),
+        **found,
+        "random": spread,
+        "random_over_pool": dict(zip(WHEN, mean.round(4).tolist(), strict=True)),
+    }
+
+
+def made(suggest: Any, pool: Sequence[int], error: Any) -> Iterator[tuple[list[int], float]]:
+    """The runs made so far and their error, whenever a third more of the pool is made."""
+    chosen: list[int] = []
+    source = None
+    while len(chosen) < len(pool):
+        left = [i for i in pool if i not in set(chosen)]
+        chosen = chosen + suggest(source, left, max(len(chosen) // 3, 1))
+        now, source = error(chosen)
+        yield chosen, now
+
+
+def of_labs(found: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Median and quartiles over labs: an order's FLOPs over random's, and the dearest random order's over the least."""
+    known = {lab: value for lab, value in found.items() if value}
+
+    def over_labs(values: Sequence[float]) -> dict[str, float]:
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(3).tolist()
+        return {"median": middle, "low": low, "high": high}
+
+    return {
+        **{
+            order: {when: over_labs([own[order][when] for own in known.values()]) for when in WHEN}
+            for order in ("suggested", "cheapest")
+        },
+        "random_dearest_over_cheapest": {
+            when: over_labs([own["random"][when][-1] / own["random"][when][0] for own in known.values()])
+            for when in WHEN
+        },
         "labs": known,
     }
 
@@ -414,6 +450,7 @@ def averaged(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for key in ("hierarchy", "labs", "wide", "offset")
         },
         "ratios": np.mean([draw["ratios"] for draw in draws], axis=0).round(4).tolist(),
+        "shipped_ratios": np.mean([draw["shipped_ratios"] for draw in draws], axis=0).round(4).tolist(),
         "pair_ratios": np.mean([draw["pairs"]["ratios"] for draw in draws], axis=0).round(4).tolist(),
         "pair_width": round(float(np.mean([draw["pairs"]["width"] for draw in draws])), 3),
         "deviation": round(float(np.mean([draw["deviation"] for draw in draws])), 5),
@@ -436,7 +473,7 @@ def coverage(
 ) -> dict[str, float]:
     """Coverage by lab of intervals that reach as many deviations as the other laboratories' runs ask.
 
-    Differences take the `quantiles` of losses, as `Calibration.difference` does.
+    Intervals with the drift, and differences, take the `quantiles` of losses without it, as `Calibration` does.
     """
     covered: dict[str, list[float]] = {}
     for cell in cells:
@@ -458,7 +495,10 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if name != "adapted"
     }
     share = mine / better
-    covered, pairs = coverage(cells, "ratios"), coverage(cells, "pair_ratios", quantiles="ratios")
+    covered, pairs = (
+        coverage(cells, "shipped_ratios", quantiles="ratios"),
+        coverage(cells, "pair_ratios", quantiles="ratios"),
+    )
     return {
         "cells": len(cells),
         "geometric_mean_over": against,
