@@ -33,14 +33,13 @@ import adaptation_baselines as baselines  # type: ignore[import-not-found]
 from common import RESULTS, data_folder  # type: ignore[import-not-found]
 from labs import Row, flops, group, home_labs, read_labs  # type: ignore[import-not-found]
 
-from calibration_ncpl import Calibration
+from calibration_ncpl import DRIFT, Calibration, envelope
 from datasets_scripts.runs import load_runs
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import SHAPE, Beliefs, adapt_law, single_lab_shape
 from ncpl.files import write_json
 from ncpl.fitting import fit
 from ncpl.forecaster import Forecaster
-from ncpl.own_runs import calibrated
 from ncpl.record import provenance
 from ncpl.suggest import choose
 
@@ -222,7 +221,9 @@ def judge(
     errors = {name: float(np.abs(values - observed).mean()) for name, values in forecasts.items()}
     error = np.abs(found["loss"] - observed)
     # The shipped interval adds the drift beyond the runs to what the quantile is of.
-    shipped = calibrated(calibration, adapted, "new lab").deviation(asked)
+    seen = envelope(source.read(source.runs))
+    known = replace(calibration, law=adapted, envelope={**calibration.envelope, "new lab": seen})
+    shipped = np.hypot(deviation, DRIFT * known.extrapolation(asked))
     pairs = pair_ratios(adapted, asked, observed, found["loss"])
     kinds: dict[str, float] = {}
     for label, weight in zip(source.labels, source.weights.tolist(), strict=True):

@@ -199,7 +199,7 @@ def adapted(
     offsets = 0.0 if network is None else network([training_order({**DEFAULTS, **_conf(run)}) for run in runs])
     new = adapt_law(law, runs, source, parent=parent, offsets=offsets)
     new = new.with_source(source, replace(new.adapted[source], diverged=diverged))
-    return new, None if calibration is None else calibrated(calibration, new, source)
+    return new, None if calibration is None else _calibrated(calibration, new, source)
 
 
 def _conf(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _conf(run: Mapping[str, Any]) -> dict[str, Any]:
 DEFAULTS = {"optimizer": DEFAULT_OPTIMIZER, "learning rate": 2e-3, "batch size": 256, "seq len": 2048}
 
 
-def calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibration:
+def _calibrated(calibrator: Calibration, law: AdaptedLaw, source: str) -> Calibration:
     """The calibration with the source's envelope, and the other labs' quantiles for its intervals."""
     known = law.adapted[source]
     scale = {"known": 1.0, "excess": known.noise_slope, "noise": known.noise_floor, "drift": DRIFT}
