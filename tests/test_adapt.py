@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoProcessor
 
 import run_train
 from adapted_ncpl import AdaptedLaw
+from calibration_ncpl import DRIFT
 from laws_ncpl import ConfigurationLaw, law_from_dict
 from ncpl import Forecaster, import_runs, plots
 from ncpl.adapt import adapt_law, unread_fields
@@ -56,6 +57,21 @@ def test_a_larger_run_is_forecast_better_than_by_the_shipped_law_and_its_interva
     assert abs(found["loss"] - truth) < 0.03 < abs(unknown - truth)
     assert found["lower"] < truth < found["upper"]
     assert found["upper"] - found["lower"] < 0.3
+
+
+@pytest.mark.parametrize(("size", "wider"), [(60.0, 1.0), (240.0, 1.0), (2400.0, 10**0.15)])
+def test_a_forecast_widens_with_flops_beyond_the_dearest_run(adapted, size, wider):
+    config = {"source": "acme", "model size": size, "data size": 6.0}
+    source = adapted.law.adapted["acme"]
+    rows = source.read([config])
+    losses = np.array([law.losses(law.evaluate(rows))[0] for law in source.laws])
+    known = np.array([law.uncertainty(rows)["known"][0] for law in source.laws])
+    plain = np.sqrt(source.weights @ (known**2 + (losses - source.weights @ losses) ** 2))
+    forecast = source.forecast([config])
+    assert forecast["known"][0] == pytest.approx(wider * plain)
+    # What benchmarks/adaptation.py judges is what is shipped: the same, and the drift beyond the runs.
+    drift = DRIFT * adapted.calibration.extrapolation([config])
+    assert adapted.calibration.deviation([config]) == pytest.approx(np.hypot(source.deviation(forecast), drift))
 
 
 def test_other_sources_are_forecast_as_before(shipped, adapted):
