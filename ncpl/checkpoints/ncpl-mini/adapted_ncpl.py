@@ -22,6 +22,9 @@ Configs = Sequence[Mapping[str, Any]]
 DEFAULT_OPTIMIZER = "adamw"
 # So many times the FLOPs of the dearest run a forecast has been checked (benchmarks/adaptation.py).
 RANGE = 20.0
+# A forecast of more FLOPs than the dearest run's has a deviation wider by their ratio to this power
+# (docs/experiments-adaptation.md, "Wider intervals").
+WIDENING = 0.15
 
 
 def flops(config: Mapping[str, Any]) -> float:
@@ -91,7 +94,8 @@ class AdaptedSource:
             excess.append(found["excess"])
         mean = self.weights @ np.array(losses)
         spread = self.weights @ (np.array(known) ** 2 + (np.array(losses) - mean) ** 2)
-        return {"loss": mean, "known": np.sqrt(spread), "excess": self.weights @ np.array(excess)}
+        deviation = self.widening(configs) * np.sqrt(spread)
+        return {"loss": mean, "known": deviation, "excess": self.weights @ np.array(excess)}
 
     def loss(self, configs: Configs) -> np.ndarray:
         """Losses in nats per token."""
@@ -106,7 +110,14 @@ class AdaptedSource:
         losses = np.array([law.losses(at) for law, at in self._evaluations(configs)])
         within = [law.covariance(at) for law, at in self._evaluations(configs)]
         off = losses - self.weights @ losses
-        return np.tensordot(self.weights, np.array(within), 1) + (self.weights[:, None] * off).T @ off
+        wider = self.widening(configs)
+        total = np.tensordot(self.weights, np.array(within), 1) + (self.weights[:, None] * off).T @ off
+        return np.outer(wider, wider) * total
+
+    def widening(self, configs: Configs) -> np.ndarray:
+        """How much wider the deviations of these are than the laws say: 1 up to the FLOPs of the dearest run."""
+        dearest = max(flops(run) for run in self.runs)
+        return np.maximum([flops(config) / dearest for config in configs], 1.0) ** WIDENING
 
     def risk(self, configs: Configs) -> np.ndarray:
         """See `ConfigurationLaw.risk`."""
@@ -114,7 +125,7 @@ class AdaptedSource:
 
     def noise(self, excess: np.ndarray) -> np.ndarray:
         """Standard deviation of one run's own noise at so much excess, in nats."""
-        return self.noise_floor + self.noise_slope * excess
+        return np.hypot(self.noise_floor, self.noise_slope * excess)
 
     def deviation(self, forecast: Mapping[str, np.ndarray]) -> np.ndarray:
         """Standard deviation of a run's loss, its own noise included, in nats."""
