@@ -11,7 +11,7 @@ from curves_ncpl import RunShape
 from fields_ncpl import check_config
 from modeling_nsp import NSPModel
 from ncpl.curves import read_observed
-from ncpl.drawing import COLOURS, LOSS, RED, Panel, Picture, Theme, count, ranges
+from ncpl.drawing import COLOURS, LOSS, RED, Panel, Picture, Theme, count, ranges, shortened
 from ncpl.evaluation import PREDICTORS, comparable
 from ncpl.nsp.benchmarks import benchmarks_along, by_task, compute_path, emergence_marks, emergence_scales
 
@@ -273,11 +273,17 @@ def curves(
         axes.legend(loc="upper right")
 
     def beneath(axes: Any, theme: Theme) -> None:
+        said = []
         for (_, (config, table)), colour in named:
             # With what stands in for a schedule that was not given.
             shape = RunShape.of(check_config(config, strict=False) | table.attrs.get("schedule", {}))
-            share = np.linspace(0, 1, 400)
-            axes.plot(share * shape.tokens, shape.schedule.rate(share) * _peak(config), color=colour, lw=1.2)
+            share, rest = np.linspace(0, 1, 400), table.attrs.get("stand_ins", [])
+            rates = shape.schedule.rate(share) * _peak(config)
+            axes.plot(share * shape.tokens, rates, color=colour, lw=1.2, ls="--" if rest else "-")
+            said += [text.partition("that of ")[2] for text in rest]
+        if said:
+            usual = shortened(said[0], 60) if len(named) == 1 else "the source's usual"
+            axes.set_title(f"dashed: not given in full, {usual} stands in", fontsize=8)
         axes.set(xlabel="tokens (billions)", ylabel="learning rate", xlim=tokens, ylim=(0, None))
 
     return Picture(f"{words}.", (above, beneath), columns=1, width=6.4, height=2.5, heights=(3, 1))

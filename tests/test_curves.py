@@ -307,6 +307,10 @@ def test_the_picture_shows_the_schedule_that_the_curve_is_of(forecaster):
     above, beneath = curves({"run": (config, table)}).figure().axes
     assert above.get_xlim() == beneath.get_xlim()
     figures = above.figure, curves({"run": (full, same)}).figure()
+    # A schedule that was not given is dashed, and the picture says what stands in.
+    assert [figure.axes[1].get_lines()[0].get_linestyle() for figure in figures] == ["--", "-"]
+    assert "not given in full, lr_schedule linear, warmup" in figures[0].axes[1].get_title("left")
+    assert not figures[1].axes[1].get_title("left")
     drawn, meant = (figure.axes[1].get_lines()[0].get_ydata() for figure in figures)
     assert drawn[-1] == 0
     np.testing.assert_allclose(drawn, meant)
