@@ -595,7 +595,6 @@ class Forecaster:
         if observed is None and self.network is not None and self.network.model.config.curves:
             moved = self.network.curve(checked, table["step"].tolist()) - table["loss"]
             table[["loss", "lower", "upper"]] = table[["loss", "lower", "upper"]].add(moved, axis=0)
-        table.attrs["stand_ins"] = curves.stand_ins(checked, config)
-        of_log = drawn.attrs.get("notes", [])
-        table.attrs["notes"] = [*forecast.attrs["notes"], *table.attrs["stand_ins"], *of_log]
+        table.attrs["stand_ins"] = rest = curves.stand_ins(checked, config)
+        table.attrs["notes"] = [*forecast.attrs["notes"], *rest, *drawn.attrs.get("notes", [])]
         return table
