@@ -258,16 +258,8 @@ def curves(
             table = named[0][0][1][1]
             steps, billions = table["step"].iloc[-1], table["tokens"].iloc[-1]
             seen = read_observed(observed, steps, billions)
-            axes.scatter(
-                seen.steps * billions / steps,
-                seen.losses,
-                s=7,
-                color=theme["ink"],
-                alpha=0.6,
-                lw=0,
-                label="observed",
-                zorder=3,
-            )
+            x = seen.steps * billions / steps
+            axes.scatter(x, seen.losses, s=7, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
         room = 0.12 * (max(highs) - min(lows)) + 0.02
         axes.set(ylabel=LOSS, xlim=tokens, ylim=(min(lows) - room, max(highs) + 3 * room))
         axes.legend(loc="upper right")
