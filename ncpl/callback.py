@@ -1,6 +1,5 @@
 """The final loss while a run trains: a callback for transformers' Trainer, and a function for any loop."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers import TrainerCallback
 
 from fields_ncpl import max_step
 from ncpl.configs import one_config
-from ncpl.curves import spoken
+from ncpl.curves import has_ended, spoken
 from ncpl.errors import short
 from ncpl.run_log import read_log
 from text_ncpl import as_number
@@ -84,17 +83,17 @@ def follow(
     forecaster, pause = _checked(forecaster), None if every is None else as_number(every)
     if every is not None and (pause is None or not 0 < pause <= DAY):
         raise ValueError(f"every: got {short(every)}, expected seconds above 0 and at most {DAY}, or none to look once")
-    told, step, end = 0, 0.0, math.inf
+    told, ended = 0, False
     while True:
         seen = read_log(log)
         if len(seen["loss"]) > told:
             told = len(seen["loss"])
             table = forecaster.curve(config, 1, seen, level, window)
-            step, end = table.attrs["seen"], float(table["step"].iloc[-1])
+            step, ended = table.attrs["seen"], has_ended(table.attrs["seen"], float(table["step"].iloc[-1]))
             yield {"step": step, **_final(table), "notes": table.attrs["notes"]}
         if pause is None and not told:
             raise ValueError(f"{log}: holds no loss yet, expected at least one")
-        if pause is None or step >= end:
+        if pause is None or ended:
             return
         time.sleep(pause)
 

@@ -5,6 +5,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,10 @@ _OFF_DEVIATIONS = 3.0
 _WORSE = 0.02
 # The 95th percentile of the normal law.
 _ONE_SIDED = 1.645
+# Share of a run whose logged losses are the loss that it ended at.
+_LAST = 0.02
+# Losses are in another unit where these shares of them lie so close to the forecast in nats when they are converted.
+_LIKENESS = {0.5: 0.1, 0.8: 0.3}
 
 
 def save_law(law: CurveLaw, folder: Path) -> None:
@@ -135,9 +140,67 @@ def curve(
     if read is not None:
         end = forecast(law, run, np.array([1.0]), final.loss, deviation if known else _UNKNOWN, seen)
         now = float(end.loss[0]), float(end.deviation[0])
-        table.attrs["report"] = report(law, run, final, read.steps, read.losses, *now)
+        said = report(law, run, final, read.steps, read.losses, *now)
+        if said["status"] not in ("nan", "wrong unit") and has_ended(float(read.steps.max()), run.steps):
+            logged = _own_end(law, run, final.loss, read, steps_seen, level)
+            # The forecast goes over into what the log itself says of the end.
+            goes_over = np.exp((steps / run.steps - 1) / _LAST)[:, None]
+            columns = ["loss", "lower", "upper"]
+            own, last = np.array([logged.loss, logged.lower, logged.upper]), table[columns].iloc[-1].to_numpy()
+            table[columns] += goes_over * (own - np.where(np.isfinite(last), last, own))
+            table.loc[table.index[-1], columns] = own
+            said = _ended(said, logged, final.loss)
+        table.attrs["report"] = said
         table.attrs["seen"], table.attrs["notes"] = float(read.steps.max()), read.notes
     return table
+
+
+def has_ended(step: float, total: float) -> bool:
+    """Whether a log's last step is its run's last, which logs that count from 0 call one less.
+
+    >>> has_ended(9, 10), has_ended(8, 10)
+    (True, False)
+    """
+    return step >= total - 1
+
+
+def _own_end(law: CurveLaw, run: RunShape, expected: float, seen: "Seen", window: float, level: float) -> Final:
+    """The loss that a run ended at: the mean of its last logged losses, each brought to the end along the law's curve.
+
+    Its interval is that of the mean, by how much these losses scatter.
+
+    Args:
+        law, run: of the curve.
+        expected: the final loss as forecast before the run.
+        seen: the log.
+        window: steps that each loss is the mean of.
+        level: coverage.
+    """
+    order = np.argsort(seen.steps, kind="stable")
+    order = order[np.isfinite(seen.losses[order])]
+    shares = np.clip((seen.steps[order] - (window - 1) / 2) / run.steps, 1 / run.steps, 1.0)
+    last = slice(-max(int((shares >= shares[-1] - _LAST).sum()), min(5, len(shares))), None)
+    curve = forecast(law, run, np.append(shares[last], 1.0), expected, _UNKNOWN).loss
+    ends = seen.losses[order][last] - curve[:-1] + curve[-1]
+    # A single loss says nothing of its own noise.
+    noise = float(np.std(ends, ddof=1)) if len(ends) > 1 else _UNKNOWN
+    half = statistics.NormalDist().inv_cdf((1 + level) / 2) * noise / math.sqrt(len(ends))
+    loss = float(ends.mean())
+    return Final(loss, loss - half, loss + half, level)
+
+
+def _ended(said: Mapping[str, Any], end: Final, expected: float) -> dict[str, Any]:
+    """What is said of a run that has ended.
+
+    Args:
+        said: what `report` says of its log.
+        end: the loss that it ended at.
+        expected: the same as forecast before the run.
+    """
+    off = end.loss - expected
+    where = f"{abs(off):.4f} {'above' if off > 0 else 'below'} its forecast before the run"
+    reason = f"the run has ended: the log's own end, {end.loss:.4f}, lies {where}"
+    return {**said, "status": "ended", "reason": reason, "advice": None}
 
 
 # Fields of a schedule, in the groups of which one field stands for the others.
@@ -270,8 +333,9 @@ def report(
         loss, deviation: its final loss as forecast now, and the standard deviation of that.
 
     Returns:
-        `status`: `"on course"`, `"off course"` (far from its forecast), `"failing"` or `"nan"`; `reason`; `recovers`,
-        the probability that a failing run ends within 0.3 nats of its forecast; and `advice`, None or one sentence.
+        `status`: `"on course"`, `"off course"` (far from its forecast), `"failing"`, `"nan"` or `"wrong unit"`, and
+        from `curve` `"ended"`; `reason`; `recovers`, the probability that a failing run ends within 0.3 nats of its
+        forecast; and `advice`, None or one sentence.
     """
     order = np.argsort(steps, kind="stable")
     steps, losses = steps[order], losses[order]
@@ -290,6 +354,8 @@ def report(
     above, before, _ = _off(law, run, final.loss, _UNKNOWN, steps, losses)
     # A failing run recovers as often as others did, and no likelier than its own log says, which is never sure of it.
     back = max(0.01, 0.5 * (1 + math.erf((final.loss + _FAILING_NATS - loss) / deviation / math.sqrt(2))))
+    if unit := _unit(law, run, final.loss, steps, losses):
+        return said | {"status": "wrong unit", "recovers": back} | unit
     if steps[-1] >= _FAILING_STEP and above > max(_FAILING_NATS, _FAILING_DEVIATIONS * float(before.deviation[-1])):
         reason = f"the loss stands {above:.2f} nats above its forecast at step {steps[-1]:g}"
         if losses.min() > run.chance:
@@ -305,6 +371,26 @@ def report(
     if surely > _WORSE:
         said["advice"] = f"this run ends {surely:.2f} nats or more above its forecast with 95 %; consider to stop it"
     return said
+
+
+def _unit(law: CurveLaw, run: RunShape, final: float, steps: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+    """What is said where losses are the run's in another unit than nats per token; nothing elsewhere."""
+    late = (steps >= _FAILING_STEP) & (losses > 0)
+    if late.sum() < 5:
+        return {}
+    expected = forecast(law, run, steps[late] / run.steps, final, _UNKNOWN).loss
+    # Losses in nats lie near, or are of a run of its own.
+    if np.median(np.abs(losses[late] - expected)) <= _FAILING_NATS:
+        return {}
+    units = (
+        ("perplexity", np.log(losses[late]), "their natural logarithm follows", "give their natural logarithm"),
+        ("bits", losses[late] * math.log(2), "they are 1.44 times", "multiply them by 0.6931"),
+    )
+    for name, nats, how, advice in units:
+        off = np.abs(nats - expected)
+        if all(np.quantile(off, part) <= most for part, most in _LIKENESS.items()):
+            return {"reason": f"the loss looks like {name}: {how} the forecast in nats per token", "advice": advice}
+    return {}
 
 
 def _off(

@@ -121,11 +121,50 @@ def test_a_run_that_was_started_again_is_what_it_did_after_that(forecaster, lost
 
 
 def test_what_stays_far_above_its_forecast_does_not_recover(forecaster):
-    """The chance agrees with the forecast that the log gives: here losses in bits, then in percent."""
+    """The chance agrees with the forecast that the log gives: here losses in percent."""
     _, pairs = logs_of_one_run(forecaster)
     steps, losses = (np.array(values) for values in zip(*pairs, strict=True))
-    for scale in (1 / math.log(2), 100):
-        told = forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": losses * scale}).attrs["report"]
-        assert told["status"] == "failing"
-        assert told["recovers"] < 0.05
+    told = forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": losses * 100}).attrs["report"]
+    assert told["status"] == "failing"
+    assert told["recovers"] < 0.05
     assert "are they nats per token?" in told["reason"]
+
+
+@pytest.mark.parametrize(
+    ("convert", "said"),
+    [
+        (np.exp, "the loss looks like perplexity: their natural logarithm follows the forecast in nats per token"),
+        (lambda nats: nats / math.log(2), "the loss looks like bits: they are 1.44 times the forecast"),
+    ],
+)
+def test_a_log_in_another_unit_is_no_failing_run(forecaster, convert, said):
+    _, pairs = logs_of_one_run(forecaster)
+    steps, losses = (np.array(values) for values in zip(*pairs, strict=True))
+    noise = np.random.default_rng(1).normal(0, 0.03, len(losses))
+    told = forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": convert(losses + noise)}).attrs["report"]
+    assert told["status"] == "wrong unit"
+    assert told["reason"].startswith(said)
+    assert "stop" not in told["advice"]
+    # A run that has blown up to what a perplexity could be is one that fails.
+    blown = np.append(losses[:40], convert(losses[40:]) + 9)
+    assert forecaster.curve(CONFIG, 5, observed={"step": steps, "loss": blown}).attrs["report"]["status"] == "failing"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_run_that_has_ended_has_the_loss_of_its_log(forecaster, tmp_path, first):
+    """Whatever was forecast of it, and whether its steps count from 0 or from 1."""
+    whole = forecaster.curve(CONFIG, 500)
+    steps, total = whole["step"].to_numpy(), int(whole["step"].iloc[-1])
+    losses = whole["loss"].to_numpy() + 0.02 + np.random.default_rng(2).normal(0, 0.01, len(steps))
+    log = tmp_path / "log.csv"
+    log.write_text("step,loss\n" + "".join(f"{s - 1 + first},{y}\n" for s, y in zip(steps, losses, strict=True)))
+    # It ends by itself, however often it looks.
+    (found,) = follow(log, CONFIG, forecaster, every=60)
+    assert found["step"] == total - 1 + first
+    assert found["status"] == "ended"
+    assert found["loss"] == pytest.approx(losses[-10:].mean(), abs=0.002)
+    assert 0.003 < (found["upper"] - found["lower"]) / 2 < 0.009
+    assert found["reason"].startswith(f"the run has ended: the log's own end, {found['loss']:.4f}, lies 0.0")
+    assert "above its forecast before the run" in found["reason"]
+    short = forecaster.curve(CONFIG, 9, observed={"step": steps[:-20], "loss": losses[:-20]}).attrs["report"]
+    assert short["status"] == "on course"
