@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from fields_ncpl import max_step
 from ncpl.configs import one_config
-from ncpl.curves import has_ended, spoken
+from ncpl.curves import condition, has_ended, spoken
 from ncpl.errors import short
 from ncpl.run_log import read_log
 from text_ncpl import as_number
@@ -174,7 +174,7 @@ class ForecastCallback(TrainerCallback):
             self.latest = forecast_final(
                 self.config, self.steps, self.losses, forecaster=self.forecaster, level=self.level, window=window or 1
             )
-            self._show(self.latest, self.latest["advice"])
+            self._show(self.latest, "; ".join(filter(None, (condition(self.latest), self.latest["advice"]))))
             self._tell(self.latest)
             self._spent += time.perf_counter() - started
         if self.latest is not None:

@@ -114,8 +114,9 @@ def curve(
 
     Returns:
         A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token), all of the loss
-        without a log's noise. `.attrs["schedule"]` are the fields of its schedule. With `observed`, `.attrs["report"]`
-        is what `report` says of the run, `.attrs["seen"]` its last step and `.attrs["notes"]` say what was left out.
+        without a log's noise. `.attrs["schedule"]` are the fields of its schedule, `.attrs["level"]` is the bands'. With
+        `observed`, `.attrs["report"]` is what `report` says of the run, `.attrs["seen"]` its last step and
+        `.attrs["notes"]` say what was left out; of a run that has ended the last row is the log's own end.
 
     Raises:
         ValueError: no such points, or an observed part without steps and losses.
@@ -136,6 +137,7 @@ def curve(
     table = pd.DataFrame(
         {"step": steps, "tokens": run.tokens * steps / run.steps, "loss": found.loss, "lower": lower, "upper": upper}
     )
+    table.attrs["level"] = level
     table.attrs["schedule"] = {name: config[name] for group in _SCHEDULE_FIELDS for name in group if name in config}
     if read is not None:
         end = forecast(law, run, np.array([1.0]), final.loss, deviation if known else _UNKNOWN, seen)
@@ -417,6 +419,23 @@ def _off_course(off: float, expected: Curve, noise: float) -> dict[str, Any]:
 def spoken(said: Mapping[str, Any] | None) -> str:
     """What a report says in words; nothing of a run on course."""
     return "; ".join(text for text in (said["reason"], said["advice"]) if text) if said else ""
+
+
+# What has to happen for the forecast of a run to hold, by the report's status.
+_CONDITIONS = {
+    "failing": "if it recovers",
+    "nan": "if it is restarted before that",
+    "wrong unit": "if these were nats per token",
+}
+
+
+def condition(said: Mapping[str, Any] | None) -> str:
+    """Under what a run's forecast holds; nothing where it holds anyway.
+
+    >>> condition({"status": "failing"}), condition({"status": "on course"})
+    ('if it recovers', '')
+    """
+    return _CONDITIONS.get(said["status"], "") if said else ""
 
 
 def _failing(reason: str, recovers: float) -> dict[str, Any]:

@@ -268,16 +268,40 @@ def band(
     if seen is not None:
         axes.scatter(*seen, s=24 if all_seen else 10, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
         # The first steps' losses would flatten everything else.
-        shown += list(seen[1])[0 if all_seen else len(seen[1]) // 10 :]
+        late = np.asarray(seen[1], dtype=float)[0 if all_seen else len(seen[1]) // 10 :]
+        shown += list(late[np.isfinite(late)])
     for point, marker, colour, said in ((best, "D", GREEN, "lowest"), (mark, "o", RED, "asked")):
         if point is not None:
             axes.plot(*point, marker, color=colour, ms=8, label=said, zorder=4)
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     room = 0.08 * (high - low) + 1e-4
     axes.set(xlabel=name, ylabel=LOSS, ylim=(low - room, high + 3 * room))
+    if seen is not None:
+        mark_off_axis(axes, seen, (x, table["loss"]))
     if log:
         logarithmic(axes, "x", x)
     axes.legend(loc="upper right", ncols=2)
+
+
+def mark_off_axis(axes: Any, seen: tuple[Any, Any], curve: tuple[Any, Any]) -> None:
+    """Marks observed losses that the loss axis leaves out where it shows the curve: a run that blows up, and NaN.
+
+    Args:
+        axes: with the limits set.
+        seen: places and losses.
+        curve: the same of the forecast.
+    """
+    x, losses = (np.asarray(values, dtype=float) for values in seen)
+    top = axes.get_ylim()[1]
+    # Before the curve begins every run's losses are high.
+    shown = np.interp(x, *curve, left=np.inf) <= top
+    kinds = (
+        (shown & np.isfinite(losses) & (losses > top), "^", "above the axis"),
+        (~np.isfinite(losses), "x", "not a number"),
+    )
+    for gone, marker, said in kinds:
+        if gone.any():
+            axes.plot(x[gone], np.full(gone.sum(), top), marker, color=RED, ms=6, label=said, clip_on=False, zorder=4)
 
 
 def ranges(

@@ -11,7 +11,7 @@ from curves_ncpl import RunShape
 from fields_ncpl import check_config
 from modeling_nsp import NSPModel
 from ncpl.curves import read_observed
-from ncpl.drawing import COLOURS, LOSS, RED, Panel, Picture, Theme, count, ranges, shortened
+from ncpl.drawing import COLOURS, LOSS, RED, Panel, Picture, Theme, count, mark_off_axis, ranges, shortened
 from ncpl.evaluation import PREDICTORS, comparable
 from ncpl.nsp.benchmarks import benchmarks_along, by_task, compute_path, emergence_marks, emergence_scales
 
@@ -226,6 +226,10 @@ def _score_panel(
     axes.tick_params(labelsize=9)
 
 
+# Points of a drawn curve.
+DENSE = 400
+
+
 def curves(
     runs: Mapping[str, tuple[Mapping[str, Any], pd.DataFrame]],
     observed: Mapping[str, Sequence[float]] | None = None,
@@ -250,7 +254,12 @@ def curves(
             few = {"marker": "o", "ms": 3} if len(table) < 20 else {}
             label = f"{name}: {table['loss'].iloc[-1]:.3f}"
             axes.plot(table["tokens"], table["loss"], color=colour, lw=1.6, label=label, **few)
-            axes.fill_between(table["tokens"], table["lower"], table["upper"], color=colour, alpha=0.18, lw=0)
+            # One line of the legend stands for all bands.
+            first = "level" in table.attrs and name == next(iter(runs))
+            covers = f"{table.attrs['level'] * 100:g} % interval" if first else None
+            axes.fill_between(
+                table["tokens"], table["lower"], table["upper"], color=colour, alpha=0.18, lw=0, label=covers
+            )
             late = table[table["step"] >= 0.1 * table["step"].iloc[-1]]
             lows.append(late["loss"].min())
             highs.append(late["loss"].max())
@@ -258,10 +267,12 @@ def curves(
             table = named[0][0][1][1]
             steps, billions = table["step"].iloc[-1], table["tokens"].iloc[-1]
             seen = read_observed(observed, steps, billions)
-            x = seen.steps * billions / steps
-            axes.scatter(x, seen.losses, s=7, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
+            points = seen.steps * billions / steps, seen.losses
+            axes.scatter(*points, s=7, color=theme["ink"], alpha=0.6, lw=0, label="observed", zorder=3)
         room = 0.12 * (max(highs) - min(lows)) + 0.02
         axes.set(ylabel=LOSS, xlim=tokens, ylim=(min(lows) - room, max(highs) + 3 * room))
+        if observed is not None:
+            mark_off_axis(axes, points, (table["tokens"], table["loss"]))
         axes.legend(loc="upper right")
 
     def beneath(axes: Any, theme: Theme) -> None:

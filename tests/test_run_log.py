@@ -8,7 +8,9 @@ import pytest
 
 from ncpl import Forecaster
 from ncpl.callback import follow
+from ncpl.figures import curves
 from ncpl.run_log import read_log
+from tests.test_cli import run
 
 CONFIG = {
     "source": "marin", "model size": 300, "data size": 6, "optimizer": "adamw", "learning rate": 4e-3,
@@ -168,3 +170,31 @@ def test_a_run_that_has_ended_has_the_loss_of_its_log(forecaster, tmp_path, firs
     assert "above its forecast before the run" in found["reason"]
     short = forecaster.curve(CONFIG, 9, observed={"step": steps[:-20], "loss": losses[:-20]}).attrs["report"]
     assert short["status"] == "on course"
+
+
+def failing_logs(forecaster):
+    """What went wrong -> steps and losses, from the 40th point on."""
+    _, pairs = logs_of_one_run(forecaster)
+    steps, losses = (np.array(values) for values in zip(*pairs, strict=True))
+    late = np.arange(len(steps)) >= 40
+    return {"if it recovers": (steps, losses + 4 * late), "if it is restarted": (steps, np.where(late, np.nan, losses))}
+
+
+@pytest.mark.parametrize("condition", ["if it recovers", "if it is restarted"])
+def test_the_forecast_of_a_failing_run_says_under_what_it_holds(forecaster, tmp_path, capsys, condition):
+    steps, losses = failing_logs(forecaster)[condition]
+    log, words = tmp_path / "log.csv", [f"{name}={value}" for name, value in CONFIG.items()]
+    log.write_text("step,loss\n" + "".join(f"{s},{y}\n" for s, y in zip(steps, losses, strict=True)), encoding="utf-8")
+    status, out, _ = run("curve", *words, "--points", 4, "--observed", log, capsys=capsys)
+    assert status == 0
+    rows = [line for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert [condition in row for row in rows] == [False, True, True, True]
+    assert condition in run("watch", log, *words, "--every", 0, capsys=capsys)[1]
+    # The picture's axis is that of the curve; what it leaves out is marked.
+    table = forecaster.curve(CONFIG, 60, observed={"step": steps, "loss": losses})
+    axes = curves({"run": (CONFIG, table)}, {"step": steps, "loss": losses}).figure().axes[0]
+    marked = next(line for line in axes.get_lines() if line.get_label() in ("above the axis", "not a number"))
+    np.testing.assert_allclose(marked.get_xdata(), table["tokens"].iloc[-1] * steps[40:] / table["step"].iloc[-1])
+    assert set(marked.get_ydata()) == {axes.get_ylim()[1]}
+    assert "90 % interval" in axes.get_legend_handles_labels()[1]
+    assert table.plot({"step": steps, "loss": np.where(np.isnan(losses), np.inf, losses)}).figure()

@@ -104,7 +104,7 @@ def curve(
       ncpl curve examples/marin-1b.yaml lr_schedule=wsd decay=0.2
     """
     from ncpl.configs import read_configs
-    from ncpl.curves import spoken
+    from ncpl.curves import condition, spoken
     from ncpl.run_log import read_log
 
     check_picture(save)
@@ -115,9 +115,11 @@ def curve(
     forecaster = load(model)
     tables = [forecaster.curve(row, points, seen, level, window) for row in rows]
     if save is not None:
-        from ncpl.figures import curves
+        from ncpl.figures import DENSE, curves
 
-        curves(dict(zip(origins, zip(rows, tables, strict=True), strict=True)), seen).save(save)
+        # Few points of the table would be drawn as a line with corners, which lies above the curve.
+        drawn = [forecaster.curve(row, max(points, DENSE), seen, level, window) for row in rows]
+        curves(dict(zip(origins, zip(rows, drawn, strict=True), strict=True)), seen).save(save)
     several = [table.assign(configuration=origin) for origin, table in zip(origins, tables, strict=True)]
     shown = [row for table in (several if len(rows) > 1 else tables) for row in records(table)]
     report = tables[0].attrs.get("report")
@@ -127,6 +129,10 @@ def curve(
     if as_json:
         print_json({"curve": shown, "report": report, "notes": notes} if report else with_notes(shown, notes))
     else:
+        if holds := condition(report):
+            # What is forecast are the rows from the log's end on.
+            for row, values in zip(said, shown, strict=True):
+                row["holds"] = holds if values["step"] >= tables[0].attrs["seen"] else ""
         print_table(said)
     if text := spoken(report):
         note(text)
@@ -152,7 +158,7 @@ def watch(
     """
     from ncpl.callback import follow
     from ncpl.configs import read_configs
-    from ncpl.curves import spoken
+    from ncpl.curves import condition, spoken
 
     rows, origins = read_configs(configs)
     if len(rows) > 1:
@@ -165,7 +171,8 @@ def watch(
             print(json.dumps(without_nan(found)), flush=True)
         else:
             interval = f"{level * 100:g} % {found['lower']:.4f} to {found['upper']:.4f}"
-            print(f"step {found['step']:g}: final loss {found['loss']:.4f} ({interval})", flush=True)
+            loss = " ".join(text for text in (f"{found['loss']:.4f}", condition(found)) if text)
+            print(f"step {found['step']:g}: final loss {loss} ({interval})", flush=True)
             if text := spoken(found):
                 note(text)
 
