@@ -114,7 +114,7 @@ def curve(
 
     Returns:
         A row for each point: `step`, `tokens` (billions), `loss`, `lower`, `upper` (nats per token), all of the loss
-        without a log's noise. `.attrs["schedule"]` are the fields of its schedule, `.attrs["level"]` is the bands'. With
+        without a log's noise. `.attrs["schedule"]` are the fields of its schedule, `.attrs["level"]` is its level. With
         `observed`, `.attrs["report"]` is what `report` says of the run, `.attrs["seen"]` its last step and
         `.attrs["notes"]` say what was left out; of a run that has ended the last row is the log's own end.
 
