@@ -181,13 +181,15 @@ def _own_end(law: CurveLaw, run: RunShape, expected: float, seen: "Seen", window
     order = np.argsort(seen.steps, kind="stable")
     order = order[np.isfinite(seen.losses[order])]
     shares = np.clip((seen.steps[order] - (window - 1) / 2) / run.steps, 1 / run.steps, 1.0)
-    last = slice(-max(int((shares >= shares[-1] - _LAST).sum()), min(5, len(shares))), None)
+    count = int((shares >= shares[-1] - _LAST).sum())
+    # Of few losses the ones before tell the noise.
+    last = slice(-max(count, min(5, len(shares))), None)
     curve = forecast(law, run, np.append(shares[last], 1.0), expected, _UNKNOWN).loss
     ends = seen.losses[order][last] - curve[:-1] + curve[-1]
     # A single loss says nothing of its own noise.
     noise = float(np.std(ends, ddof=1)) if len(ends) > 1 else _UNKNOWN
-    half = statistics.NormalDist().inv_cdf((1 + level) / 2) * noise / math.sqrt(len(ends))
-    loss = float(ends.mean())
+    half = statistics.NormalDist().inv_cdf((1 + level) / 2) * noise / math.sqrt(count)
+    loss = float(ends[-count:].mean())
     return Final(loss, loss - half, loss + half, level)
 
 

@@ -421,7 +421,8 @@ def test_watch_follows_a_log_that_is_being_written(forecaster, tmp_path, suffix)
         with log.open("a", encoding="utf-8") as stream:
             stream.write(lines(rows[done : done + 2]))
     assert [one["step"] for one in found] == [step for step, _ in rows[1::2]]
-    assert all(one["status"] == "on course" for one in found)
+    assert [one["status"] for one in found] == ["on course"] * (len(found) - 1) + ["ended"]
+    assert found[-1]["loss"] == pytest.approx(rows[-1][1], abs=1e-3)
     widths = [one["upper"] - one["lower"] for one in found]
     assert widths[-1] < 0.5 * widths[0]
 
