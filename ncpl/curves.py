@@ -145,12 +145,7 @@ def curve(
         said = report(law, run, final, read.steps, read.losses, *now)
         if said["status"] not in ("nan", "wrong unit") and has_ended(float(read.steps.max()), run.steps):
             logged = _own_end(law, run, final.loss, read, steps_seen, level)
-            # The forecast goes over into what the log itself says of the end.
-            goes_over = np.exp((steps / run.steps - 1) / _LAST)[:, None]
-            columns = ["loss", "lower", "upper"]
-            own, last = np.array([logged.loss, logged.lower, logged.upper]), table[columns].iloc[-1].to_numpy()
-            table[columns] += goes_over * (own - np.where(np.isfinite(last), last, own))
-            table.loc[table.index[-1], columns] = own
+            _goes_over(table, run, logged)
             said = _ended(said, logged, final.loss)
         table.attrs["report"] = said
         table.attrs["seen"], table.attrs["notes"] = float(read.steps.max()), read.notes
@@ -191,6 +186,15 @@ def _own_end(law: CurveLaw, run: RunShape, expected: float, seen: "Seen", window
     half = statistics.NormalDist().inv_cdf((1 + level) / 2) * noise / math.sqrt(count)
     loss = float(ends[-count:].mean())
     return Final(loss, loss - half, loss + half, level)
+
+
+def _goes_over(table: pd.DataFrame, run: RunShape, end: Final) -> None:
+    """Lets a forecast curve go over into what the log itself says of the end."""
+    columns = ["loss", "lower", "upper"]
+    own, last = np.array([end.loss, end.lower, end.upper]), table[columns].iloc[-1].to_numpy()
+    near = np.exp((table["step"].to_numpy() / run.steps - 1) / _LAST)
+    table[columns] += near[:, None] * (own - np.where(np.isfinite(last), last, own))
+    table.loc[table.index[-1], columns] = own
 
 
 def _ended(said: Mapping[str, Any], end: Final, expected: float) -> dict[str, Any]:
