@@ -4,6 +4,7 @@ Runs that have ended are read by `ncpl.logs`, which needs their configurations t
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ _LOSSES = (
 )  # fmt: skip
 _RUNS = ("run", "run_id", "run_name", "run_uuid", "experiment")
 _HELD_OUT = re.compile(r"val|eval|test|held|dev")
+_PERPLEXITY = re.compile(r"(^|[._])(ppl|perplexity)$")
 # W&B's exports: `RUN - METRIC`, its extremes beside it.
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 _PANEL = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<extreme>__(MIN|MAX))?")
@@ -53,6 +55,8 @@ def read_log(path: str | Path) -> dict[str, Any]:
     names = {plain_name(str(name)): name for row in rows for name in row}
     step, tokens = _column(names, _STEPS), _column(names, _TOKENS)
     loss = _column(names, _LOSSES) or _other_loss(names)
+    perplexity = None if loss is not None else _perplexity(names)
+    loss = perplexity if loss is None else loss
     if (step or tokens) is None or loss is None:
         missing = "step" if (step or tokens) is None else "loss"
         found = one_line(", ".join(map(str, names.values())) or "none", 150)
@@ -65,9 +69,18 @@ def read_log(path: str | Path) -> dict[str, Any]:
         "step" if step else "tokens": [_number(a, f"{at}: {'step' if step else 'tokens'}") for a, _ in pairs],
         "loss": [_number(b, f"{at}: loss") for _, b in pairs],
     }
-    if _HELD_OUT.search(plain_name(str(loss))):
+    if perplexity is not None:
+        read["loss"] = [math.log(value) if value > 0 else math.nan for value in read["loss"]]
+        read["notes"] = [f"no loss in the log: the natural logarithm of {loss} stands in"]
+    elif _HELD_OUT.search(plain_name(str(loss))):
         read["notes"] = [f"no loss of training in the log: {loss} stands in"]
     return read
+
+
+def _perplexity(names: Mapping[str, Any]) -> Any:
+    """A perplexity, one of training first; None where there is none."""
+    found = sorted((bool(_HELD_OUT.search(plain)), plain) for plain in names if _PERPLEXITY.search(plain))
+    return names[found[0][1]] if found else None
 
 
 def _column(names: Mapping[str, Any], wanted: Sequence[str]) -> Any:

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from curves_ncpl import KNOTS, CurveLaw, RunShape, early, places, shape_terms
 from fields_ncpl import check_config
 from ncpl import Forecaster
-from ncpl.callback import follow
 from ncpl.commands import forecasts  # noqa: F401 (adds `curve` to the app)
 from ncpl.commands.shared import app
 from ncpl.curves import EMBEDDED, Final, read_law, report, save_law
 from ncpl.fitting.curves import CurveRun, fit_curves, fit_shape
+from ncpl.live import follow
 from observed_ncpl import Observed, forecast
 
 CONFIG = {

@@ -2,13 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from ncpl import Forecaster
-from ncpl.callback import follow
 from ncpl.figures import curves
+from ncpl.live import follow
 from ncpl.run_log import read_log
 from tests.test_cli import run
 
@@ -79,13 +81,20 @@ def test_a_log_of_held_out_losses_alone_is_read_and_said_so(forecaster, tmp_path
     assert "no loss of training in the log: eval_loss stands in" in notes
 
 
+def test_a_perplexity_is_read_as_its_logarithm(tmp_path):
+    (tmp_path / "log.csv").write_text("step,val_ppl,train/perplexity\n10,90,20\n20,80,10\n", encoding="utf-8")
+    seen = read_log(tmp_path / "log.csv")
+    assert seen["loss"] == pytest.approx([math.log(20), math.log(10)])
+    assert seen["notes"] == ["no loss in the log: the natural logarithm of train/perplexity stands in"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("step,loss,run\n1,9,a\n1,9,b\n", r"2 runs \('a', 'b'\), expected the log of one"),
         ("Step,a - loss,b - loss\n1,9,9\n", r"2 runs \('a', 'b'\), expected the log of one"),
         ("step,loss\n1,low\n", "loss: got 'low', expected a number"),
-        ("step,perplexity\n1,20\n", "no column is a loss; expected step and loss, found step, perplexity"),
+        ("step,bpb\n1,0.9\n", "no column is a loss; expected step and loss, found step, bpb"),
     ],
 )
 def test_a_log_that_is_none_of_one_run_is_refused(tmp_path, text, message):
@@ -98,7 +107,7 @@ def test_an_empty_log_is_waited_for(forecaster, tmp_path):
     log = tmp_path / "log.csv"
     log.write_text("step,loss\n", encoding="utf-8")
     assert read_log(log) == {"step": [], "loss": []}
-    with pytest.raises(ValueError, match="holds no loss yet"):
+    with pytest.raises(ValueError, match="no points yet"):
         next(follow(log, CONFIG, forecaster, every=None))
 
 
@@ -170,6 +179,38 @@ def test_a_run_that_has_ended_has_the_loss_of_its_log(forecaster, tmp_path, firs
     assert "above its forecast before the run" in found["reason"]
     short = forecaster.curve(CONFIG, 9, observed={"step": steps[:-20], "loss": losses[:-20]}).attrs["report"]
     assert short["status"] == "on course"
+
+
+def test_watch_says_at_once_what_is_in_the_log(tmp_path):
+    """Before a forecast is made, which takes a while where the machine is busy."""
+    log, words = tmp_path / "log.csv", [f"{name}={value}" for name, value in CONFIG.items()]
+    log.write_text("step,loss\n", encoding="utf-8")
+    command = [sys.executable, "-m", "ncpl_cli", "watch", str(log), *words, "--every", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        try:
+            assert watch.stderr.readline() == f"note: {log}: no points yet, waiting for the first\n"
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write("1000,4.5\n2000,4.0\n")
+            # Into a pipe, and before the run has ended.
+            assert watch.stdout.readline().startswith("step 2000: final loss ")
+        finally:
+            watch.kill()
+
+
+def test_watching_needs_no_transformers(tmp_path):
+    """It takes seconds to import."""
+    log, words = tmp_path / "log.csv", [f"{name}={value}" for name, value in CONFIG.items()]
+    log.write_text("step,loss\n1000,4.5\n2000,4.0\n", encoding="utf-8")
+    code = (
+        "import sys, ncpl_cli\ntry:\n    ncpl_cli.main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('transformers', 'torch') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "watch", str(log), *words, "--every", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"note: {log}: 2 points\n")
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def failing_logs(forecaster):

@@ -58,7 +58,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ),
     ("*",),
     ("ncpl.forecaster",),
-    ("ncpl", "ncpl.callback", "ncpl.evaluation", "ncpl.figures", "ncpl.hub", "ncpl.tables", "ncpl.views"),
+    ("ncpl", "ncpl.callback", "ncpl.evaluation", "ncpl.figures", "ncpl.hub", "ncpl.live", "ncpl.tables", "ncpl.views"),
     ("ncpl.commands", "ncpl_cli", "run_train", "space", "model_cards", "benchmarks", "examples", "metrics"),
 )
 

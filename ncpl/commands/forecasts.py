@@ -156,13 +156,20 @@ def watch(
     Example:
       ncpl watch train.csv examples/marin-1b.yaml
     """
-    from ncpl.callback import follow
     from ncpl.configs import read_configs
-    from ncpl.curves import condition, spoken
+    from ncpl.run_log import read_log
 
     rows, origins = read_configs(configs)
     if len(rows) > 1:
         raise ValueError(f"configurations: got {len(rows)}, the second {origins[1]}, expected one")
+    # The first forecast may take a while, or its first point.
+    seen = len(read_log(log)["loss"])
+    if not every and not seen:
+        raise ValueError(f"{log}: no points yet, expected at least one step with its loss")
+    note(f"{log}: {seen} points" if seen else f"{log}: no points yet, waiting for the first")
+    from ncpl.curves import condition, spoken
+    from ncpl.live import follow
+
     told: set[str] = set()
     for found in follow(log, rows[0], load(model), level, window, every or None):
         tell([message for message in found["notes"] if message not in told])

@@ -34,10 +34,10 @@ from transformers import Qwen3Config
 
 from fields_ncpl import check_config
 from ncpl import ForecastCallback, Forecaster, NCPLForecaster, NCPLProcessor, NSPEnsemble, NSPModel, import_runs
-from ncpl.callback import follow, forecast_final
 from ncpl.hub.cards import checkpoint_card
 from ncpl.hub.convert import convert
 from ncpl.hub.push import push
+from ncpl.live import follow, forecast_final
 from ncpl.logs.importer import write_runs
 from ncpl.nsp.benchmarks import load_predictor
 from ncpl.recipe import Lora
