@@ -13,6 +13,7 @@ import pandas as pd
 
 from fields_ncpl import FIELDS
 from ncpl import checkpoint
+from ncpl.configs import one_config
 from ncpl.drawing import PAGE_STYLE, Picture, count, share
 from ncpl.hardware import Accelerator, read_hardware
 from ncpl.views.page import table_html
@@ -39,7 +40,7 @@ def report(
 
     Args:
         forecaster: makes the forecasts.
-        config: a checked configuration.
+        config: of the run (field -> value).
         gpu: name of the accelerator, for cost and plan.
         gpus: how many.
         level: coverage of the intervals.
@@ -47,6 +48,7 @@ def report(
     Raises:
         ValueError: an accelerator that is not known, or what the forecaster refuses.
     """
+    (config,) = forecaster.check([one_config(config)])
     table = forecaster.predict(config, level)
     row = table.iloc[0]
     title = f"{count(float(config['model size']) * 1e6)} parameters on {count(float(config['data size']) * 1e9)} tokens"
