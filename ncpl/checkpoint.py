@@ -131,7 +131,9 @@ def _save_law(checkpoint: Path, folder: Path, law: Any, calibration: Calibration
         *checkpoint.glob("curves.safetensors"),
     ]
     for file in [*kept, checkpoint / "config.json"]:
-        shutil.copyfile(file, folder / file.name)
+        # Onto the folder that it was read from, its own files stay.
+        if file.resolve() != (folder / file.name).resolve():
+            shutil.copyfile(file, folder / file.name)
     arrays: dict[str, np.ndarray] = {}
     state = read_json(checkpoint / SETTINGS) | {
         "prior": split_arrays(law.to_dict(), "prior", arrays),

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ import pandas as pd
 from adapted_ncpl import DEFAULT_OPTIMIZER, AdaptedLaw, AdaptedSource
 from calibration_ncpl import DRIFT, LAB_ODDS, Calibration, divergence_odds, envelope, widened
 from datasets_scripts.divergence import diverged as which_diverged
+from datasets_scripts.divergence import suspects
 from fields_ncpl import FIELDS, check_config, field_name, training_order
 from laws_ncpl import ConfigurationLaw
 from ncpl.adapt import Beliefs, adapt_law, all_of
@@ -51,14 +53,15 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
     ([{'source': 'mine', 'model size': 50, 'data size': 1, 'final_loss': 3.5}], [])
     """
     rows = as_configs(_table(runs, losses), "runs")[0]
-    found, lost, unusable, aside, unknown = [], [], list[str](), 0, dict[str, None]()
+    found, lost, unusable, unknown = [], [], list[str](), dict[str, None]()
+    aside, twice = list[str](), list[str]()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(f"runs[{i}]: got {short(row)}, expected a mapping of fields to values")
         given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
         loss, status = _number(given, i, "final_loss"), _status(row.get("status"), i)
         if status != "diverged" and (loss is None or status not in FINISHED):
-            aside += 1
+            (twice if status == "duplicate" else aside).append(short(row.get("name", f"runs[{i}]")))
             continue
         texts = {name: value for name, value in row.items() if isinstance(name, str)}
         fields = {name: value for name, value in texts.items() if field_name(name) and value is not None}
@@ -79,7 +82,11 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
         more = {name: _number(row.get(name), i, name) for name in losses}
         found.append({**run, "final_loss": loss, **{name: value for name, value in more.items() if value}})
     if aside:
-        warn_user(f"{aside} of {len(rows)} runs have no final loss or did not finish and are left out")
+        why = "have no final loss or did not finish and are left out"
+        warn_user(f"{len(aside)} of {len(rows)} runs {why}, the first {aside[0]}")
+    if twice:
+        why = "repeat the configuration and loss of another and count once"
+        warn_user(f"{len(twice)} of {len(rows)} runs {why}, the first {twice[0]}")
     if lost:
         warn_user(f"{len(lost)} of {len(rows)} runs diverged: only the probability to diverge learns from them")
     if unusable:
@@ -194,12 +201,46 @@ def adapted(
     if not runs:
         raise ValueError(f"runs: none of {short(source)} has a final_loss (nats per token), expected at least one")
     diverged = all_of(known[source].diverged if source in known else (), diverged, source)
-    runs = all_of(known[source].runs if source in known else (), runs, source)
+    runs = all_of(_still_valid(known[source].runs, runs, source) if source in known else (), runs, source)
     parent = parent or (known[source].parent if source in known else None)
     offsets = 0.0 if network is None else network([training_order({**DEFAULTS, **_conf(run)}) for run in runs])
     new = adapt_law(law, runs, source, parent=parent, offsets=offsets)
     new = new.with_source(source, replace(new.adapted[source], diverged=diverged))
     return new, None if calibration is None else _calibrated(calibration, new, source)
+
+
+def _still_valid(
+    earlier: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], source: str
+) -> list[Mapping[str, Any]]:
+    """Runs from before without those that have another loss in the new ones; says how many are of before and new.
+
+    A run is told by its fields and name. One of before goes where a new one of these has a loss that none had before.
+    """
+    before, now = (defaultdict[Any, set[float]](set) for _ in range(2))
+    for some, told in ((before, earlier), (now, runs)):
+        for run in told:
+            some[_identity(run)].add(float(run["final_loss"]))
+    new = [run for run in runs if float(run["final_loss"]) not in before[_identity(run)]]
+    changed = {_identity(run) for run in new}
+    gone = [run for run in earlier if _identity(run) in changed and float(run["final_loss"]) not in now[_identity(run)]]
+    again = f" ({len(runs) - len(new)} of before came again)" if len(new) < len(runs) else ""
+    warn_user(f"source {short(source)}: {len(earlier)} runs from before, {len(new)} new{again}")
+    if gone:
+        first = gone[0]
+        then, since = float(first["final_loss"]), min(now[_identity(first)])
+        name = short(first["name"]) if "name" in first else f"{first['model size']:g}M on {first['data size']:g}B"
+        warn_user(
+            f"runs: {len(gone)} from before equal new ones but for the loss; the new losses count: the first, {name}, "
+            f"had {then:g} and has {since:g}"
+        )
+    return [run for run in earlier if run not in gone]
+
+
+def _identity(run: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What tells a run from others: its fields and name."""
+    kept = {name: value for name, value in run.items() if (name in FIELDS or name in KEPT) and name != "source"}
+    numbers = {name: float(value) for name, value in kept.items() if isinstance(value, int | float)}
+    return tuple(sorted((name, str(value)) for name, value in (kept | numbers).items()))
 
 
 def _conf(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,9 +272,8 @@ def _divergence_shifts(calibrator: Calibration, known: AdaptedSource) -> dict[st
     deviation `LAB_ODDS` before the first of them.
     """
     runs = [*known.runs, *known.diverged]
-    failed = np.array(
-        which_diverged([{"source": "", "conf": run, "final_loss": run.get("final_loss")} for run in runs])
-    )
+    rows = [{"source": "", "conf": run, "final_loss": run.get("final_loss")} for run in runs]
+    failed = np.array(which_diverged(rows, suspects(rows)))
     at = calibrator.law.evaluate([{**run, "optimizer": run.get("optimizer") or DEFAULT_OPTIMIZER} for run in runs])
     odds = widened(divergence_odds(calibrator.trees, calibrator.law, at, calibrator.optimizers))
     shift, found = np.linspace(-6 * LAB_ODDS, 6 * LAB_ODDS, 401), {}

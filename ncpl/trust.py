@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from adapted_ncpl import DEFAULT_OPTIMIZER, RANGE, AdaptedLaw, flops, one_ratio
+from datasets_scripts.divergence import suspects
 from fields_ncpl import FIELDS
 from ncpl import own_fits
 from ncpl.adapt import SHAPE, adapt_law
+from ncpl.errors import short
 from ncpl.suggest import choose
 
 Run = Mapping[str, Any]
@@ -224,9 +226,31 @@ def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
         found.append("The batch size never varies: nothing is said about other batch sizes.")
     if _points_of_one_run(runs):
         found.append("Several rows look like points of one run: undecayed losses lie above those of finished runs.")
+    found += _strange(runs)
     schedules = {str(run["schedule"]) for run in runs if run.get("schedule")}
     if len(schedules) > 1:
         found.append(f"Schedules are mixed ({', '.join(sorted(schedules))}): their losses do not lie on one law.")
+    return found
+
+
+def _strange(runs: Sequence[Run]) -> list[str]:
+    """Losses too low to be ones, and sizes of which all are likely in another unit."""
+    found = []
+    rows = [{"source": "", "conf": run, "final_loss": float(run["final_loss"])} for run in runs]
+    for i, nats in suspects(rows).items():
+        found.append(
+            f"Run {short(runs[i].get('name', i))} lies {nats:.2f} nats below what the other runs allow (final_loss "
+            f"{float(runs[i]['final_loss']):g}): check it."
+        )
+    n, d = (np.array([float(run[name]) for run in runs]) for name in ("model size", "data size"))
+    ratios = 1e3 * d / n
+    low, high = ratios.min(), ratios.max()
+    said = f"All runs have {low:,.2g} to {high:,.2g} tokens a parameter: "
+    if low > 1000 and np.median(ratios) > 5000:
+        unit = "model size looks like billions" if n.max() < 20 else "data size looks like millions of tokens"
+        found.append(f"{said}{unit}; expected million parameters and billion tokens.")
+    elif high < 0.2:
+        found.append(f"{said}data size looks like trillions of tokens; expected million parameters and billion tokens.")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets_scripts.divergence import DIVERGED_NATS, diverged
+from datasets_scripts.divergence import DIVERGED_NATS, diverged, suspects
 from fields_ncpl import FIELDS
 from ncpl.errors import as_path, one_line, short
 from ncpl.files import write_text
@@ -486,7 +486,7 @@ def _mark_diverged(rows: list[dict[str, Any]]) -> None:
     """The rule behind the public splits: far above the best finished run of the same source, size and data."""
     sized = [row for row in rows if row["status"] == "finished" and "model size" in row and "data size" in row]
     logged = [{"source": row.get("source"), "conf": row, "final_loss": row["final_loss"]} for row in sized]
-    for row, lost in zip(sized, diverged(logged), strict=True):
+    for row, lost in zip(sized, diverged(logged, suspects(logged)), strict=True):
         if lost:
             row["status"] = "diverged"
 

@@ -185,7 +185,8 @@ def _levanter(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _nanogpt(facts: Facts, values: Mapping[str, Any]) -> dict[str, str]:
-    told = {"optimizer": "nanoGPT trains with AdamW"}
+    told = {} if "optimizer" in facts else {"optimizer": "nanoGPT trains with AdamW"}
+    facts.setdefault("optimizer", "adamw")
     micro, summed = facts.pop("device_batch", None), facts.pop("accumulation", None)
     if micro is not None and summed is not None:
         facts.setdefault("batch", micro * summed)
