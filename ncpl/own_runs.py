@@ -61,7 +61,9 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
         given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
         loss, status = _number(given, i, "final_loss"), _status(row.get("status"), i)
         if status != "diverged" and (loss is None or status not in FINISHED):
-            (twice if status == "duplicate" else aside).append(short(row.get("name", f"runs[{i}]")))
+            (twice if status == "duplicate" else aside).append(
+                short(row["name"]) if row.get("name") is not None else f"runs[{i}]"
+            )
             continue
         texts = {name: value for name, value in row.items() if isinstance(name, str)}
         fields = {name: value for name, value in texts.items() if field_name(name) and value is not None}
