@@ -61,9 +61,7 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
         given = next((row[name] for name in LOSS_NAMES if row.get(name) is not None), None)
         loss, status = _number(given, i, "final_loss"), _status(row.get("status"), i)
         if status != "diverged" and (loss is None or status not in FINISHED):
-            (twice if status == "duplicate" else aside).append(
-                short(row["name"]) if row.get("name") is not None else f"runs[{i}]"
-            )
+            (twice if status == "duplicate" else aside).append(_called(row, i))
             continue
         texts = {name: value for name, value in row.items() if isinstance(name, str)}
         fields = {name: value for name, value in texts.items() if field_name(name) and value is not None}
@@ -83,12 +81,8 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
             continue
         more = {name: _number(row.get(name), i, name) for name in losses}
         found.append({**run, "final_loss": loss, **{name: value for name, value in more.items() if value}})
-    if aside:
-        why = "have no final loss or did not finish and are left out"
-        warn_user(f"{len(aside)} of {len(rows)} runs {why}, the first {aside[0]}")
-    if twice:
-        why = "repeat the configuration and loss of another and count once"
-        warn_user(f"{len(twice)} of {len(rows)} runs {why}, the first {twice[0]}")
+    _say("have no final loss or did not finish and are left out", aside, len(rows))
+    _say("repeat the configuration and loss of another and count once", twice, len(rows))
     if lost:
         warn_user(f"{len(lost)} of {len(rows)} runs diverged: only the probability to diverge learns from them")
     if unusable:
@@ -98,6 +92,17 @@ def read_runs(runs: Any, source: str, losses: Sequence[str] = ()) -> tuple[list[
     if not found:
         raise ValueError("runs: none has a final_loss (nats per token), expected at least one finished run")
     return found, lost
+
+
+def _called(row: Mapping[Any, Any], i: int) -> str:
+    """A run's name, or its place where it has none."""
+    return short(row["name"]) if row.get("name") is not None else f"runs[{i}]"
+
+
+def _say(what: str, names: Sequence[str], total: int) -> None:
+    """Warns of the runs of these names, if there are any."""
+    if names:
+        warn_user(f"{len(names)} of {total} runs {what}, the first {names[0]}")
 
 
 def _table(runs: Any, losses: Sequence[str]) -> Any:
