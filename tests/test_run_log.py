@@ -239,3 +239,11 @@ def test_the_forecast_of_a_failing_run_says_under_what_it_holds(forecaster, tmp_
     assert set(marked.get_ydata()) == {axes.get_ylim()[1]}
     assert "90 % interval" in axes.get_legend_handles_labels()[1]
     assert table.plot({"step": steps, "loss": np.where(np.isnan(losses), np.inf, losses)}).figure()
+
+
+def test_the_picture_of_a_curve_has_no_corners(tmp_path, capsys):
+    """However few points are asked of the table."""
+    words = [f"{name}={value}" for name, value in CONFIG.items()]
+    for points in (4, 400):
+        assert run("curve", *words, "--points", points, "--save", tmp_path / f"{points}.svg", capsys=capsys)[0] == 0
+    assert (tmp_path / "4.svg").read_bytes() == (tmp_path / "400.svg").read_bytes()
