@@ -218,7 +218,10 @@ def plan(
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
     price = partial(cost, gpu=gpu, count=count, utilisation=utilisation, hardware=hardware)
     found = _plan(search, budget, _optimizers(optimizers), _without(idle, base, forecast), price)
-    return replace(found, notes=(*_stand_ins(asked), *found.notes))
+    reached = []
+    if unit == "target_loss" and found["loss"] < 0.99 * value:
+        reached = [f"target_loss: {value:g} is reached by every run within the ranges; this is the cheapest of them"]
+    return replace(found, notes=(*_stand_ins(asked), *reached, *found.notes))
 
 
 def _without(

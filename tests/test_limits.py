@@ -139,3 +139,10 @@ def test_an_optimizer_without_runs_of_its_source_is_said_to_come_from_others(def
     notes = default.predict([STEPLAW | {"optimizer": "muon"}]).attrs["notes"]
     assert any("source 'steplaw' has no runs of 'muon' (only adamw)" in note and "marin" in note for note in notes)
     assert not any("has no runs" in note for note in default.predict([STEPLAW, MARIN]).attrs["notes"])
+
+
+def test_a_field_without_effect_leaves_the_probability_to_diverge_too(default):
+    lab = {**MARIN, "source": "a lab that nobody knows"}
+    changes: list[dict[str, Any]] = [{}, {"epsilon": 0}, {"beta1": 0.99}, {"nesterov": True}, {"max_grad_norm": 10}]
+    with pytest.warns(UserWarning, match="not among the fitted"):
+        assert default.predict([lab | change for change in changes])["divergence"].nunique() == 1

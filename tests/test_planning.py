@@ -425,3 +425,11 @@ def test_an_optimizer_that_no_run_had_is_told_where_it_is_compared(forecaster):
     found = forecaster.plan(flops=1e20, base=BASE, optimizers=["nobodys"])
     assert found.optimizers["optimizer"].tolist() == ["adamw", "nobodys"]
     assert any(note.startswith("optimizer: 'nobodys' is not among the fitted") for note in found.notes)
+
+
+def test_a_target_that_every_run_reaches_is_said_to_be_one(forecaster):
+    found = forecaster.plan(target_loss=9, base={"source": "steplaw", "optimizer": "adamw"})
+    assert found["loss"] < 6
+    assert any(note.startswith("target_loss: 9 is reached by every run") for note in found.notes)
+    near = forecaster.plan(target_loss=2.5, base={"source": "steplaw", "optimizer": "adamw"})
+    assert not any(note.startswith("target_loss") for note in near.notes)

@@ -488,12 +488,18 @@ def divergence_features(
         - math.log(REFERENCE["batch tokens"])
     )
     warmup = np.log1p([_warmup(law, config) for config in evaluation.configs])
-    clips = [config.get("max_grad_norm") for config in evaluation.configs]
+    # Fields that a source's law does not read move no forecast, this probability included.
+    read = [law.residuals[source].fields if source in law.residuals else () for source in evaluation.sources.tolist()]
+    clips = [
+        config.get("max_grad_norm") if "max_grad_norm" in names else None
+        for config, names in zip(evaluation.configs, read, strict=True)
+    ]
     clip = np.array([1.0 if value is None else float(value) for value in clips])
     numbers = [rate, rate - usual_rate, steps, warmup, steps - warmup, clip]
     kinds = [evaluation.optimizers == name for name in usual] + [evaluation.sources == name for name in law.sources]
     # The length of a sequence says nothing of how steady a run is, beside its batch in tokens.
     fields = points["fields"][:, [name != "seq len" for name in COORDINATES]]
+    fields = fields * np.array([bool(names) for names in read])[:, None]
     own = [points["size"], points["data"], batch, terms["edge"] + shift, terms["valley"] + shift, fields]
     return np.column_stack([*own, *numbers, *(kind.astype(float) for kind in kinds)])
 
