@@ -433,6 +433,21 @@ def _fit(
     noise: float,
     start: tuple[np.ndarray, np.ndarray] | None,
 ) -> _Fit | None:
+    """`_maximum`; None also where a fit ran away so far that rounding leaves no covariance."""
+    try:
+        return _maximum(state, mean, root, scales, noise, start)
+    except np.linalg.LinAlgError:
+        return None
+
+
+def _maximum(
+    state: _State,
+    mean: np.ndarray,
+    root: np.ndarray,
+    scales: Mapping[str, float],
+    noise: float,
+    start: tuple[np.ndarray, np.ndarray] | None,
+) -> _Fit | None:
     """The maximum a posteriori under a Gaussian prior, the misfit marginalised; None where the numbers overflow.
 
     Gauss-Newton steps in the space of the runs, which are fewer than the coefficients, with a line search; the misfit's

@@ -193,3 +193,19 @@ def test_what_a_frameworks_rule_says_of_the_optimizer_is_used(tmp_path, capsys):
     status, _, err = run("predict", tmp_path / "export.csv", "vocab_size=50304", capsys=capsys)
     assert status == 0, err
     assert "nanoGPT trains with AdamW" in err
+
+
+def test_a_fit_that_runs_away_is_left_out(shipped):
+    """Tiny models on little data whose losses no closed form holds: one of the fits loses its covariance."""
+    rows = [(12.6, 1.233, 3.94), (10.5, 1.84, 3.67), (4.7, 0.195, 6.72), (4.7, 0.277, 5.74), (87.8, 0.167, 5.32)]
+    runs = [
+        {"model size": n, "data size": d, "optimizer": "adamw", "final_loss": loss}
+        for n, d, loss in (*rows, (162.4, 0.113, 6.6))
+    ]
+    found = (
+        Forecaster.from_pretrained()
+        .adapt(runs, "acme")
+        .predict({"source": "acme", "model size": 50.0, "data size": 1.0})
+        .iloc[0]
+    )
+    assert 2.0 < found["lower"] < found["loss"] < found["upper"] < 6.0
