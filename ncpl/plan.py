@@ -218,10 +218,7 @@ def plan(
         budget = search.cheapest(value, _BUDGETS) if unit == "target_loss" else value
     price = partial(cost, gpu=gpu, count=count, utilisation=utilisation, hardware=hardware)
     found = _plan(search, budget, _optimizers(optimizers), _without(idle, base, forecast), price)
-    reached = []
-    if unit == "target_loss" and found["loss"] < 0.99 * value:
-        reached = [f"target_loss: {value:g} is reached by every run within the ranges; this is the cheapest of them"]
-    return replace(found, notes=(*_stand_ins(asked), *reached, *found.notes))
+    return replace(found, notes=(*_stand_ins(asked), *_reached(unit, value, found["loss"]), *found.notes))
 
 
 def _without(
@@ -231,6 +228,12 @@ def _without(
     if forecast is None:
         return None
     return lambda config: forecast([{n: value for n, value in config.items() if n in base or n not in idle(config)}])
+
+
+def _reached(unit: str, target: float, loss: float) -> list[str]:
+    """That a target loss is none, because the cheapest run is far below it."""
+    said = f"target_loss: {target:g} is reached by every run within the ranges; this is the cheapest of them"
+    return [said] if unit == "target_loss" and loss < 0.99 * target else []
 
 
 def _stand_ins(base: Config) -> list[str]:

@@ -14,8 +14,10 @@ import numpy as np
 
 try:
     from .laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict, no_effect
+    from .residual_ncpl import KernelResidual
 except ImportError:
     from laws_ncpl import LAWS, ConfigurationLaw, Evaluation, law_from_dict, no_effect
+    from residual_ncpl import KernelResidual
 
 Configs = Sequence[Mapping[str, Any]]
 # What a run of an adapted source is taken to be trained with where its log does not say.
@@ -202,6 +204,10 @@ class AdaptedLaw:
     @property
     def typical(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
         return self.base.typical
+
+    @property
+    def residuals(self) -> Mapping[str, KernelResidual]:
+        return self.base.residuals
 
     @property
     def optimizers(self) -> Mapping[str, Mapping[str, float]]:
