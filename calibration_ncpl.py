@@ -397,8 +397,9 @@ class Calibration:
             return []
         rate, cost = float(config["learning rate"]), float(self.law.losses(self.law.evaluate([config]))[0])
         best, reach = rate * math.exp(-float(valley[i])), math.log(8)
-        for _ in range(3):
-            rates = best * np.exp(np.linspace(-reach, reach, 33))
+        # One valley lies between the neighbours of the lowest of 17 rates; 3 % are finer than what is printed.
+        for _ in range(2):
+            rates = best * np.exp(np.linspace(-reach, reach, 17))
             losses = self.law.losses(self.law.evaluate([{**config, "learning rate": float(r)} for r in rates]))
             best, reach = float(rates[int(np.argmin(losses))]), reach / 8
         cost, off = cost - float(losses.min()), rate / best
