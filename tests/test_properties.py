@@ -245,7 +245,7 @@ def test_a_small_step_in_a_field_is_a_small_step_in_loss_and_interval(name, conf
     # A first step of warmup is a small one of a long run alone.
     small = field.kind != "count" or steps > 1000
     if small and name not in ("max_grad_norm", "decay") and (field.zero or field.low == 0):
-        pairs.append((0.0, max(field.low, 1e-9)))
+        pairs.append((0.0, field.low or 1e-9))
     rows = [{**config, "lr_schedule": schedule, name: at} for pair in pairs for at in pair]
     found = lab().predict_checked(rows)[["loss", "lower", "upper"]].to_numpy().reshape(-1, 2, 3)
     assert np.abs(np.diff(found, axis=1)).max() < 2e-3
