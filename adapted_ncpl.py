@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -118,8 +119,11 @@ class AdaptedSource:
 
     def widening(self, configs: Configs) -> np.ndarray:
         """How much wider the deviations of these are than the laws say: 1 up to the FLOPs of the dearest run."""
-        dearest = max(flops(run) for run in self.runs)
-        return np.maximum([flops(config) / dearest for config in configs], 1.0) ** WIDENING
+        return np.maximum([flops(config) / self._dearest for config in configs], 1.0) ** WIDENING
+
+    @cached_property
+    def _dearest(self) -> float:
+        return max(flops(run) for run in self.runs)
 
     def risk(self, configs: Configs) -> np.ndarray:
         """See `ConfigurationLaw.risk`."""

@@ -353,14 +353,8 @@ class Calibration:
         outside, farthest = int((np.asarray(extrapolation) >= 0.005).sum()), int(np.argmax(extrapolation))
         if not outside:
             return []
-        fields = [
-            f"{name} (unknown)"
-            if name in ("source", "optimizer")
-            else f"{name} ({math.exp(log_factor):.2g} times)"
-            if math.exp(log_factor) >= 1.05
-            else name
-            for name, log_factor in self.extrapolation_by_field([configs[farthest]])[0].items()
-        ]
+        distances = self.extrapolation_by_field([configs[farthest]])[0]
+        fields = [f"{name}{_how_far(name, log_factor)}" for name, log_factor in distances.items()]
         which = f"{outside} of {len(configs)} configurations lie outside the training runs, the farthest"
         distance = float(extrapolation[farthest])
         return [
@@ -431,6 +425,13 @@ class Calibration:
         own = law_from_dict(state["law"]) if "law" in state else law
         trees = Trees(**{name: np.asarray(value) for name, value in state["trees"].items()})
         return cls(**{**state, "law": own, "trees": trees})
+
+
+def _how_far(name: str, log_factor: float) -> str:
+    """How far outside the training runs a field lies, behind its name; less than 1.05 times is not worth a number."""
+    if name in ("source", "optimizer"):
+        return " (unknown)"
+    return f" ({math.exp(log_factor):.2g} times)" if math.exp(log_factor) >= 1.05 else ""
 
 
 def widened(odds: np.ndarray) -> np.ndarray:

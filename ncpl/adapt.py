@@ -9,7 +9,7 @@ closed form and its gradient alone.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -112,13 +112,7 @@ def adapt_law(
         }
     found: list[tuple[float, tuple[Any, ...], ConfigurationLaw]] = []
     for name, (mean, covariance, weight) in priors.items():
-        root, start = np.linalg.cholesky(covariance), None
-        for height, noise in HEIGHTS:
-            fit = _fit(state, mean, root, {**SCALES, MISFIT: height}, noise, start)
-            if fit is None:
-                start = None
-                continue
-            start = fit.score, fit.trust
+        for height, noise, fit in _fits(state, mean, covariance):
             density = -0.5 * (math.log(height / 0.02) / 0.7) ** 2 - 0.5 * (math.log(noise / 0.003) / 1.5) ** 2
             found.append((fit.evidence + density + weight, (name, height, noise), fit.law(state)))
     kinds = ["" if parent else item[1][0] for item in found]
@@ -425,22 +419,20 @@ class _Fit:
         )
 
 
+def _fits(state: _State, mean: np.ndarray, covariance: np.ndarray) -> Iterator[tuple[float, float, _Fit]]:
+    """The fits under one prior: the misfit's height, the noise, and the fit, where there is one."""
+    root, start = np.linalg.cholesky(covariance), None
+    for height, noise in HEIGHTS:
+        try:
+            fit = _fit(state, mean, root, {**SCALES, MISFIT: height}, noise, start)
+        except np.linalg.LinAlgError:
+            fit = None  # It ran away so far that rounding leaves no covariance.
+        start = None if fit is None else (fit.score, fit.trust)
+        if fit is not None:
+            yield height, noise, fit
+
+
 def _fit(
-    state: _State,
-    mean: np.ndarray,
-    root: np.ndarray,
-    scales: Mapping[str, float],
-    noise: float,
-    start: tuple[np.ndarray, np.ndarray] | None,
-) -> _Fit | None:
-    """`_maximum`; None also where a fit ran away so far that rounding leaves no covariance."""
-    try:
-        return _maximum(state, mean, root, scales, noise, start)
-    except np.linalg.LinAlgError:
-        return None
-
-
-def _maximum(
     state: _State,
     mean: np.ndarray,
     root: np.ndarray,

@@ -226,14 +226,14 @@ def warnings_of(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
         found.append("The batch size never varies: nothing is said about other batch sizes.")
     if _points_of_one_run(runs):
         found.append("Several rows look like points of one run: undecayed losses lie above those of finished runs.")
-    found += _strange(runs)
+    found += _suspicious(runs)
     schedules = {str(run["schedule"]) for run in runs if run.get("schedule")}
     if len(schedules) > 1:
         found.append(f"Schedules are mixed ({', '.join(sorted(schedules))}): their losses do not lie on one law.")
     return found
 
 
-def _strange(runs: Sequence[Run]) -> list[str]:
+def _suspicious(runs: Sequence[Run]) -> list[str]:
     """Losses too low to be ones, and sizes of which all are likely in another unit."""
     found = []
     rows = [{"source": "", "conf": run, "final_loss": float(run["final_loss"])} for run in runs]

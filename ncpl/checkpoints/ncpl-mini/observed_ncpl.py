@@ -261,7 +261,7 @@ def _conditional(
     offset, height, which = (a.ravel() for a in np.meshgrid(_OFFSETS, _WANDERS, range(len(_LOST)), indexing="ij"))
     behind = behind[which]
     chance = np.where(offset == 0, 1 - _OFFSET_CHANCE, _OFFSET_CHANCE / 4 / (1 + (offset / _OFFSET_SCALE) ** 2))
-    strange = np.log(np.maximum(height, 1e-4) / _WANDER_MEDIAN) / _WANDER_SPREAD
+    unusual = np.log(np.maximum(height, 1e-4) / _WANDER_MEDIAN) / _WANDER_SPREAD
     whole = covariance + offset[:, None, None] ** 2 + height[:, None, None] ** 2 * wanders[which]
     across, inner = whole[:, seen], whole[:, seen][:, :, seen]
     errors = np.broadcast_to(error[None, :, None], (len(offset), len(seen), 1))
@@ -279,7 +279,7 @@ def _conditional(
     fits = np.einsum("s,cs->c", error, np.linalg.solve(noisy, errors)[..., 0]) + np.linalg.slogdet(noisy)[1]
     # The log density of the weights under which normal noise is Student's.
     weighed = (_FREEDOM / 2 * (np.log(weights) - weights + 1)).sum(1)
-    evidence = np.log(chance) - 0.5 * strange**2 - 0.5 * fits + weighed
+    evidence = np.log(chance) - 0.5 * unusual**2 - 0.5 * fits + weighed
     parts = np.exp(evidence - evidence.max())
     parts /= parts.sum()
     mean = parts @ moves
